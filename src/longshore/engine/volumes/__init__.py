@@ -1,0 +1,4 @@
+"""Docker volumes: the local driver.
+
+Door: `VolumeService`.
+"""

@@ -1,0 +1,1 @@
+"""The master of the picture: etcd's store, API server, scheduler, controllers."""

@@ -1,0 +1,1 @@
+"""A node of the picture: kubelet, kube-proxy, kube-dns, Fluentd's log collection."""

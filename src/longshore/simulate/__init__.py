@@ -1,0 +1,1 @@
+"""Simulated nodes and what-if runs."""

@@ -1,0 +1,1 @@
+"""The pytest plugin: an API server of its own a test."""
