@@ -1,0 +1,698 @@
+"""`Runtime`: bundles in, processes out.
+
+A container is a folder under the run directory (config.json, state.json, the monitor's sockets) and a conmon that holds
+its stdio, log and exit status. So the engine may be killed at any moment: `recover()` reads everything back from there.
+State kept here dies with the machine's boot, as the containers do; what must outlive it belongs to the callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from longshore.machinery import process
+
+from . import attachment, cgroups, monitor
+from .attachment import Attachment
+from .spec import Spec
+
+log = logging.getLogger("longshore.engine.runtime")
+
+UNKNOWN_EXIT = 137
+"""The exit code of a container whose monitor was killed with it: nobody saw how it ended."""
+
+
+class RuntimeFailed(RuntimeError):
+    """The OCI runtime refused; the text is its own."""
+
+
+class NoSuchContainer(KeyError):
+    """The runtime holds no container of this id."""
+
+    def __str__(self) -> str:
+        return f"no such container: {self.args[0]}"
+
+
+class NotRunning(RuntimeError):
+    """The operation needs a process that lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: its code (128 + number for a signal), when (seconds since 1970), whether memory ran out."""
+
+    code: int
+    at: float
+    oom_killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known of a container. status: created, running, paused or stopped. Times in seconds since 1970, 0: never."""
+
+    id: str
+    status: str
+    pid: int
+    created_at: float
+    started_at: float
+    exit: ExitStatus | None
+    log_path: Path | None
+    terminal: bool
+    labels: Mapping[str, str]
+    cgroup: str
+    bundle: Path
+    exec_ids: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Record:
+    id: str
+    folder: Path
+    exited: asyncio.Future[ExitStatus]
+    runtime: str
+    pid: int = 0
+    monitor_pid: int = 0
+    created_at: float = 0.0
+    started_at: float = 0.0
+    terminal: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log_path: str = ""
+    cgroup: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    monitor_fd: int = -1
+    init_fd: int = -1
+    child: process.Process | None = None
+    held: list[socket.socket] = field(default_factory=list)
+    execs: dict[str, ExecSession] = field(default_factory=dict)
+    paused: bool = False
+    oom_before: int = 0
+
+
+class ExecSession:
+    """A further process in a container. `io` is its stdio when it was started attached."""
+
+    def __init__(
+        self, id: str, container_id: str, folder: Path, pid: int, io: Attachment | None, terminal: bool
+    ) -> None:
+        self.id = id
+        self.container_id = container_id
+        self.pid = pid
+        self.io = io
+        self.terminal = terminal
+        self._folder = folder
+        self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._exited.result() if self._exited.done() else None
+
+    async def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        return await asyncio.shield(self._exited)
+
+    def kill(self, sig: int = signal.SIGKILL) -> None:
+        """Signal the process."""
+        if not self._exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size."""
+        _control(self._folder, f"1 {rows} {columns}\n")
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _control(folder: Path, line: str) -> None:
+    """Write a line to a monitor's control pipe. Raises NotRunning when nobody reads it."""
+    try:
+        fd = os.open(folder / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotRunning(f"monitor has gone: {error.strerror}") from None
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+class Runtime:
+    """Containers of one engine. Construct it in a running loop, then `await recover()`.
+
+    run: folder for bundles and sockets (on a file system that empties at boot). cgroup_parent: where containers go that
+    name no cgroup. runtimes: name to program of OCI runtimes; the first is the default.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        cgroup_parent: str = "/longshore",
+        runtimes: Mapping[str, str] | None = None,
+        conmon: str = "conmon",
+    ) -> None:
+        self._run = run
+        self._cgroup_parent = cgroup_parent.rstrip("/")
+        self.runtimes = dict(runtimes or {"runc": "runc"})
+        self.default_runtime = next(iter(self.runtimes))
+        self._conmon = conmon
+        self._containers: dict[str, _Record] = {}
+        self._callbacks: list[Callable[[str, ExitStatus], None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._programs: dict[str, str] = {}
+        for name in ("containers", "runc"):
+            (run / name).mkdir(parents=True, exist_ok=True)
+        os.chmod(run, 0o711)
+
+    # ------------------------------------------------------------------ life cycle
+
+    async def create(
+        self,
+        id: str,
+        spec: Spec,
+        *,
+        log_path: Path | None = None,
+        terminal: bool = False,
+        stdin: bool = False,
+        stdin_once: bool = False,
+        labels: Mapping[str, str] | None = None,
+        runtime: str = "",
+    ) -> int:
+        """Make the container's namespaces and hold its process before its first instruction.
+
+        id: unique among all users of this Runtime. spec: OCI config.json; a missing cgroup path is filled in, and
+        terminal overrides process.terminal. log_path: CRI-format log file, appended to; None: output goes to
+        attachments only. stdin: whether there is an input; stdin_once: it ends with the first attachment that had it.
+        labels: kept and given back by state(), also after a restart. runtime: a name in `runtimes`.
+        Returns the pid. Raises RuntimeFailed, and ValueError when the id is in use.
+        """
+        if id in self._containers:
+            raise ValueError(f"container {id} exists")
+        folder = self._run / "containers" / id
+        record = _Record(id, folder, self._loop.create_future(), self._program(runtime or self.default_runtime))
+        record.terminal, record.stdin, record.stdin_once = terminal, stdin, stdin_once
+        record.log_path = str(log_path) if log_path else ""
+        record.labels = dict(labels or {})
+        record.created_at = time.time()
+        spec["process"]["terminal"] = terminal
+        record.cgroup = spec["linux"].setdefault("cgroupsPath", f"{self._cgroup_parent}/{id}")
+        self._containers[id] = record
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+            (folder / "config.json").write_bytes(orjson.dumps(spec))
+            if log_path:
+                log_path.parent.mkdir(parents=True, exist_ok=True)
+            argv = [
+                self._program(self._conmon), "--api-version", "1", "--sync", "-c", id, "-u", id, "-n", id,
+                "-r", record.runtime, *self._runtime_arguments("--runtime-arg"),
+                "-b", str(folder), "--full-attach", "-p", str(folder / "pid"), "--persist-dir", str(folder), "--no-sync-log", "--log-level", "error",
+                "-l", f"k8s-file:{log_path}" if log_path else "none",
+            ]  # fmt: skip
+            if terminal:
+                argv.append("-t")
+            if stdin:
+                argv.append("-i")
+                if not stdin_once:
+                    argv.append("--leave-stdin-open")
+            sync = monitor.SyncPipe()
+            try:
+                record.child = monitor.launch(argv, sync)
+                record.monitor_pid = record.child.pid
+                answer = await sync.message()
+            finally:
+                sync.close()
+            if answer is None or answer[0] <= 0:
+                await record.child.wait()
+                text = monitor.runtime_message(answer[1]) if answer else "container monitor ended without a word"
+                raise RuntimeFailed(text)
+            record.pid = answer[0]
+            record.oom_before = cgroups.oom_kills(record.cgroup)
+            self._watch(record)
+            self._save(record)
+        except BaseException:
+            self._containers.pop(id, None)
+            if record.child is not None and not record.pid:
+                record.child.kill()
+            await asyncio.shield(asyncio.to_thread(self._sweep, record))
+            raise
+        return record.pid
+
+    async def start(self, id: str) -> None:
+        """Let a created container run its program. Raises RuntimeFailed."""
+        record = self._get(id)
+        if record.started_at:
+            raise RuntimeFailed(
+                "cannot start a container that has stopped" if record.exited.done() else "container is running"
+            )
+        fifo = self._run / "runc" / id / "exec.fifo"
+        record.started_at = time.time()
+        try:
+            if os.path.basename(record.runtime) == "runc" and fifo.exists():
+                await self._open_gate(record, fifo)
+            else:
+                await self._call(record, "start", id)
+        except BaseException:
+            record.started_at = 0.0
+            raise
+        self._save(record)
+
+    async def _open_gate(self, record: _Record, fifo: Path) -> None:
+        """What `runc start` does, without a process: runc's init waits until somebody reads its fifo."""
+        fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    if os.read(fd, 16):
+                        break
+                ready: asyncio.Future[None] = self._loop.create_future()
+                self._loop.add_reader(fd, _resolve, ready)
+                try:
+                    waiting: list[asyncio.Future[Any]] = [ready, record.exited]
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self._loop.remove_reader(fd)
+                if not ready.done():
+                    raise RuntimeFailed("container init has ended before it was started")
+        finally:
+            os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fifo)
+
+    def kill(self, id: str, sig: int = signal.SIGKILL, *, all: bool = False) -> None:
+        """Send a signal to the container's first process, or to every process of its cgroup.
+
+        A paused container is thawed for SIGKILL, as it could not die otherwise. Raises NotRunning when it has ended.
+        """
+        record = self._get(id)
+        if record.exited.done():
+            raise NotRunning(f"container {id} is not running")
+        if all:
+            for pid in cgroups.processes(record.cgroup):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sig)
+        else:
+            try:
+                if record.init_fd >= 0:
+                    signal.pidfd_send_signal(record.init_fd, sig)
+                else:
+                    os.kill(record.pid, sig)
+            except ProcessLookupError:
+                raise NotRunning(f"container {id} is not running") from None
+        if sig == signal.SIGKILL and record.paused:
+            cgroups.thaw(record.cgroup)
+            record.paused = False
+
+    async def pause(self, id: str) -> None:
+        """Freeze all processes. Raises NotRunning or RuntimeFailed."""
+        record = self._running(id)
+        await self._call(record, "pause", id)
+        record.paused = True
+
+    async def resume(self, id: str) -> None:
+        """Thaw a paused container."""
+        record = self._running(id)
+        await self._call(record, "resume", id)
+        record.paused = False
+
+    async def update(self, id: str, resources: Mapping[str, Any]) -> None:
+        """Change limits of a created or running container. resources: OCI linux.resources; what is absent stays."""
+        record = self._running(id)
+        file = record.folder / "resources.json"
+        file.write_bytes(orjson.dumps(resources))
+        await self._call(record, "update", "--resources", str(file), id)
+
+    async def wait(self, id: str) -> ExitStatus:
+        """Wait for the end of the container's first process and of its output."""
+        return await asyncio.shield(self._get(id).exited)
+
+    async def delete(self, id: str, *, force: bool = False) -> None:
+        """Forget a stopped container and remove its cgroup and bundle; the log file stays.
+
+        force: kill it first. Raises NoSuchContainer, or RuntimeFailed when it runs and force is not given.
+        """
+        record = self._get(id)
+        if not record.exited.done():
+            if not force and record.started_at:
+                raise RuntimeFailed(f"container {id} is not stopped")
+            with contextlib.suppress(NotRunning):
+                self.kill(id, signal.SIGKILL)
+            await asyncio.shield(record.exited)
+        if os.path.basename(record.runtime) != "runc":
+            with contextlib.suppress(RuntimeFailed):
+                await self._call(record, "delete", "--force", id)
+        self._containers.pop(id, None)
+        self._release(record)
+        await asyncio.to_thread(self._sweep, record)
+
+    def _release(self, record: _Record) -> None:
+        for fd in (record.monitor_fd, record.init_fd):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    self._loop.remove_reader(fd)
+                    os.close(fd)
+        record.monitor_fd = record.init_fd = -1
+        for sock in record.held:
+            sock.close()
+        record.held.clear()
+
+    def _sweep(self, record: _Record) -> None:
+        """Remove what lies on disk and in cgroupfs of a container whose first process has ended. Blocking."""
+        if record.cgroup and ":" not in record.cgroup and not cgroups.remove(record.cgroup):
+            log.warning("cgroup %s could not be removed", record.cgroup)
+        shutil.rmtree(self._run / "runc" / record.id, ignore_errors=True)
+        shutil.rmtree(record.folder, ignore_errors=True)
+
+    # ------------------------------------------------------------------ stdio
+
+    def attach(self, id: str, *, stdin: bool = True) -> Attachment:
+        """Connect to the stdio of a created or running container. Output from before is in the log only.
+
+        stdin: whether this connection's end may end the container's input (with stdin_once). Raises NotRunning.
+        """
+        record = self._get(id)
+        try:
+            sock = attachment.connect(record.folder)
+        except OSError:
+            raise NotRunning(f"container {id} is not running") from None
+        return Attachment(sock, keep_input=record.stdin_once and not stdin, on_close=record.held.append)
+
+    def resize(self, id: str, rows: int, columns: int) -> None:
+        """Set the size of the container's terminal. Raises NotRunning."""
+        record = self._get(id)
+        if record.exited.done():
+            raise NotRunning(f"container {id} is not running")
+        _control(record.folder, f"1 {rows} {columns}\n")
+
+    def reopen_log(self, id: str) -> None:
+        """Let the monitor make a new log file in the place of the old one (which the caller has renamed)."""
+        record = self._get(id)
+        if not record.exited.done():
+            _control(record.folder, "2 0 0\n")
+
+    async def exec(
+        self,
+        id: str,
+        process_spec: Mapping[str, Any],
+        *,
+        exec_id: str,
+        terminal: bool = False,
+        stdin: bool = False,
+        attach: bool = True,
+    ) -> ExecSession:
+        """Start a further process in a running container.
+
+        process_spec: OCI `process` object (args, env, cwd, user, capabilities). attach: connect its stdio before it
+        starts, so that nothing is lost. Raises NotRunning, or RuntimeFailed with the runtime's text (e.g. the command
+        is missing).
+        """
+        record = self._running(id)
+        folder = record.folder / "exec" / exec_id
+        folder.mkdir(parents=True)
+        spec = {**process_spec, "terminal": terminal}
+        (folder / "process.json").write_bytes(orjson.dumps(spec))
+        argv = [
+            self._program(self._conmon), "--api-version", "1", "--sync", "-e", "-c", id, "-u", exec_id, "-n", id,
+            "-r", record.runtime, *self._runtime_arguments("--runtime-arg"),
+            "-b", str(folder), "--full-attach", "-p", str(folder / "pid"), "--persist-dir", str(folder),
+            "--exec-process-spec", str(folder / "process.json"), "--no-sync-log", "--log-level", "error", "-l", "none",
+        ]  # fmt: skip
+        if terminal:
+            argv.append("-t")
+        if stdin:
+            argv.append("-i")
+        sync = monitor.SyncPipe()
+        listening = monitor.SyncPipe() if attach else None
+        start_read = start_write = -1
+        io: Attachment | None = None
+        try:
+            if attach:
+                argv.append("--exec-attach")
+                start_read, start_write = os.pipe2(os.O_CLOEXEC)
+            child = monitor.launch(argv, sync, attach=listening, start=start_read if attach else None)
+            if attach and listening is not None:
+                os.close(start_read)
+                start_read = -1
+                os.write(start_write, b"0")
+                if await listening.message() is not None:
+                    io = Attachment(attachment.connect(folder))
+                    with contextlib.suppress(BrokenPipeError):
+                        os.write(start_write, b"0")
+            answer = await sync.message()
+            if answer is None or answer[0] <= 0:
+                await child.wait()
+                raise RuntimeFailed(
+                    monitor.runtime_message(answer[1]) if answer else "exec failed: process could not be started"
+                )
+        except BaseException:
+            sync.close()
+            if io is not None:
+                io.close()
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+            raise
+        finally:
+            if listening is not None:
+                listening.close()
+            for fd in (start_read, start_write):
+                if fd >= 0:
+                    os.close(fd)
+        session = ExecSession(exec_id, id, folder, answer[0], io, terminal)
+        record.execs[exec_id] = session
+        task = self._loop.create_task(self._exec_ended(record, session, sync, child))
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        return session
+
+    async def _exec_ended(
+        self, record: _Record, session: ExecSession, sync: monitor.SyncPipe, child: process.Process
+    ) -> None:
+        try:
+            answer = await sync.message()
+            code = answer[0] if answer is not None else -1
+            if code < 0:
+                await child.wait()
+                text = b""
+                with contextlib.suppress(OSError):
+                    text = (session._folder / "exit").read_bytes()
+                code = int(text) if text.strip().isdigit() else UNKNOWN_EXIT
+        finally:
+            sync.close()
+        session._exited.set_result(code)
+        record.execs.pop(session.id, None)
+        await child.wait()
+        await asyncio.to_thread(shutil.rmtree, session._folder, True)
+
+    # ------------------------------------------------------------------ what is there
+
+    def ids(self) -> list[str]:
+        """The ids of all containers held."""
+        return list(self._containers)
+
+    def state(self, id: str) -> State:
+        """What is known of a container. Raises NoSuchContainer."""
+        record = self._get(id)
+        ended = record.exited.result() if record.exited.done() else None
+        if ended is not None:
+            status = "stopped"
+        elif record.paused:
+            status = "paused"
+        else:
+            status = "running" if record.started_at else "created"
+        return State(
+            id=id,
+            status=status,
+            pid=0 if ended else record.pid,
+            created_at=record.created_at,
+            started_at=record.started_at,
+            exit=ended,
+            log_path=Path(record.log_path) if record.log_path else None,
+            terminal=record.terminal,
+            labels=record.labels,
+            cgroup=record.cgroup,
+            bundle=record.folder,
+            exec_ids=tuple(record.execs),
+        )
+
+    def stats(self, id: str) -> cgroups.Stats:
+        """The container's cgroup figures now."""
+        return cgroups.stats(self._get(id).cgroup)
+
+    def processes(self, id: str) -> list[int]:
+        """The pids (of the host) in the container."""
+        return cgroups.processes(self._get(id).cgroup)
+
+    def spec(self, id: str) -> Spec:
+        """The OCI configuration the container was created with."""
+        spec: Spec = orjson.loads((self._get(id).folder / "config.json").read_bytes())
+        return spec
+
+    def on_exit(self, callback: Callable[[str, ExitStatus], None]) -> None:
+        """Call `callback(id, status)` on the loop whenever a container's first process has ended."""
+        self._callbacks.append(callback)
+
+    async def recover(self) -> list[str]:
+        """Take over the containers that an earlier engine left: those that run go on, ends that it missed are seen now.
+
+        Exit callbacks are not called for containers that had ended already; ask `state`. Returns the ids.
+        """
+        for folder in sorted((self._run / "containers").iterdir()):
+            try:
+                kept = orjson.loads((folder / "state.json").read_bytes())
+            except (OSError, orjson.JSONDecodeError):
+                await self._discard(folder)
+                continue
+            if folder.name in self._containers:
+                continue
+            record = _Record(folder.name, folder, self._loop.create_future(), kept["runtime"])
+            for name in ("pid", "monitor_pid", "created_at", "started_at", "terminal", "stdin", "stdin_once", "log_path",
+                         "cgroup", "labels", "oom_before"):  # fmt: skip
+                setattr(record, name, kept[name])
+            self._containers[record.id] = record
+            record.paused = cgroups.frozen(record.cgroup)
+            self._watch(record)
+            # An exec's exit code went to the engine that is gone; its process is left alone.
+            if (
+                not record.started_at
+                and not (self._run / "runc" / record.id / "exec.fifo").exists()
+                and not record.exited.done()
+            ):
+                record.started_at = time.time()
+                self._save(record)
+        return list(self._containers)
+
+    async def _discard(self, folder: Path) -> None:
+        """A creation that was cut short: end its monitor and process and remove its traces."""
+        record = _Record(folder.name, folder, self._loop.create_future(), self._program(self.default_runtime))
+        with contextlib.suppress(OSError, orjson.JSONDecodeError, KeyError):
+            record.cgroup = orjson.loads((folder / "config.json").read_bytes())["linux"]["cgroupsPath"]
+        with contextlib.suppress(RuntimeFailed):
+            await self._call(record, "delete", "--force", record.id)
+        await asyncio.to_thread(self._sweep, record)
+
+    # ------------------------------------------------------------------ inside
+
+    def _get(self, id: str) -> _Record:
+        try:
+            return self._containers[id]
+        except KeyError:
+            raise NoSuchContainer(id) from None
+
+    def _running(self, id: str) -> _Record:
+        record = self._get(id)
+        if record.exited.done():
+            raise NotRunning(f"container {id} is not running")
+        return record
+
+    def _program(self, name: str) -> str:
+        """The full path of a program (conmon looks for none)."""
+        name = self.runtimes.get(name, name)
+        if name not in self._programs:
+            found = shutil.which(name)
+            if found is None:
+                raise RuntimeFailed(f"{name}: executable file not found in $PATH")
+            self._programs[name] = found
+        return self._programs[name]
+
+    def _runtime_arguments(self, flag: str = "") -> list[str]:
+        arguments = ["--root", str(self._run / "runc")]
+        if not flag:
+            return arguments
+        return [part for argument in arguments for part in (flag, argument)]
+
+    async def _call(self, record: _Record, *arguments: str) -> None:
+        done = await process.run(
+            [record.runtime, *self._runtime_arguments(), *arguments], env=monitor.environment(), check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeFailed(monitor.runtime_message(done.stderr.decode(errors="replace")))
+
+    def _save(self, record: _Record) -> None:
+        kept = {
+            name: getattr(record, name)
+            for name in ("runtime", "pid", "monitor_pid", "created_at", "started_at", "terminal", "stdin", "stdin_once",
+                         "log_path", "cgroup", "labels", "oom_before")
+        }  # fmt: skip
+        _write(record.folder / "state.json", orjson.dumps(kept))
+
+    def _watch(self, record: _Record) -> None:
+        """See the monitor's end, which follows the exit file; a descriptor of the first process guards its pid."""
+        with contextlib.suppress(OSError):
+            record.init_fd = os.pidfd_open(record.pid)
+        try:
+            record.monitor_fd = os.pidfd_open(record.monitor_pid)
+            if record.child is None and not self._is_monitor(record):
+                os.close(record.monitor_fd)
+                record.monitor_fd = -1
+        except OSError:
+            record.monitor_fd = -1
+        if record.monitor_fd < 0:
+            self._ended(record)
+        else:
+            self._loop.add_reader(record.monitor_fd, self._ended, record)
+
+    def _is_monitor(self, record: _Record) -> bool:
+        """Whether the process of the remembered pid is still this container's monitor and not a stranger."""
+        with contextlib.suppress(OSError):
+            return record.id.encode() in Path(f"/proc/{record.monitor_pid}/cmdline").read_bytes().split(b"\0")
+        return False
+
+    def _ended(self, record: _Record) -> None:
+        if record.monitor_fd >= 0:
+            self._loop.remove_reader(record.monitor_fd)
+            os.close(record.monitor_fd)
+            record.monitor_fd = -1
+        file = record.folder / "exit"
+        try:
+            code, at = int(file.read_text()), file.stat().st_mtime
+        except (OSError, ValueError):
+            # The monitor was killed. Its container lost its stdio; end it, as nobody could tell how it ends.
+            code, at = UNKNOWN_EXIT, time.time()
+            if record.init_fd >= 0:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(record.init_fd, signal.SIGKILL)
+        if record.init_fd >= 0:
+            os.close(record.init_fd)
+            record.init_fd = -1
+        for sock in record.held:
+            sock.close()
+        record.held.clear()
+        oom = cgroups.oom_kills(record.cgroup) > record.oom_before
+        status = ExitStatus(code & 0xFF if code >= 0 else 255, at, oom)
+        if record.exited.done():
+            return
+        record.exited.set_result(status)
+        for callback in self._callbacks:
+            try:
+                callback(record.id, status)
+            except Exception:
+                log.exception("exit callback failed for container %s", record.id)
+
+    def close(self) -> None:
+        """Stop watching; containers and their monitors go on."""
+        for record in self._containers.values():
+            self._release(record)
+
+
+__all__ = ["ExecSession", "ExitStatus", "NoSuchContainer", "NotRunning", "Runtime", "RuntimeFailed", "State"]
