@@ -1,0 +1,34 @@
+"""The one HTTP/1.1 core of all parts: a server and a client on asyncio transports and httptools.
+
+Door: `Server`, `Client` and what they hand out. Does not belong here: routes, error shapes, anything of one API.
+"""
+
+from .client import Client, ClientResponse
+from .errors import ClientError, ConnectError, ProtocolError
+from .flow import Duplex, tunnel
+from .headers import Headers
+from .message import BodyTooLarge, BodyWriter, Handler, Peer, Request, RequestTimeout, Response
+from .server import Server, plain_error
+from .tls import client_context, server_context
+
+__all__ = [
+    "BodyTooLarge",
+    "BodyWriter",
+    "Client",
+    "ClientError",
+    "ClientResponse",
+    "ConnectError",
+    "Duplex",
+    "Handler",
+    "Headers",
+    "Peer",
+    "ProtocolError",
+    "Request",
+    "RequestTimeout",
+    "Response",
+    "Server",
+    "client_context",
+    "plain_error",
+    "server_context",
+    "tunnel",
+]
