@@ -1,0 +1,170 @@
+"""Queue, store, selectors, leases, events: the parts of the client that need no wire."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_api import FakeAPI, eventually
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.client import config
+from longshore.client.events import EventRecorder
+from longshore.client.leader import LeaderElection
+from longshore.client.objects import set_condition, tolerates
+from longshore.client.resources import EVENTS, LEASES, PODS, SERVICES
+from longshore.client.selectors import as_text, map_matcher, matcher
+from longshore.client.store import Store, by_namespace, key_of
+from longshore.client.workqueue import ShutDown, WorkQueue
+
+
+async def test_queue_coalesces_and_serialises() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for key in ("a", "b", "a"):
+        queue.add(key)
+    assert await queue.get() == "a"
+    queue.add("a")  # while it is worked on
+    assert await queue.get() == "b"
+    assert len(queue) == 0
+    queue.done("a")
+    assert await queue.get() == "a"
+    queue.shut_down()
+    with pytest.raises(ShutDown):
+        await queue.get()
+
+
+async def test_queue_delays_keep_the_earliest_and_back_off() -> None:
+    queue: WorkQueue[str] = WorkQueue(base_delay=0.01)
+    queue.add_after("a", 100)
+    queue.add_after("a", 0.01)
+    queue.add_after("a", 50)
+    assert await asyncio.wait_for(queue.get(), 5) == "a"
+    queue.done("a")
+    assert queue.idle
+    for _ in range(3):
+        queue.add_rate_limited("b")
+    assert queue.requeues("b") == 3
+    queue.forget("b")
+    assert queue.requeues("b") == 0
+
+
+async def test_a_cancelled_getter_loses_nothing() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    first, second = asyncio.create_task(queue.get()), asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    queue.add("a")
+    first.cancel()
+    assert await asyncio.wait_for(second, 5) == "a"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.booleans())))
+def test_store_indexes_stay_right(steps: list[tuple[str, str, bool]]) -> None:
+    store = Store({"namespace": by_namespace, "label": lambda o: (o["label"],)})
+    model: dict[str, str] = {}
+    for name, label, remove in steps:
+        obj = {"metadata": {"name": name, "namespace": "n"}, "label": label}
+        if remove:
+            store.remove(key_of(obj))
+            model.pop(name, None)
+        else:
+            store.put(key_of(obj), obj)
+            model[name] = label
+    for label in "xyz":
+        assert {o["metadata"]["name"] for o in store.index("label", label)} == {
+            n for n, v in model.items() if v == label
+        }
+    assert len(store.list("n")) == len(model)
+
+
+def test_selectors() -> None:
+    assert not matcher(None)({}) and matcher({})({"a": "b"})
+    expression = {"key": "a", "operator": "In", "values": ["x", "y"]}
+    test = matcher({"matchLabels": {"k": "v"}, "matchExpressions": [expression]})
+    assert test({"k": "v", "a": "y"}) and not test({"k": "v"})
+    assert matcher({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["x"]}]})({})
+    assert not map_matcher({})({}) and map_matcher({"a": "b"})({"a": "b", "c": "d"})
+    assert as_text({"matchLabels": {"z": "1"}, "matchExpressions": [expression]}) == "a in (x,y),z=1"
+    with pytest.raises(ValueError):
+        matcher({"matchExpressions": [{"key": "a", "operator": "Near"}]})
+
+
+def test_tolerations_and_conditions() -> None:
+    taint = {"key": "k", "value": "v", "effect": "NoSchedule"}
+    assert tolerates([{"operator": "Exists"}], taint)
+    assert tolerates([{"key": "k", "value": "v"}], taint) and not tolerates([{"key": "k"}], taint)
+    assert not tolerates([{"key": "k", "operator": "Exists", "effect": "NoExecute"}], taint)
+    old = [{"type": "A", "status": "True", "lastTransitionTime": "t0"}]
+    assert set_condition(old, {"type": "A", "status": "True", "reason": "R"})[0]["lastTransitionTime"] == "t0"
+    assert set_condition(old, {"type": "A", "status": "False"})[0]["lastTransitionTime"] != "t0"
+
+
+def test_kubeconfig(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    (tmp_path / "config").write_text(
+        """
+current-context: c
+contexts: [{name: c, context: {cluster: k, user: u, namespace: n}}]
+clusters: [{name: k, cluster: {server: "https://h:1/", insecure-skip-tls-verify: true}}]
+users: [{name: u, user: {tokenFile: token}}]
+"""
+    )
+    loaded = config.load(tmp_path / "config")
+    assert (loaded.server, loaded.namespace, loaded.authorization()) == ("https://h:1", "n", "Bearer abc")
+    for text in ("[", "[]", "{}", "current-context: x", "current-context: 3\ncontexts: [7]"):
+        (tmp_path / "bad").write_text(text)
+        with pytest.raises(config.ConfigError):
+            config.load(tmp_path / "bad")
+
+
+async def test_leader_election_hands_over() -> None:
+    api = FakeAPI()
+    order: list[str] = []
+
+    async def lead(name: str) -> None:
+        election = LeaderElection(api, "l", name, lease_duration=0.5, renew_deadline=0.3, retry_period=0.02)
+
+        async def work() -> None:
+            order.append(name)
+            await asyncio.sleep(3600)
+
+        await election.run(work)
+
+    first = asyncio.create_task(lead("a"))
+    await eventually(lambda: order == ["a"])
+    second = asyncio.create_task(lead("b"))
+    await asyncio.sleep(0.1)
+    assert order == ["a"]
+    first.cancel()
+    await eventually(lambda: order == ["a", "b"])
+    lease = api.all(LEASES)[0]
+    assert lease["spec"]["holderIdentity"] == "b" and lease["spec"]["leaseTransitions"] >= 1
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+
+
+async def test_events_count_and_combine() -> None:
+    api = FakeAPI()
+    recorder = EventRecorder(api, "test-controller")
+    pod = api.put(PODS, {"metadata": {"name": "p"}})
+    for _ in range(3):
+        recorder.event(pod, "Normal", "Same", "same")
+    for i in range(12):
+        recorder.event(pod, "Warning", "Many", f"message {i}")
+    await recorder.flush()
+    events = {e["message"]: e for e in api.all(EVENTS)}
+    assert events["same"]["count"] == 3 and events["same"]["source"] == {"component": "test-controller"}
+    combined = [m for m in events if m.startswith("(combined from similar events): ")]
+    assert len(combined) == 1 and events[combined[0]]["count"] == 3
+    assert "message 8" in events and "message 9" not in events
+
+
+async def test_events_are_limited_per_object() -> None:
+    api = FakeAPI()
+    recorder = EventRecorder(api, "c")
+    service = api.put(SERVICES, {"metadata": {"name": "s"}})
+    for _ in range(60):
+        recorder.event(service, "Normal", "R", "m")
+    await recorder.flush()
+    assert [e["count"] for e in api.all(EVENTS)] == [25]
