@@ -1,0 +1,145 @@
+"""Runs LogQL over one node's store: which blocks, which lines, which values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from longshore.node.logs.logql import metric, pipeline
+from longshore.node.logs.logql.ast import Expression, LogQuery
+from longshore.node.logs.store.index import Stream
+from longshore.node.logs.store.store import LogStore
+from longshore.wire import crilog
+
+#: Whether the asker may read the logs of a namespace.
+MayRead = Callable[[str], bool]
+_PARTIAL = (b" stdout P ", b" stderr P ")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of an answer; time in nanoseconds since 1970."""
+
+    time: int
+    line: str
+    labels: dict[str, str]
+
+
+class LogQuerier:
+    """Answers from one store. may_read bounds every answer to the namespaces that the asker may read."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+
+    def streams(self, query: LogQuery, may_read: MayRead) -> list[Stream]:
+        """The streams that a selector means. `stream` (stdout, stderr) is told apart line by line."""
+        stored = [m for m in query.matchers if m.name != "stream"]
+        matches = pipeline.label_matcher(stored)
+        return self._store.matching(lambda labels: matches(labels) and may_read(labels.get("namespace", "")))
+
+    def entries(
+        self,
+        query: LogQuery,
+        start: int,
+        end: int,
+        may_read: MayRead,
+        *,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> list[Entry]:
+        """Lines in [start, end), in time order (or newest first), at most `limit`."""
+        found: list[Entry] = []
+        horizon: int | None = None
+        for stream, block in self._store.blocks(self.streams(query, may_read), start, end, newest_first):
+            if limit is not None and horizon is not None and len(found) >= limit:
+                # Blocks come in order of their first time; a block wholly past what is held cannot add to it.
+                first = _first_time(block)
+                if (not newest_first and first > horizon) or (newest_first and _last_time(block) < horizon):
+                    continue
+            found.extend(self._from_block(query, stream, block, start, end))
+            if limit is not None and len(found) >= limit:
+                found.sort(key=lambda e: e.time, reverse=newest_first)
+                del found[limit:]
+                horizon = found[-1].time
+        found.sort(key=lambda e: e.time, reverse=newest_first)
+        return found if limit is None else found[:limit]
+
+    def _from_block(self, query: LogQuery, stream: Stream, block: bytes, start: int, end: int) -> Iterator[Entry]:
+        texts = pipeline.needles(query)
+        partial = any(mark in block for mark in _PARTIAL)
+        if not partial and any(text not in block for text in texts):
+            return
+        steps = pipeline.steps(query)
+        wanted = pipeline.label_matcher([m for m in query.matchers if m.name == "stream"])
+        records = crilog.joined(crilog.lines(block)) if partial else _candidates(block, texts)
+        both = {name: {**stream.labels, "stream": name} for name in ("stdout", "stderr")}
+        for record in records:
+            if not start <= record.time < end:
+                continue
+            labels = both[record.stream.decode()]
+            if not wanted(labels):
+                continue
+            result = pipeline.run(steps, record.time, record.message.decode("utf-8", "replace"), labels)
+            if result is not None:
+                yield Entry(record.time, *result)
+
+    def evaluate(self, tree: Expression, steps: Sequence[int], may_read: MayRead) -> metric.Series:
+        """A metric expression at the given times."""
+
+        def source(query: LogQuery, start: int, end: int) -> Iterator[tuple[int, str, dict[str, str]]]:
+            for stream, block in self._store.blocks(self.streams(query, may_read), start + 1, end + 1):
+                for entry in self._from_block(query, stream, block, start + 1, end + 1):
+                    yield entry.time, entry.line, entry.labels
+
+        return metric.evaluate(tree, steps, source)
+
+    def follow(self, query: LogQuery, may_read: MayRead, deliver: Callable[[list[Entry]], None]) -> Callable[[], None]:
+        """Deliver every new line that the query means, as it is collected. Returns what ends it."""
+        matches = pipeline.label_matcher([m for m in query.matchers if m.name != "stream"])
+
+        def arrived(stream: Stream, records: bytes) -> None:
+            if matches(stream.labels) and may_read(stream.labels.get("namespace", "")):
+                entries = list(self._from_block(query, stream, records, 0, 2**63 - 1))
+                if entries:
+                    deliver(entries)
+
+        self._store.followers.add(arrived)
+        return lambda: self._store.followers.discard(arrived)
+
+    def label_sets(self, may_read: MayRead) -> list[dict[str, str]]:
+        """The labels of every stream that the asker may read."""
+        return [s.labels for s in self._store.matching(lambda labels: may_read(labels.get("namespace", "")))]
+
+
+def _candidates(block: bytes, texts: Sequence[bytes]) -> Iterator[crilog.Line]:
+    """The records that hold the first text: found by searching the block, not by taking lines apart."""
+    if not texts:
+        yield from crilog.lines(block)
+        return
+    needle = texts[0]
+    at = block.find(needle)
+    while at >= 0:
+        begin = block.rfind(b"\n", 0, at) + 1
+        finish = block.find(b"\n", at)
+        finish = len(block) if finish < 0 else finish
+        try:
+            yield crilog.parse_line(block[begin:finish])
+        except ValueError:
+            pass
+        at = block.find(needle, finish)
+
+
+def _first_time(block: bytes) -> int:
+    return _time_of(block[: block.find(b" ")])
+
+
+def _last_time(block: bytes) -> int:
+    begin = block.rfind(b"\n", 0, len(block) - 1) + 1
+    return _time_of(block[begin : block.find(b" ", begin)])
+
+
+def _time_of(text: bytes) -> int:
+    try:
+        return crilog.parse_time(text)
+    except ValueError:
+        return 0

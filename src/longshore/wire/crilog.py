@@ -1,0 +1,123 @@
+"""The CRI log format (kubernetes/kubernetes design: kubelet-cri-logging): `TIME STREAM TAG MESSAGE\\n`.
+
+TIME is RFC 3339 with nanoseconds, STREAM stdout or stderr, TAG `F` (full) or `P` (the line goes on in the next
+record of the same stream); tags are separated by colons, the first one counts.
+"""
+
+from __future__ import annotations
+
+import calendar
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Line(NamedTuple):
+    """One record: time in nanoseconds since 1970, b"stdout" or b"stderr", whether the line ends here, its bytes."""
+
+    time: int
+    stream: bytes
+    full: bool
+    message: bytes
+
+
+_seconds: dict[bytes, int] = {}
+
+
+def parse_time(text: bytes) -> int:
+    """RFC 3339 to nanoseconds since 1970. Raises ValueError.
+
+    The seconds' part is looked up: records of one second share it.
+    """
+    head = text[:19]
+    seconds = _seconds.get(head)
+    if seconds is None:
+        if len(head) != 19 or head[4:5] != b"-" or head[10:11] not in (b"T", b"t", b" "):
+            raise ValueError(f"not a time: {text[:40]!r}")
+        seconds = calendar.timegm(
+            (int(head[:4]), int(head[5:7]), int(head[8:10]), int(head[11:13]), int(head[14:16]), int(head[17:19]))
+        )
+        if len(_seconds) > 4096:
+            _seconds.clear()
+        _seconds[head] = seconds
+    rest = text[19:]
+    nanoseconds = 0
+    if rest[:1] == b".":
+        digits = 1
+        while digits < len(rest) and rest[digits : digits + 1].isdigit():
+            digits += 1
+        nanoseconds = int((rest[1:digits] + b"000000000")[:9])
+        rest = rest[digits:]
+    if rest in (b"Z", b"z"):
+        return seconds * 1_000_000_000 + nanoseconds
+    if len(rest) == 6 and rest[:1] in b"+-" and rest[3:4] == b":":
+        offset = (int(rest[1:3]) * 60 + int(rest[4:6])) * 60
+        seconds += -offset if rest[:1] == b"+" else offset
+        return seconds * 1_000_000_000 + nanoseconds
+    raise ValueError(f"not a time: {text[:40]!r}")
+
+
+def parse_line(raw: bytes) -> Line:
+    """One record without its newline. Raises ValueError when it is not in the format."""
+    try:
+        time, stream, tag, message = raw.split(b" ", 3)
+    except ValueError:
+        parts = raw.split(b" ")
+        if len(parts) != 3:
+            raise ValueError(f"not a CRI log record: {raw[:80]!r}") from None
+        time, stream, tag = parts
+        message = b""
+    if stream not in (b"stdout", b"stderr"):
+        raise ValueError(f"not a CRI log record: {raw[:80]!r}")
+    return Line(parse_time(time), stream, not tag.startswith(b"P"), message)
+
+
+def lines(block: bytes) -> Iterator[Line]:
+    """The records of a block of whole lines; what is not in the format is passed over."""
+    for raw in block.split(b"\n"):
+        if raw:
+            try:
+                yield parse_line(raw)
+            except ValueError:
+                continue
+
+
+def joined(records: Iterator[Line]) -> Iterator[Line]:
+    """Join partial records into whole lines, a stream at a time; an unfinished last line is given as it stands."""
+    open_parts: dict[bytes, tuple[int, list[bytes]]] = {}
+    for record in records:
+        held = open_parts.get(record.stream)
+        if not record.full:
+            if held is None:
+                open_parts[record.stream] = (record.time, [record.message])
+            else:
+                held[1].append(record.message)
+        elif held is None:
+            yield record
+        else:
+            del open_parts[record.stream]
+            held[1].append(record.message)
+            yield Line(held[0], record.stream, True, b"".join(held[1]))
+    for stream, (time, parts) in open_parts.items():
+        yield Line(time, stream, False, b"".join(parts))
+
+
+def format_line(time: int, stream: bytes, message: bytes, full: bool = True) -> bytes:
+    """One record with its newline; time in nanoseconds since 1970."""
+    return b"%s %s %s %s\n" % (format_time(time), stream, b"F" if full else b"P", message)
+
+
+_texts: dict[int, bytes] = {}
+
+
+def format_time(time: int) -> bytes:
+    """Nanoseconds since 1970 as RFC 3339 in UTC with nine digits."""
+    seconds, nanoseconds = divmod(time, 1_000_000_000)
+    head = _texts.get(seconds)
+    if head is None:
+        import time as clock
+
+        head = clock.strftime("%Y-%m-%dT%H:%M:%S", clock.gmtime(seconds)).encode()
+        if len(_texts) > 4096:
+            _texts.clear()
+        _texts[seconds] = head
+    return b"%s.%09dZ" % (head, nanoseconds)
