@@ -1,0 +1,263 @@
+"""Layers: each unpacked once into a folder that overlay mounts use as a lower folder.
+
+A layer's folder has a name of its own (not its chain id), so that one that is being removed and one that is being added
+again never meet. What is being unpacked lies under a name that tells its process; a start removes what no row knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from longshore.engine.errors import SystemFailure
+from longshore.engine.images import compression
+from longshore.engine.images.blobs import Blobs, DigestMismatch
+from longshore.engine.images.database import Database, own_process, process_start
+from longshore.engine.images.extract import Extractor, remove_path
+from longshore.engine.images.pack import Packer
+from longshore.wire.tar import TarReader
+
+_PIECE = 1 << 18
+_LINK = 12
+# A file system that runs full stops everybody: unpacking ends before that.
+_SPARE_SPACE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer in its place. chain: its chain id; diff: the digest of its tar; size: bytes of file content.
+
+    blob: the digest of the content it came from ("" when it was made here), with media type and length.
+    """
+
+    chain: str
+    diff: str
+    parent: str
+    size: int
+    blob: str
+    media: str
+    blob_size: int
+    folder: str
+
+
+def chain_id(parent: str, diff: str) -> str:
+    """The id of a stack of layers. Source: OCI image-spec config.md, "Layer ChainID"."""
+    return diff if not parent else "sha256:" + hashlib.sha256(f"{parent} {diff}".encode()).hexdigest()
+
+
+class HashingReader:
+    """A read callable that hashes what passes."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._hash = hashlib.sha256()
+
+    def __call__(self, limit: int) -> bytes:
+        data = self._read(limit)
+        self._hash.update(data)
+        return data
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + self._hash.hexdigest()
+
+
+class Layers:
+    """The layers below `root`."""
+
+    def __init__(self, root: Path, database: Database, blobs: Blobs) -> None:
+        self._database, self._blobs = database, blobs
+        self.folder = root / "overlay2"
+        self._links = root / "l"
+        self.folder.mkdir(mode=0o710, parents=True, exist_ok=True)
+        self._links.mkdir(mode=0o710, exist_ok=True)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def get(self, chain: str) -> Layer | None:
+        row = self._database.one("SELECT * FROM layers WHERE chain=?", chain)
+        return Layer(*row) if row else None
+
+    def stack(self, chain: str) -> list[Layer]:
+        """The layer and all below it, top first. Raises SystemFailure where one is missing."""
+        found: list[Layer] = []
+        while chain:
+            layer = self.get(chain)
+            if layer is None:
+                raise SystemFailure(f"layer does not exist: {chain}")
+            found.append(layer)
+            chain = layer.parent
+        return found
+
+    def diff_path(self, layer: Layer) -> Path:
+        return self.folder / layer.folder / "diff"
+
+    def link_path(self, layer: Layer) -> str:
+        """A short name for the same folder: mount options are limited to a page."""
+        return str(self._links / layer.folder[:_LINK])
+
+    def total_size(self, chain: str) -> int:
+        return sum(layer.size for layer in self.stack(chain))
+
+    def tar(self, layer: Layer) -> Iterator[bytes]:
+        """The layer's tar, uncompressed, with the bytes that its digest names. Raises DigestMismatch at the end."""
+        digest = hashlib.sha256()
+        if layer.blob and self._blobs.has(layer.blob):
+            with open(self._blobs.path(layer.blob), "rb") as file:
+                read = compression.reader(file.read)
+                while data := read(_PIECE):
+                    digest.update(data)
+                    yield data
+        else:
+            for data in Packer(self.diff_path(layer)):
+                digest.update(data)
+                yield data
+        if "sha256:" + digest.hexdigest() != layer.diff:
+            raise DigestMismatch(f"layer {layer.diff} has changed on disk")
+
+    # -- adding --------------------------------------------------------------------------------------------------
+
+    def new_folder(self) -> Path:
+        """A folder to unpack into (its `diff`); adopt() or discard() ends it."""
+        pid, start = own_process()
+        folder = self.folder / f"tmp-{pid}-{start}-{secrets.token_hex(8)}"
+        (folder / "diff").mkdir(mode=0o755, parents=True)
+        os.chmod(folder / "diff", 0o755)
+        return folder
+
+    def discard(self, folder: Path) -> None:
+        remove_path(folder)
+
+    def extract(self, folder: Path, read: Callable[[int], bytes], *, hashed: bool = True) -> tuple[str, int]:
+        """Unpack a tar stream (compressed or plain) into folder/diff; (diff id, bytes of content). In a thread.
+
+        hashed: False leaves the diff id out ("").
+        Raises tar.TarError, compression.BrokenStream, extract.ExtractError, OSError.
+        """
+        unpacked = compression.reader(read)
+        plain = HashingReader(unpacked)
+        space = os.statvfs(folder)
+        reader = TarReader(plain if hashed else unpacked)
+        with Extractor(folder / "diff", limit=max(0, space.f_bavail * space.f_frsize - _SPARE_SPACE)) as extractor:
+            extractor.extract(reader)
+            reader.drain()
+            return plain.digest if hashed else "", extractor.size
+
+    def adopt(
+        self,
+        folder: Path,
+        parent: str,
+        diff: str,
+        size: int,
+        *,
+        blob: str = "",
+        media: str = "",
+        blob_size: int = 0,
+        lease: str = "",
+    ) -> Layer:
+        """Make an unpacked folder a layer over `parent`; one that is there already wins, and the folder goes.
+
+        lease: holds the new layer until the lease ends.
+        """
+        chain = chain_id(parent, diff)
+        name = secrets.token_hex(32)
+        with self._database.write() as connection:
+            if lease:
+                add_lease(connection, lease, chain)
+            row = connection.execute("SELECT * FROM layers WHERE chain=?", (chain,)).fetchone()
+            if row is None:
+                os.rename(folder, self.folder / name)
+                os.symlink(f"../overlay2/{name}/diff", self._links / name[:_LINK])
+                layer = Layer(chain, diff, parent, size, blob, media, blob_size, name)
+                connection.execute(
+                    "INSERT INTO layers VALUES(?,?,?,?,?,?,?,?)",
+                    (chain, diff, parent, size, blob, media, blob_size, name),
+                )
+                return layer
+        self.discard(folder)
+        return Layer(*row)
+
+    # -- removing ------------------------------------------------------------------------------------------------
+
+    def remove_unused(self, chain: str) -> list[Layer]:
+        """Remove a layer and those below it that nothing needs any more; the removed, top first."""
+        gone: list[Layer] = []
+        with self._database.write() as connection:
+            while chain and not _in_use(connection, chain):
+                row = connection.execute("SELECT * FROM layers WHERE chain=?", (chain,)).fetchone()
+                if row is None:
+                    break
+                layer = Layer(*row)
+                connection.execute("DELETE FROM layers WHERE chain=?", (chain,))
+                gone.append(layer)
+                chain = layer.parent
+        for layer in gone:
+            self._take_away(layer)
+        return gone
+
+    def _take_away(self, layer: Layer) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._links / layer.folder[:_LINK])
+        remove_path(self.folder / layer.folder)
+        if layer.blob:
+            self.remove_blob_unused(layer.blob)
+
+    def remove_blob_unused(self, digest: str) -> int:
+        """Remove a blob unless a layer or a living lease needs it; bytes freed."""
+        with self._database.write() as connection:
+            if connection.execute("SELECT 1 FROM layers WHERE blob=? LIMIT 1", (digest,)).fetchone():
+                return 0
+            if _leased(connection, digest):
+                return 0
+            return self._blobs.remove(digest)
+
+    def sweep(self) -> None:
+        """After a crash: remove folders and blobs that no row knows, rows whose folder is gone, leases of the dead."""
+        trash: list[Path] = []
+        with self._database.write() as connection:
+            for lease, pid, start in connection.execute("SELECT DISTINCT lease, pid, started FROM leases").fetchall():
+                if process_start(pid) != start:
+                    connection.execute("DELETE FROM leases WHERE lease=?", (lease,))
+            rows = dict(connection.execute("SELECT folder, chain FROM layers").fetchall())
+            for path in self.folder.iterdir():
+                if path.name.startswith("tmp-"):
+                    _, pid, start, _ = path.name.split("-", 3)
+                    if process_start(int(pid)) == int(start):
+                        continue
+                elif path.name in rows:
+                    continue
+                trash.append(path)
+            known = {folder[:_LINK] for folder in rows}
+            for link in os.listdir(self._links):
+                if link not in known:
+                    os.unlink(self._links / link)
+            blobs = {row[0] for row in connection.execute("SELECT blob FROM layers")}
+            blobs |= {row[0] for row in connection.execute("SELECT key FROM leases")}
+            for blob in self._blobs.folder.iterdir():
+                if f"sha256:{blob.name}" not in blobs:
+                    blob.unlink()
+        for path in trash:
+            remove_path(path)
+
+
+def add_lease(connection: sqlite3.Connection, lease: str, key: str) -> None:
+    pid, start = own_process()
+    connection.execute("INSERT OR IGNORE INTO leases VALUES(?,?,?,?)", (lease, key, pid, start))
+
+
+def _leased(connection: sqlite3.Connection, key: str) -> bool:
+    rows = connection.execute("SELECT pid, started FROM leases WHERE key=?", (key,)).fetchall()
+    return any(process_start(pid) == start for pid, start in rows)
+
+
+def _in_use(connection: sqlite3.Connection, chain: str) -> bool:
+    for table, column in (("images", "chain"), ("layers", "parent"), ("uses", "chain")):
+        if connection.execute(f"SELECT 1 FROM {table} WHERE {column}=? LIMIT 1", (chain,)).fetchone():
+            return True
+    return _leased(connection, chain)

@@ -1,0 +1,304 @@
+"""Images as dockerd shows them: list with filters, inspect, history. Field names and rules: moby daemon/images."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.errors import InvalidParameter, NotFound, SystemFailure
+from longshore.engine.images.model import (
+    ZERO_TIME,
+    Image,
+    host_architecture,
+    inspect_config,
+    legacy_config,
+    parse_time,
+    time_text,
+)
+
+if TYPE_CHECKING:
+    from longshore.engine.images.store import ImageStore
+
+_LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
+_TRUE = {"1", "t", "T", "true", "TRUE", "True"}
+_FALSE = {"0", "f", "F", "false", "FALSE", "False"}
+
+Filters = Mapping[str, Sequence[str]]
+
+
+def check_filters(filters: Filters, known: set[str]) -> None:
+    """Raises InvalidParameter("invalid filter 'x'") for a filter that is not known."""
+    for key in filters:
+        if key not in known:
+            raise InvalidParameter(f"invalid filter '{key}'")
+
+
+def bool_filter(filters: Filters, key: str, default: bool) -> bool:
+    """A filter with one boolean value. Raises InvalidParameter("invalid filter 'dangling=[x]'")."""
+    values = list(filters.get(key) or ())
+    if not values:
+        return default
+    if len(values) != 1 or values[0] not in _TRUE | _FALSE:
+        raise InvalidParameter(f"invalid filter '{key}=[{' '.join(values)}]'")
+    return values[0] in _TRUE
+
+
+def until_filter(filters: Filters, now: int) -> int | None:
+    """The `until` filter's moment in nanoseconds: a duration back from now, an RFC 3339 time or seconds."""
+    values = list(filters.get("until") or ())
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidParameter("more than one until filter specified")
+    text = values[0]
+    if re.fullmatch(r"(\d+(\.\d*)?(h|m|s|ms|us|µs|ns))+", text):
+        units = {"h": 3600e9, "m": 60e9, "s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1}
+        found = re.findall(r"(\d+(?:\.\d*)?)(h|ms|m|s|us|µs|ns)", text)
+        return now - int(sum(float(number) * units[unit] for number, unit in found))
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return int(float(text) * 10**9)
+    moment = parse_time(text)
+    if not moment:
+        raise InvalidParameter(f'failed to parse value as time or duration: "{text}"')
+    return moment
+
+
+def labels_match(filters: Filters, labels: Mapping[str, str]) -> bool:
+    """`label` (all must hold) and `label!` (none may)."""
+
+    def holds(wanted: str) -> bool:
+        key, equals, value = wanted.partition("=")
+        return key in labels and (not equals or labels[key] == value)
+
+    return all(holds(wanted) for wanted in filters.get("label") or ()) and not any(
+        holds(unwanted) for unwanted in filters.get("label!") or ()
+    )
+
+
+def _pattern_matches(pattern: str, name: Any) -> bool:
+    """distribution/reference FamiliarMatch: the familiar name with tag, or without, by path.Match rules."""
+    return _path_match(pattern, name.familiar) or _path_match(pattern, name.familiar_name)
+
+
+def _path_match(pattern: str, text: str) -> bool:
+    """Go's path.Match: "*" and "?" stay within one component."""
+    depth = 0
+    for character in pattern:
+        if character == "[":
+            depth += 1
+        elif character == "]" and depth:
+            depth -= 1
+    if depth or pattern.endswith("\\"):
+        raise SystemFailure("syntax error in pattern")
+    wanted, given = pattern.split("/"), text.split("/")
+    return len(wanted) == len(given) and all(
+        fnmatch.fnmatchcase(g, w.replace("[^", "[!")) for w, g in zip(wanted, given, strict=True)
+    )
+
+
+def image_users(store: ImageStore) -> dict[str, int]:
+    """Containers per image id: this engine's and those of the machine's other engines."""
+    counts: dict[str, int] = {}
+    for user in store.users() if store.users else ():
+        counts[user.image] = counts.get(user.image, 0) + 1
+    for (image,) in store.database.all("SELECT image FROM uses WHERE owner<>?", store.owner):
+        counts[image] = counts.get(image, 0) + 1
+    return counts
+
+
+def list_images(
+    store: ImageStore,
+    *,
+    all: bool = False,
+    filters: Filters | None = None,
+    shared_size: bool = False,
+) -> list[dict[str, Any]]:
+    """GET /images/json: the newest first; intermediate images of builds only with `all`.
+
+    Raises InvalidParameter for filters, NotFound for before/since.
+    """
+    import time
+
+    filters = filters or {}
+    check_filters(filters, _LIST_FILTERS)
+    dangling_set = bool(filters.get("dangling"))
+    dangling = bool_filter(filters, "dangling", False)
+    before = [_moment(store, name) for name in filters.get("before") or ()]
+    since = [_moment(store, name) for name in filters.get("since") or ()]
+    until = until_filter(filters, time.time_ns())
+    patterns = list(filters.get("reference") or ())
+    for pattern in patterns:
+        _path_match(pattern, "")
+    users = image_users(store)
+    parents = {row[0] for row in store.database.all("SELECT DISTINCT parent FROM images")}
+    names: dict[str, list[Any]] = {}
+    from longshore.engine.images.references import parse_stored
+
+    for image_id, text in store.database.all("SELECT image, name FROM names ORDER BY name"):
+        names.setdefault(image_id, []).append(parse_stored(text))
+    shown: list[dict[str, Any]] = []
+    chains: list[str] = []
+    for image in store.images():
+        if any(image.created >= moment for moment in before) or any(image.created <= moment for moment in since):
+            continue
+        if until is not None and image.created > until:
+            continue
+        if (filters.get("label") or filters.get("label!")) and not labels_match(filters, image.labels):
+            continue
+        of_image = names.get(image.id, [])
+        if patterns:
+            of_image = [name for name in of_image if any(_pattern_matches(pattern, name) for pattern in patterns)]
+            if not of_image:
+                continue
+        if not of_image:
+            # Without a name: the end of a build that failed or lost its name is shown, a step in between is not.
+            if image.id in parents and not all:
+                continue
+            if dangling_set and not dangling:
+                continue
+        elif dangling_set and dangling:
+            continue
+        shown.append(
+            {
+                "Containers": users.get(image.id, 0),
+                "Created": image.created // 10**9,
+                "Id": image.id,
+                "Labels": image.run_config.get("Labels"),
+                "ParentId": image.parent,
+                "RepoDigests": [name.familiar for name in of_image if name.digest],
+                "RepoTags": [name.familiar for name in of_image if name.tag],
+                "SharedSize": -1,
+                "Size": image.size,
+            }
+        )
+        chains.append(image.chain)
+    if shared_size:
+        _shared_sizes(store, shown, chains)
+    return shown
+
+
+def _shared_sizes(store: ImageStore, shown: list[dict[str, Any]], chains: list[str]) -> None:
+    rows = {row[0]: (row[1], row[2]) for row in store.database.all("SELECT chain, parent, size FROM layers")}
+    counts: dict[str, int] = {}
+    for (chain,) in store.database.all("SELECT DISTINCT chain FROM images"):
+        while chain in rows:
+            counts[chain] = counts.get(chain, 0) + 1
+            chain = rows[chain][0]
+    for item, top in zip(shown, chains, strict=True):
+        total, chain = 0, top
+        while chain in rows:
+            if counts.get(chain, 0) > 1:
+                total += rows[chain][1]
+            chain = rows[chain][0]
+        item["SharedSize"] = total
+
+
+def _moment(store: ImageStore, name: str) -> int:
+    return store.resolve(name).created
+
+
+def inspect(
+    store: ImageStore, image: Image, *, legacy: bool = False, platform: str = "", reference: str = ""
+) -> dict[str, Any]:
+    """GET /images/NAME/json. legacy: the form before API 1.44 (ContainerConfig, VirtualSize, the whole Config).
+
+    platform: "os/arch[/variant]" that the image must have. Raises NotFound.
+    """
+    if platform and not platform_matches(image, platform):
+        raise NotFound(
+            f"image with reference {reference or image.id} was found but its platform ({shown_platform(image)}) "
+            f"does not match the specified platform ({platform})"
+        )
+    config = image.config
+    stack = store.layers.stack(image.chain)
+    data: dict[str, str] = {}
+    if stack:
+        folder = store.layers.folder / stack[0].folder
+        if len(stack) > 1:
+            data["LowerDir"] = ":".join(str(store.layers.diff_path(layer)) for layer in stack[1:])
+        data |= {"MergedDir": f"{folder}/merged", "UpperDir": f"{folder}/diff", "WorkDir": f"{folder}/work"}
+    shown: dict[str, Any] = {
+        "Id": image.id,
+        "RepoTags": store.repo_tags(image.id),
+        "RepoDigests": store.repo_digests(image.id),
+        "Parent": image.parent,
+        "Comment": config.get("comment") or _last_comment(config),
+        "Created": config.get("created") or ZERO_TIME,
+    }
+    if legacy:
+        shown["ContainerConfig"] = legacy_config(config.get("container_config") or {})
+    shown |= {
+        "DockerVersion": config.get("docker_version") or "",
+        "Author": config.get("author") or "",
+        "Architecture": config.get("architecture") or host_architecture(),
+        "Os": config.get("os") or "linux",
+        "Size": image.size,
+    }
+    if config.get("variant"):
+        shown["Variant"] = config["variant"]
+    if legacy:
+        shown["VirtualSize"] = image.size
+    shown |= {
+        "GraphDriver": {"Data": data or None, "Name": "overlay2"},
+        "RootFS": {"Type": "layers", "Layers": image.diff_ids} if image.diff_ids else {"Type": "layers"},
+        "Metadata": {"LastTagTime": time_text(image.tagged) if image.tagged else ZERO_TIME},
+        "Config": legacy_config(image.run_config) if legacy else inspect_config(image.run_config),
+    }
+    return shown
+
+
+def _last_comment(config: dict[str, Any]) -> str:
+    history = config.get("history") or []
+    return str(history[-1].get("comment") or "") if history else ""
+
+
+def shown_platform(image: Image) -> str:
+    variant = image.config.get("variant")
+    return image.platform + (f"/{variant}" if variant else "")
+
+
+def platform_matches(image: Image, wanted: str) -> bool:
+    """Does an image fit "os/arch[/variant]"? A variant that is not given fits every one."""
+    parts = wanted.split("/")
+    have = [
+        image.config.get("os") or "linux",
+        image.config.get("architecture") or "",
+        image.config.get("variant") or "",
+    ]
+    if parts[:2] != have[:2]:
+        return False
+    return len(parts) < 3 or not have[2] or parts[2] == have[2]
+
+
+def history(store: ImageStore, image: Image) -> list[dict[str, Any]]:
+    """GET /images/NAME/history: the newest step first; ids of the images that we still have of the steps."""
+    stack = list(reversed(store.layers.stack(image.chain)))
+    shown: list[dict[str, Any]] = []
+    used = 0
+    for step in image.config.get("history") or []:
+        size = 0
+        if not step.get("empty_layer"):
+            if used < len(stack):
+                size = stack[used].size
+            used += 1
+        shown.insert(
+            0,
+            {
+                "Comment": step.get("comment") or "",
+                "Created": parse_time(step.get("created")) // 10**9,
+                "CreatedBy": step.get("created_by") or "",
+                "Id": "<missing>",
+                "Size": size,
+                "Tags": None,
+            },
+        )
+    current: Image | None = image
+    for item in shown:
+        if current is None:
+            break
+        item["Id"] = current.id
+        item["Tags"] = store.repo_tags(current.id) or None
+        current = store.get(current.parent) if current.parent else None
+    return shown

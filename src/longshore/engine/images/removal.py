@@ -1,0 +1,173 @@
+"""Untag, delete, prune: dockerd's rules and texts. Source of the rules: moby daemon/images/image_delete.go, image_prune.go."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.errors import Conflict
+from longshore.engine.images import references
+from longshore.engine.images.listing import Filters, bool_filter, check_filters, image_users, labels_match, until_filter
+from longshore.engine.images.model import Image
+from longshore.engine.images.references import Reference
+
+if TYPE_CHECKING:
+    from longshore.engine.images.store import ImageStore, ImageUser
+
+_PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
+
+
+class _InUse(Conflict):
+    def __init__(self, image: Image, hard: bool, used: bool, reason: str) -> None:
+        force = "cannot be forced" if hard else "must be forced"
+        super().__init__(f"conflict: unable to delete {image.short} ({force}) - {reason}")
+        self.used = used
+
+
+def _users(store: ImageStore, image_id: str) -> list[ImageUser]:
+    from longshore.engine.images.store import ImageUser
+
+    found = [user for user in (store.users() if store.users else ()) if user.image == image_id]
+    found += [ImageUser(other, image_id, True) for other in store.used_by_others(image_id)]
+    if store.users is None:
+        rows = store.database.all("SELECT container FROM uses WHERE image=? AND owner=?", image_id, store.owner)
+        found += [ImageUser(row[0], image_id, True) for row in rows]
+    return found
+
+
+def _is_id(image: Image, text: str) -> bool:
+    return image.id.startswith(text) or image.id.partition(":")[2].startswith(text)
+
+
+def _single_reference(names: list[Reference]) -> bool:
+    """One tag at most, with no digests but its own repository's."""
+    if len(names) <= 1:
+        return len(names) == 1
+    tags = [name for name in names if not name.digest]
+    if len(tags) > 1:
+        return False
+    repositories = {name.repository for name in names if name.digest}
+    single = tags[0] if tags else names[0]
+    return repositories == {single.repository}
+
+
+def _untag(store: ImageStore, name: Reference, image_id: str, records: list[dict[str, str]]) -> None:
+    with store.database.write() as connection:
+        connection.execute("DELETE FROM names WHERE name=?", (str(name),))
+    records.append({"Untagged": name.familiar})
+    store.event("untag", image_id, image_id)
+
+
+def _conflict(store: ImageStore, image: Image, *, soft: bool, references_count: bool) -> _InUse | None:
+    users = _users(store, image.id)
+    for user in users:
+        if user.running:
+            return _InUse(image, True, True, f"image is being used by running container {user.id[:12]}")
+    if store.children(image.id):
+        return _InUse(image, True, False, "image has dependent child images")
+    if not soft:
+        return None
+    if references_count and store.names(image.id):
+        return _InUse(image, False, False, "image is referenced in multiple repositories")
+    for user in users:
+        return _InUse(image, False, True, f"image is being used by stopped container {user.id[:12]}")
+    return None
+
+
+def remove(store: ImageStore, reference: str, *, force: bool, prune: bool) -> list[dict[str, str]]:
+    """DELETE /images/NAME: what was untagged and deleted, in order. Raises NotFound, Conflict, InvalidReference."""
+    image = store.resolve(reference)
+    records: list[dict[str, str]] = []
+    names = store.names(image.id)
+    removed_name = False
+    if not _is_id(image, reference):
+        parsed = references.parse(reference)
+        if not force and _single_reference(names):
+            for user in _users(store, image.id):
+                raise Conflict(
+                    f'conflict: unable to remove repository reference "{reference}" (must force) - '
+                    f"container {user.id[:12]} is using its referenced image {image.short}"
+                )
+        name = (
+            parsed.with_default_tag() if not parsed.digest else Reference(parsed.domain, parsed.path, "", parsed.digest)
+        )
+        if parsed.tag and parsed.digest:
+            name = parsed.with_tag(parsed.tag)
+        _untag(store, name, image.id, records)
+        names = store.names(image.id)
+        if not name.digest and not any(not other.digest and other.repository == name.repository for other in names):
+            # The last tag of a repository takes the repository's digests with it.
+            for other in [other for other in names if other.repository == name.repository]:
+                _untag(store, other, image.id, records)
+            names = store.names(image.id)
+        if names:
+            return records
+        removed_name = True
+    elif _single_reference(names):
+        conflict = _conflict(store, image, soft=not force, references_count=False)
+        if conflict:
+            raise conflict
+        for name in names:
+            _untag(store, name, image.id, records)
+    _delete(store, image, records, force=force, prune=prune, quiet=removed_name)
+    return records
+
+
+def _delete(
+    store: ImageStore, image: Image, records: list[dict[str, str]], *, force: bool, prune: bool, quiet: bool
+) -> int:
+    """Delete an image and, with prune, the parents that nothing else needs; bytes of layers freed."""
+    conflict = _conflict(store, image, soft=not force, references_count=True)
+    if conflict:
+        if quiet and (store.names(image.id) or store.children(image.id) or conflict.used):
+            return 0
+        raise conflict
+    for name in store.names(image.id):
+        _untag(store, name, image.id, records)
+    with store.database.write() as connection:
+        connection.execute("DELETE FROM images WHERE id=?", (image.id,))
+        connection.execute("DELETE FROM manifests WHERE image=?", (image.id,))
+    records.append({"Deleted": image.id})
+    store.event("delete", image.id, image.id)
+    gone = store.layers.remove_unused(image.chain) if image.chain else []
+    records.extend({"Deleted": layer.chain} for layer in gone)
+    freed = sum(layer.size for layer in gone)
+    parent = store.get(image.parent) if prune and image.parent else None
+    if parent is not None:
+        freed += _delete(store, parent, records, force=False, prune=True, quiet=True)
+    return freed
+
+
+def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
+    """POST /images/prune: by default dangling images only; dangling=false: all that no container uses."""
+    check_filters(filters, _PRUNE_FILTERS)
+    dangling_only = bool_filter(filters, "dangling", True)
+    until = until_filter(filters, time.time_ns())
+    users = image_users(store)
+    records: list[dict[str, str]] = []
+    freed = 0
+    for image in store.images():
+        if image.id in users or (until is not None and image.created > until):
+            continue
+        if not labels_match(filters, image.labels):
+            continue
+        names = store.names(image.id)
+        if store.children(image.id) and (dangling_only or not names):
+            continue
+        if any(name.tag for name in names) and dangling_only:
+            continue
+        before = store.layers_size()
+        found: list[dict[str, str]] = []
+        try:
+            if names and not dangling_only:
+                for name in [name for name in names if name.tag] or names:
+                    if store.find(str(name)) is not None:
+                        found += remove(store, name.familiar, force=False, prune=True)
+            else:
+                found += remove(store, image.id, force=False, prune=True)
+        except Conflict:
+            continue
+        finally:
+            records += found
+        freed += max(0, before - store.layers_size())
+    return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}
