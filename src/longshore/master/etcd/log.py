@@ -80,7 +80,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
 def create(path: Path) -> sqlite3.Connection:
     """Open a store file for writing, made when it is absent."""
     connection = connect(path)
-    connection.execute("PRAGMA page_size=8192")
+    connection.execute("PRAGMA page_size=4096")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA wal_autocheckpoint=0")
