@@ -114,6 +114,8 @@ class Nftables:
                 continue
             with copy:
                 if copy.family == socket.AF_NETLINK and copy.proto == 12:
+                    if not copy.getsockname()[0]:
+                        copy.bind((0, 0))  # libnftables leaves it to the first send
                     self.port = copy.getsockname()[0]
         return context
 
