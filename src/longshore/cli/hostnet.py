@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ctypes
-import os
-from concurrent.futures import ThreadPoolExecutor
+import errno
+import ipaddress
+from collections.abc import Iterator
 from pathlib import Path
 
 from longshore.cli.cluster import ClusterConfig, NodeConfig
+from longshore.machinery import netns
+from longshore.machinery.netlink import Netlink, NetlinkError
+from longshore.machinery.nftables import Nftables, NftablesError
 from longshore.machinery.paths import Layout
-from longshore.machinery.process import ProcessFailed, run
 
-CLONE_NEWNET = 0x40000000
-MS_BIND = 0x1000
 #: Under any real route, above none: a packet for a pod or Service that does not exist goes nowhere.
-FENCE_METRIC = 4278198272
+FENCE_METRIC = 4_000_100
+TABLE = "longshore-host"
+ANYWHERE = ipaddress.ip_network("0.0.0.0/0")
 
 
-async def ip(*lines: str, netns: Path | None = None, force: bool = False) -> None:
-    """Run iproute2 commands in one process. force: go on past a line that fails (it is done already)."""
-    enter = ["nsenter", f"--net={netns}", "--"] if netns else []
-    flags = ["-force"] if force else []
-    await run([*enter, "ip", *flags, "-batch", "-"], stdin="\n".join(lines).encode() + b"\n", check=not force)
+@contextlib.contextmanager
+def tolerating(*numbers: int) -> Iterator[None]:
+    """Let pass that something is there (or gone) already."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.errno not in numbers:
+            raise
 
 
 def netns_path(layout: Layout, node: NodeConfig) -> Path | None:
@@ -31,79 +35,70 @@ def netns_path(layout: Layout, node: NodeConfig) -> Path | None:
     return layout.run / "netns" / node.netns if node.netns else None
 
 
-def _pin_new_namespace(path: Path) -> None:
-    """Make a network namespace and bind it to a file, in this (short-lived) thread."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    path.touch()
-    if libc.unshare(CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-    if libc.mount(b"/proc/thread-self/ns/net", os.fsencode(path), b"none", MS_BIND, None) != 0:
-        raise OSError(ctypes.get_errno(), f"bind {path}")
+def set_up(layout: Layout, config: ClusterConfig) -> None:
+    """Make what is missing; safe to repeat at any moment (after a crash, after a reboot). Blocks for milliseconds."""
+    netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
+    with Netlink() as host:
+        _fence(host, config)
+        if config.bridge is None:
+            return
+        with tolerating(errno.EEXIST):
+            host.add_bridge(config.bridge)
+        bridge = host.index(config.bridge)
+        prefix = config.node_cidr.split("/")[1]
+        with tolerating(errno.EEXIST):
+            host.add_address(bridge, ipaddress.ip_interface(f"{config.host_ip}/{prefix}"))
+        host.set_link(bridge, up=True)
+        for number, node in enumerate(config.nodes, 1):
+            path = netns_path(layout, node)
+            if path is not None and not netns.pinned(path):
+                _join(host, bridge, f"{config.bridge[:9]}n{number}", path, f"{node.ip}/{prefix}", config)
+    # Several nodes reach the world through the host, as machines behind a router do.
+    if len(config.nodes) > 1:
+        with Nftables() as nft:
+            nft.run(
+                f"table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{ chain postrouting {{"
+                " type nat hook postrouting priority srcnat; policy accept;"
+                f' ip saddr {config.node_cidr} oifname != "{config.bridge}" masquerade }} }}'
+            )
 
 
-def is_pinned(path: Path) -> bool:
-    """Whether the file is a namespace (an nsfs mount) rather than the empty file that a reboot leaves."""
-    try:
-        return os.stat(path).st_dev != os.stat(path.parent).st_dev
-    except FileNotFoundError:
-        return False
+def _fence(link: Netlink, config: ClusterConfig) -> None:
+    for text in (config.pod_cidr, config.service_cidr):
+        with tolerating(errno.EEXIST):
+            link.add_route(ipaddress.ip_network(text), kind="unreachable", metric=FENCE_METRIC)
 
 
-async def set_up(layout: Layout, config: ClusterConfig) -> None:
-    """Make what is missing; safe to repeat at any moment (after a crash, after a reboot)."""
-    sysctl("net/ipv4/ip_forward", "1")
-    sysctl("net/ipv6/conf/all/forwarding", "1")
-    fences = [
-        f"route replace unreachable {net} metric {FENCE_METRIC}" for net in (config.pod_cidr, config.service_cidr)
-    ]
-    await ip(*fences)
-    if config.bridge is None:
-        return
-    prefix = config.node_cidr.split("/")[1]
-    if not Path(f"/sys/class/net/{config.bridge}").exists():
-        with contextlib.suppress(ProcessFailed):
-            await ip(f"link add {config.bridge} type bridge forward_delay 0")
-    await ip(f"addr replace {config.host_ip}/{prefix} dev {config.bridge}", f"link set {config.bridge} up")
-    for index, node in enumerate(config.nodes, 1):
-        path = netns_path(layout, node)
-        if path is None or is_pinned(path):
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1) as thread:
-            await asyncio.get_running_loop().run_in_executor(thread, _pin_new_namespace, path)
-        port = f"{config.bridge[:9]}n{index}"
-        await ip(
-            f"link add {port} type veth peer name eth0 netns {path}",
-            f"link set {port} master {config.bridge} up",
-        )
-        await ip(
-            "link set lo up",
-            f"addr add {node.ip}/{prefix} dev eth0",
-            "link set eth0 up",
-            f"route add default via {config.host_ip}",
-            *fences,
-            netns=path,
-        )
-        await run(["nsenter", f"--net={path}", "--", "sysctl", "-qw", "net.ipv4.ip_forward=1"])
+def _join(host: Netlink, bridge: int, port: str, path: Path, address: str, config: ClusterConfig) -> None:
+    """Make a node's namespace and plug it into the bridge."""
+    netns.create(path)
+    stale = host.link(port)
+    if stale is not None:
+        host.delete_link(stale.index)
+    with netns.opened(path) as namespace:
+        host.add_veth(port, "eth0", peer_namespace=namespace, master=bridge, up=True)
+    with Netlink(path) as inside:
+        index = inside.index("eth0")
+        inside.add_address(index, ipaddress.ip_interface(address))
+        inside.set_link(index, up=True)
+        inside.add_route(ANYWHERE, gateway=ipaddress.ip_address(config.host_ip), link=index)
+        _fence(inside, config)
+    netns.write_sysctl(path, "net/ipv4/ip_forward", "1")
 
 
-def sysctl(name: str, value: str) -> None:
-    """Set a kernel parameter by its path under /proc/sys, where it exists and differs."""
-    path = Path("/proc/sys") / name
-    if path.exists() and path.read_text().strip() != value:
-        path.write_text(value)
-
-
-async def tear_down(layout: Layout, config: ClusterConfig) -> None:
+def tear_down(layout: Layout, config: ClusterConfig) -> None:
     """Take away all that `set_up` made. What is not there is no error."""
     for node in config.nodes:
         path = netns_path(layout, node)
-        if path is None:
-            continue
-        if is_pinned(path):
-            await run(["umount", "-l", str(path)], check=False)
-        path.unlink(missing_ok=True)
-    lines = [f"route del unreachable {net} metric {FENCE_METRIC}" for net in (config.pod_cidr, config.service_cidr)]
-    if config.bridge:
-        lines.append(f"link del {config.bridge}")
-    await ip(*lines, force=True)
+        if path is not None:
+            netns.delete(path)
+    with Netlink() as host:
+        for text in (config.pod_cidr, config.service_cidr):
+            with tolerating(errno.ESRCH):
+                host.delete_route(ipaddress.ip_network(text), kind="unreachable", metric=FENCE_METRIC)
+        bridge = host.link(config.bridge) if config.bridge else None
+        if bridge is not None:
+            host.delete_link(bridge.index)
+    if len(config.nodes) > 1:
+        with Nftables() as nft, contextlib.suppress(NftablesError):
+            nft.run(f"delete table ip {TABLE}")

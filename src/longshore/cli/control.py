@@ -1,0 +1,84 @@
+"""Talking to a running cluster from the command line: the supervisor's socket, the API server's readiness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from longshore.cli.cluster import ClusterConfig
+from longshore.client import config as client_config
+from longshore.client.resources import NODES
+from longshore.client.rest import Client as APIClient
+from longshore.machinery.errors import StatusError
+from longshore.machinery.http import Client, ClientError
+from longshore.machinery.paths import Layout
+
+RETRY_SECONDS = 0.05
+
+
+async def ask(layout: Layout, method: str, path: str) -> dict[str, Any] | None:
+    """One request to the supervisor; None when there is none."""
+    client = Client(unix=layout.run / "control.sock")
+    try:
+        answer = await client.request(method, f"http://localhost{path}", timeout=10)
+        body = await answer.read()
+        return orjson.loads(body) if body else {}
+    except (OSError, ClientError):
+        return None
+    finally:
+        await client.close()
+
+
+async def status(layout: Layout) -> dict[str, Any] | None:
+    """Every part as the supervisor sees it; None when no supervisor runs."""
+    return await ask(layout, "GET", "/status")
+
+
+async def is_running(layout: Layout) -> bool:
+    return await status(layout) is not None
+
+
+def api_client(layout: Layout, who: str = "admin") -> APIClient:
+    """A client of the API server with one of the cluster's own kubeconfigs."""
+    return APIClient(client_config.load(layout.kubeconfig(who)), user_agent="longshore")
+
+
+async def wait_ready(layout: Layout, config: ClusterConfig, say: Callable[[str], None]) -> None:
+    """Return when every node of the cluster is Ready: the API server is asked until it answers, then watched."""
+    client = api_client(layout)
+    try:
+        while True:
+            try:
+                await client.raw("GET", "/readyz")
+                break
+            except (OSError, ClientError, StatusError):
+                await asyncio.sleep(RETRY_SECONDS)
+        say("API server ready")
+        missing = {node.name for node in config.nodes}
+        while missing:
+            try:
+                found = await client.list(NODES)
+                for node in found["items"]:
+                    _note(node, missing, say)
+                if not missing:
+                    return
+                async for batch in client.watch(NODES, resource_version=found["metadata"]["resourceVersion"]):
+                    for _, node in batch:
+                        _note(node, missing, say)
+                    if not missing:
+                        return
+            except (OSError, ClientError, StatusError):
+                await asyncio.sleep(RETRY_SECONDS)
+    finally:
+        await client.close()
+
+
+def _note(node: dict[str, Any], missing: set[str], say: Callable[[str], None]) -> None:
+    name = node["metadata"].get("name", "")
+    conditions = node.get("status", {}).get("conditions", [])
+    if name in missing and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
+        missing.discard(name)
+        say(f"node {name} Ready")

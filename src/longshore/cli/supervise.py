@@ -1,0 +1,125 @@
+"""`longshore supervise`: the supervisor in the foreground, with the parts of this cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from longshore.cli import hostnet
+from longshore.cli.cluster import ClusterConfig, load
+from longshore.cli.main import UserError, layout_of
+from longshore.cli.supervisor import Part, Supervisor
+from longshore.machinery.http import Client, client_context
+from longshore.machinery.paths import Layout
+from longshore.machinery.run import run_part
+
+Health = Callable[[], Awaitable[str]]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """No flags beyond the two folders: everything else stands in the cluster's file."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    layout = layout_of(arguments)
+    config = load(layout)
+    if config is None:
+        raise UserError(f"no cluster in {layout.data}: `longshore up` makes one")
+
+    async def main() -> None:
+        hostnet.set_up(layout, config)
+        await Supervisor(layout, parts(layout, config)).run()
+
+    return run_part(main)
+
+
+def _socket_health(socket: Path, path: str) -> Health:
+    async def health() -> str:
+        client = Client(unix=socket)
+        try:
+            answer = await client.request("GET", f"http://localhost{path}", timeout=3)
+            await answer.read()
+            return "ok" if answer.status == 200 else f"status {answer.status}"
+        finally:
+            await client.close()
+
+    return health
+
+
+def _api_health(layout: Layout, config: ClusterConfig) -> Health:
+    async def health() -> str:
+        pki = layout.pki
+        context = client_context(ca=pki / "ca.crt", certificate=pki / "admin.crt", key=pki / "admin.key")
+        client = Client(ssl=context)
+        try:
+            answer = await client.request("GET", f"{config.local_server}/readyz", timeout=3)
+            await answer.read()
+            return "ok" if answer.status == 200 else f"status {answer.status}"
+        finally:
+            await client.close()
+
+    return health
+
+
+def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
+    """Every process of the tree, in the order in which they are started."""
+    command = [sys.executable, "-m", "longshore.cli.main"]
+    folders = ["--data-dir", str(layout.data), "--run-dir", str(layout.run)]
+    pki = layout.pki
+    single = len(config.nodes) == 1
+    first = config.nodes[0]
+    found = [
+        Part(
+            "apiserver",
+            [
+                *command,
+                "apiserver",
+                *("--data-dir", str(layout.store.parent)),
+                *("--secure-port", str(config.secure_port)),
+                *("--advertise-address", config.host_ip),
+                *("--service-cluster-ip-range", config.service_cidr),
+                *("--client-ca-file", str(pki / "ca.crt")),
+                *("--tls-cert-file", str(pki / "apiserver.crt")),
+                *("--tls-private-key-file", str(pki / "apiserver.key")),
+                *("--service-account-key-file", str(pki / "sa.key")),
+                *("--service-account-signing-key-file", str(pki / "sa.key")),
+                *("--service-account-issuer", f"https://kubernetes.default.svc.{config.cluster_domain}"),
+                *("--kubelet-client-certificate", str(pki / "apiserver-kubelet-client.crt")),
+                *("--kubelet-client-key", str(pki / "apiserver-kubelet-client.key")),
+                *("--kubelet-certificate-authority", str(pki / "ca.crt")),
+                *("--requestheader-client-ca-file", str(pki / "front-proxy-ca.crt")),
+                *("--proxy-client-cert-file", str(pki / "front-proxy-client.crt")),
+                *("--proxy-client-key-file", str(pki / "front-proxy-client.key")),
+            ],
+            _api_health(layout, config),
+        ),
+        Part(
+            "engine",
+            [*command, "engine", *folders, "--docker", *(["--node", first.name] if single else [])],
+            _socket_health(layout.docker_socket, "/_ping"),
+        ),
+        Part("manager", [*command, "manager", *folders], _socket_health(layout.run / "manager.sock", "/healthz")),
+    ]
+    for node in config.nodes:
+        inside = hostnet.netns_path(layout, node)
+        enter = ["nsenter", f"--net={inside}", "--"] if inside else []
+        suffix = "" if single else f"-{node.name}"
+        node_run = layout.node(node.name).run
+        if not single:
+            found.append(
+                Part(
+                    f"engine{suffix}",
+                    [*enter, *command, "engine", *folders, "--node", node.name],
+                    _socket_health(node_run / "engine.sock", "/healthz"),
+                )
+            )
+        found.append(
+            Part(
+                f"node{suffix}",
+                [*enter, *command, "node", *folders, "--node", node.name],
+                _socket_health(node_run / "node.sock", "/healthz"),
+            )
+        )
+    return found

@@ -1,0 +1,100 @@
+"""`longshore up`: lay out the cluster (once), start the supervisor, wait until every node is Ready."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+
+from longshore.cli import certificates, cluster, control, hostnet
+from longshore.cli.main import UserError, layout_of
+from longshore.machinery.paths import Layout
+from longshore.machinery.process import spawn
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=None, help="how many nodes on this machine (default 1)")
+    parser.add_argument("--node-ip", default=None, help="the address to advertise (default: that of the default route)")
+    parser.add_argument("--secure-port", type=int, default=6443, help="the API server's port (default %(default)s)")
+    parser.add_argument("--registry-port", type=int, default=5000, help="the registry's port (default %(default)s)")
+    parser.add_argument("--service-cidr", default="10.96.0.0/16", help="Service addresses (default %(default)s)")
+    parser.add_argument("--pod-cidr", default="10.244.0.0/16", help="Pod addresses (default %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for Ready (default %(default)s)")
+    parser.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise UserError("`up` needs root: it makes namespaces, mounts and network rules")
+    layout = layout_of(arguments)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(up(layout, arguments))
+
+
+async def up(layout: Layout, arguments: argparse.Namespace) -> int:
+    """Start what does not run, wait, tell where it is."""
+    started = time.monotonic()
+
+    def say(words: str) -> None:
+        if not arguments.quiet:
+            print(f"{time.monotonic() - started:6.2f}s  {words}", flush=True)
+
+    config = cluster.load(layout)
+    if config is None:
+        config = cluster.plan(
+            nodes=arguments.nodes or 1,
+            host_ip=arguments.node_ip,
+            secure_port=arguments.secure_port,
+            registry_port=arguments.registry_port,
+            service_cidr=arguments.service_cidr,
+            pod_cidr=arguments.pod_cidr,
+        )
+        cluster.save(layout, config)
+        say(f"a new cluster in {layout.data}: {len(config.nodes)} node(s)")
+    elif arguments.nodes and arguments.nodes != len(config.nodes):
+        raise UserError(
+            f"the cluster in {layout.data} has {len(config.nodes)} node(s): `longshore down --purge` first, or another --data-dir"
+        )
+    certificates.ensure(layout, config)
+    if await control.is_running(layout):
+        say("the supervisor runs already")
+    else:
+        hostnet.set_up(layout, config)
+        start_supervisor(layout)
+    say("supervisor started: apiserver, engine, manager, node")
+    try:
+        async with asyncio.timeout(arguments.timeout):
+            await control.wait_ready(layout, config, say)
+    except TimeoutError:
+        status = await control.status(layout)
+        parts = "; ".join(f"{p['name']}: {p['health']}" for p in status["parts"]) if status else "no supervisor"
+        raise UserError(
+            f"not Ready after {arguments.timeout:g} s ({parts}). The parts' own words are in {layout.logs}"
+        ) from None
+    say(f"Ready: {config.server}")
+    if not arguments.quiet:
+        command = os.path.basename(sys.argv[0]) if sys.argv[0].startswith("/usr") else sys.argv[0]
+        print(f'\nTo point kubectl and docker at it:  eval "$({command} env)"')
+    return 0
+
+
+def start_supervisor(layout: Layout) -> None:
+    """Run `longshore supervise` in a session of its own, its words in the log folder."""
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    output = os.open(layout.logs / "supervisor.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    try:
+        spawn(
+            [
+                *(sys.executable, "-m", "longshore.cli.main", "supervise"),
+                *("--data-dir", str(layout.data), "--run-dir", str(layout.run)),
+            ],
+            stdout=output,
+            stderr=output,
+            new_session=True,
+        )
+    finally:
+        os.close(output)

@@ -1,0 +1,88 @@
+"""Pods of different nodes reach each other: over a shared link by plain routes, over a router by VXLAN."""
+
+import ipaddress
+import socket
+from pathlib import Path
+
+import pytest
+
+from longshore.machinery import netns
+from longshore.machinery.netlink import Netlink
+from longshore.node.overlay import server as overlay
+
+
+def node(name: str, ip: str, pods: str) -> dict:
+    return {
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": [pods]},
+        "status": {"addresses": [{"type": "InternalIP", "address": ip}]},
+    }
+
+
+def test_ways_tell_direct_links_from_tunnels():
+    nodes = [
+        node("a", "10.0.0.1", "10.244.0.0/24"),
+        node("b", "10.0.0.2", "10.244.1.0/24"),
+        node("c", "10.9.0.2", "10.244.2.0/24"),
+    ]
+    broken = {"metadata": {"name": "d"}, "spec": {}, "status": {"addresses": [{"type": "InternalIP", "address": "no"}]}}
+    found = overlay.ways([*nodes, broken], "a", [ipaddress.ip_network("10.0.0.0/24")])
+    assert {(str(w.destination), str(w.gateway), w.direct) for w in found} == {
+        ("10.244.1.0/24", "10.0.0.2", True),
+        ("10.244.2.0/24", "10.9.0.2", False),
+    }
+
+
+def make_node(folder: Path, name: str, address: str, pod: str, router: Path, gateway: str) -> Path:
+    """A namespace linked to the router's, with an address of the pod range on a bridge of its own."""
+    path = folder / name
+    netns.create(path)
+    with netns.opened(path) as inside, Netlink(router) as link:
+        link.add_veth(f"to-{name}", "eth0", peer_namespace=inside, up=True)
+        link.add_address(link.index(f"to-{name}"), ipaddress.ip_interface(gateway))
+    with Netlink(path) as link:
+        index = link.index("eth0")
+        link.add_address(index, ipaddress.ip_interface(address))
+        link.set_link(index, up=True)
+        link.add_route(ipaddress.ip_network("0.0.0.0/0"), gateway=ipaddress.ip_interface(gateway).ip, link=index)
+        dummy = link.add_bridge("pods0")
+        link.add_address(dummy, ipaddress.ip_interface(pod))
+        link.set_link(dummy, up=True)
+    return path
+
+
+def say_hello(server: Path, server_ip: str, client: Path, client_ip: str) -> str:
+    """A TCP connection between two pod addresses; the address that the server saw."""
+    listener = netns.make_socket(server, socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind((server_ip, 0))
+    listener.listen(1)
+    caller = netns.make_socket(client, socket.AF_INET, socket.SOCK_STREAM)
+    with listener, caller:
+        caller.settimeout(5)
+        listener.settimeout(5)
+        caller.bind((client_ip, 0))
+        caller.connect(listener.getsockname())
+        connection, peer = listener.accept()
+        connection.close()
+    return peer[0]
+
+
+@pytest.mark.root
+def test_pods_reach_each_other_over_a_tunnel_and_leave_when_the_node_does(tmp_path):
+    router = tmp_path / "router"
+    netns.create(router)
+    netns.write_sysctl(router, "net/ipv4/ip_forward", "1")
+    a = make_node(tmp_path, "a", "10.7.1.2/24", "10.244.1.1/32", router, "10.7.1.1/24")
+    b = make_node(tmp_path, "b", "10.7.2.2/24", "10.244.2.1/32", router, "10.7.2.1/24")
+    nodes = [node("a", "10.7.1.2", "10.244.1.0/24"), node("b", "10.7.2.2", "10.244.2.0/24")]
+    try:
+        for _ in range(2):  # repeating it changes nothing
+            netns.call(a, lambda: overlay.reconcile(nodes, "a", "10.7.1.2"))
+            netns.call(b, lambda: overlay.reconcile(nodes, "b", "10.7.2.2"))
+        assert say_hello(b, "10.244.2.1", a, "10.244.1.1") == "10.244.1.1"
+        netns.call(a, lambda: overlay.reconcile(nodes[:1], "a", "10.7.1.2"))
+        with Netlink(a) as link:
+            assert not [r for r in link.routes() if r.metric == overlay.METRIC]
+    finally:
+        for path in (a, b, router):
+            netns.delete(path)
