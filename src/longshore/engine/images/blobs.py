@@ -35,6 +35,7 @@ class BlobWriter:
         self.path = blobs.ingest / (name or secrets.token_hex(8))
         self._hash = hashlib.sha256()
         self.offset = 0
+        self.lock = -1  # a descriptor that holds the ingest's lock, if its name is shared with other processes
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
         self._fd = os.open(self.path, flags, 0o600)
         if resume:
@@ -72,6 +73,7 @@ class BlobWriter:
         target = self._blobs.path(digest)
         os.rename(self.path, target)
         self._blobs.sync_folder()
+        self.keep()
         return digest
 
     def keep(self) -> None:
@@ -79,6 +81,9 @@ class BlobWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
 
     def abort(self) -> None:
         self.keep()

@@ -151,6 +151,8 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
             continue
         if not labels_match(filters, image.labels):
             continue
+        if store.get(image.id) is None:
+            continue  # went as another's parent
         names = store.names(image.id)
         if store.children(image.id) and (dangling_only or not names):
             continue

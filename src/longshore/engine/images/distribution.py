@@ -1,0 +1,432 @@
+"""A client of the OCI distribution protocol: authentication, manifests, blobs, uploads.
+
+Source: OCI distribution-spec 1.1; Docker's token authentication (distribution/docs/spec/auth). Error texts are those of
+the Go client that dockerd uses.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+import orjson
+
+from longshore.engine.errors import EngineError, NotFound, SystemFailure, Unauthorized
+from longshore.machinery.http.errors import ClientError, ConnectError
+
+if TYPE_CHECKING:
+    from longshore.engine.images.registries import Endpoint, Registries
+    from longshore.machinery.http import ClientResponse
+
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+INDEXES = {DOCKER_LIST, OCI_INDEX}
+ACCEPT = ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX))
+MANIFEST_LIMIT = 4 << 20
+_REDIRECTS = 10
+_TOKEN_LIFE = 60
+
+
+class RegistryError(SystemFailure):
+    """A registry's refusal. code: its error code ("MANIFEST_UNKNOWN") or ""; http: the response's status."""
+
+    def __init__(self, message: str, code: str = "", http: int = 0) -> None:
+        super().__init__(message)
+        self.code, self.http = code, http
+
+
+def _resolver() -> str:
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                words = line.split()
+                if len(words) > 1 and words[0] == "nameserver":
+                    return f"[{words[1]}]:53" if ":" in words[1] else f"{words[1]}:53"
+    except OSError:
+        pass
+    return "[::1]:53"
+
+
+def connection_text(method: str, url: str, error: BaseException) -> str:
+    """A failed request in Go's words: 'Get "http://host/": dial tcp ...'."""
+    text = str(error.args[-1]) if error.args else str(error)
+    if isinstance(error, TimeoutError):
+        text = "context deadline exceeded"
+    found = re.fullmatch(r"dial tcp: lookup (\S+): no such host", text)
+    if found:
+        text = f"dial tcp: lookup {found[1]} on {_resolver()}: no such host"
+    return f'{method.capitalize()} "{url}": {text}'
+
+
+def registry_error(status: int, reason: str, body: bytes) -> RegistryError:
+    """The error that an answer carries. Source: distribution registry/client/errors.go."""
+    try:
+        errors = orjson.loads(body).get("errors") or []
+    except (ValueError, AttributeError):
+        errors = []
+    texts: list[str] = []
+    code = ""
+    for item in errors if isinstance(errors, list) else []:
+        if isinstance(item, dict):
+            code = code or str(item.get("code") or "")
+            label = str(item.get("code") or "unknown").lower().replace("_", " ")
+            texts.append(f"{label}: {item.get('message') or label}")
+    if len(texts) == 1:
+        return RegistryError(texts[0], code, status)
+    if texts:
+        return RegistryError("errors:\n" + "\n".join(texts) + "\n", code, status)
+    if status == 401:
+        return RegistryError("unauthorized: authentication required", "UNAUTHORIZED", status)
+    if status == 403:
+        return RegistryError("denied: requested access to the resource is denied", "DENIED", status)
+    if status == 429:
+        return RegistryError("toomanyrequests: too many requests", "TOOMANYREQUESTS", status)
+    if 400 <= status < 500 and body:
+        shown = body[:200].decode("utf-8", "replace")
+        return RegistryError(f"error parsing HTTP {status} response body: {shown!r}", "", status)
+    return RegistryError(f"received unexpected HTTP status: {status} {reason}", "", status)
+
+
+def parse_challenges(headers: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """WWW-Authenticate fields as (scheme in lower case, parameters). Source: RFC 9110 section 11.6.1."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for header in headers:
+        scheme, _, rest = header.strip().partition(" ")
+        parameters = {
+            key.lower(): re.sub(r"\\(.)", r"\1", quoted) if quoted or not plain else plain
+            for key, quoted, plain in re.findall(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))', rest)
+        }
+        found.append((scheme.lower(), parameters))
+    return found
+
+
+class Session:
+    """One repository of one registry, over one endpoint.
+
+    auth: username, password, identitytoken, registrytoken. actions: "pull" or "pull,push".
+    """
+
+    def __init__(
+        self, registries: Registries, endpoint: Endpoint, path: str, auth: dict[str, str] | None, actions: str
+    ) -> None:
+        self._client = registries.client(endpoint)
+        self._registries = registries
+        self.endpoint = endpoint
+        self.path, self.actions = path, actions
+        self.auth = auth or {}
+        self._challenges: list[tuple[str, dict[str, str]]] = []
+        self._tokens: dict[str, tuple[str, float]] = {}
+        self._extra_scopes: list[str] = []
+
+    def url(self, rest: str) -> str:
+        return f"{self.endpoint.url}/v2/{self.path}/{rest}"
+
+    async def ping(self) -> None:
+        """GET /v2/: does a registry answer, and what does it want to know? Raises ConnectError, RegistryError."""
+        response = await self._client.request("GET", f"{self.endpoint.url}/v2/", timeout=30)
+        await response.read(MANIFEST_LIMIT)
+        if response.status == 401:
+            self._challenges = parse_challenges(response.headers.getall("WWW-Authenticate"))
+        elif response.status >= 400 and response.status != 404:
+            raise registry_error(response.status, response.reason, b"")
+
+    # -- authentication ------------------------------------------------------------------------------------------
+
+    async def _authorization(self, what: str) -> str | None:
+        for scheme, parameters in self._challenges:
+            if scheme == "bearer":
+                return "Bearer " + await self.token(parameters)
+            if scheme == "basic":
+                if not self.auth.get("username"):
+                    raise Unauthorized(f"{what}no basic auth credentials")
+                pair = f"{self.auth['username']}:{self.auth.get('password', '')}"
+                return "Basic " + base64.b64encode(pair.encode()).decode()
+        return None
+
+    def also_pull(self, path: str) -> None:
+        """Ask for read access to another repository too (to mount a blob from it)."""
+        scope = f"repository:{path}:pull"
+        if scope not in self._extra_scopes:
+            self._extra_scopes.append(scope)
+
+    async def token(self, parameters: dict[str, str]) -> str:
+        """A bearer token for this repository, from the registry's token server; kept until it ends."""
+        if self.auth.get("registrytoken"):
+            return self.auth["registrytoken"]
+        scopes = [f"repository:{self.path}:{self.actions}", *self._extra_scopes] if self.path else []
+        key = " ".join(scopes)
+        held = self._tokens.get(key)
+        if held and held[1] > time.monotonic():
+            return held[0]
+        realm = parameters.get("realm", "")
+        if not realm:
+            raise Unauthorized("no realm in the registry's token challenge")
+        service = parameters.get("service", "")
+        headers: list[tuple[str, str]] = []
+        try:
+            if self.auth.get("identitytoken"):
+                form = {
+                    "grant_type": "refresh_token",
+                    "service": service,
+                    "client_id": "docker",
+                    "refresh_token": self.auth["identitytoken"],
+                    "scope": " ".join(scopes),
+                }
+                headers.append(("Content-Type", "application/x-www-form-urlencoded"))
+                url = realm
+                response = await self._token_client(realm).request(
+                    "POST", realm, headers=headers, body=urlencode(form).encode(), timeout=30
+                )
+            else:
+                query: list[tuple[str, str]] = [("scope", scope) for scope in scopes]
+                if service:
+                    query.append(("service", service))
+                if self.auth.get("username"):
+                    query.insert(0, ("account", self.auth["username"]))
+                    pair = f"{self.auth['username']}:{self.auth.get('password', '')}"
+                    headers.append(("Authorization", "Basic " + base64.b64encode(pair.encode()).decode()))
+                url = realm + ("&" if "?" in realm else "?") + urlencode(query)
+                response = await self._token_client(realm).request("GET", url, headers=headers, timeout=30)
+            body = await response.read(MANIFEST_LIMIT)
+        except (ClientError, TimeoutError) as error:
+            raise SystemFailure(connection_text("GET", realm, error)) from None
+        if response.status != 200:
+            raise registry_error(response.status, response.reason, body)
+        try:
+            answer = orjson.loads(body)
+            text = answer.get("token") or answer.get("access_token") or ""
+            life = float(answer.get("expires_in") or _TOKEN_LIFE)
+        except (ValueError, AttributeError, TypeError):
+            raise SystemFailure(f"unable to decode token response from {url}") from None
+        if not text:
+            raise SystemFailure("authorization server did not include a token in the response")
+        self._tokens[key] = (str(text), time.monotonic() + max(life, _TOKEN_LIFE) * 0.9)
+        return str(text)
+
+    def _token_client(self, realm: str) -> Any:
+        from longshore.engine.images.registries import Endpoint
+
+        parts = urlsplit(realm)
+        return self._registries.client(Endpoint(f"{parts.scheme}://{parts.netloc}", self.endpoint.verify))
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: list[tuple[str, str]] | None = None,
+        body: bytes | AsyncIterable[bytes] | None = None,
+        timeout: float | None = None,
+        good: tuple[int, ...] = (200,),
+    ) -> ClientResponse:
+        """An authorized request; redirects are followed, credentials stay with the registry's own host.
+
+        Returns an answer whose status is in `good`; raises RegistryError for others, SystemFailure without an answer.
+        """
+        what = f'{method.capitalize()} "{url}": ' if method in ("GET", "HEAD") else ""
+        renewed = False
+        host = urlsplit(url).netloc
+        for _ in range(_REDIRECTS):
+            fields = list(headers or ())
+            own = urlsplit(url).netloc == host
+            if own:
+                authorization = await self._authorization(what)
+                if authorization:
+                    fields.append(("Authorization", authorization))
+            client = self._client if own else self._token_client(url)
+            try:
+                response = await client.request(method, url, headers=fields, body=body, timeout=timeout)
+            except (ClientError, TimeoutError) as error:
+                raise SystemFailure(connection_text(method, url, error)) from error
+            if response.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
+                location = response.headers.get("Location") or ""
+                await response.close()
+                url = urljoin(url, location)
+                continue
+            if response.status == 401 and own and not renewed and not isinstance(body, AsyncIterable):
+                # The token ended, or the challenge comes only here.
+                challenges = parse_challenges(response.headers.getall("WWW-Authenticate"))
+                if challenges and (challenges != self._challenges or any(s == "bearer" for s, _ in challenges)):
+                    renewed = True
+                    self._challenges = challenges
+                    self._tokens.clear()
+                    await response.close()
+                    continue
+            if response.status in good:
+                return response
+            data = await response.read(MANIFEST_LIMIT) if method != "HEAD" else b""
+            raise registry_error(response.status, response.reason, data)
+        raise SystemFailure(f'{method.capitalize()} "{url}": stopped after {_REDIRECTS} redirects')
+
+    async def manifest(self, reference: str) -> tuple[bytes, str, str]:
+        """(body, media type, digest) of a manifest by tag or digest; by digest it is verified.
+
+        Raises RegistryError, blobs.DigestMismatch.
+        """
+        from longshore.engine.images.blobs import DigestMismatch, digest_of
+
+        response = await self.request(
+            "GET", self.url(f"manifests/{reference}"), headers=[("Accept", ACCEPT)], timeout=60
+        )
+        body = await response.read(MANIFEST_LIMIT)
+        media = (response.headers.get("Content-Type") or "").partition(";")[0].strip()
+        digest = digest_of(body)
+        if ":" in reference and reference.startswith("sha256:") and digest != reference:
+            raise DigestMismatch(f"manifest verification failed for digest {reference}")
+        if not media or media in ("application/json", "text/plain"):
+            try:
+                media = orjson.loads(body).get("mediaType") or media
+            except (ValueError, AttributeError):
+                pass
+        return body, media, digest
+
+    async def head_manifest(self, reference: str) -> tuple[str, str, int] | None:
+        """(digest, media type, size) without the body; None where the registry does not tell (or has none)."""
+        try:
+            response = await self.request(
+                "HEAD", self.url(f"manifests/{reference}"), headers=[("Accept", ACCEPT)], timeout=30
+            )
+        except RegistryError:
+            return None
+        await response.read(0)
+        digest = response.headers.get("Docker-Content-Digest") or ""
+        media = (response.headers.get("Content-Type") or "").partition(";")[0].strip()
+        length = response.headers.get("Content-Length") or "0"
+        return (digest, media, int(length) if length.isdigit() else 0) if digest else None
+
+    async def put_manifest(self, reference: str, body: bytes, media: str) -> str:
+        """Upload a manifest; its digest as the registry tells it."""
+        from longshore.engine.images.blobs import digest_of
+
+        response = await self.request(
+            "PUT",
+            self.url(f"manifests/{reference}"),
+            headers=[("Content-Type", media)],
+            body=body,
+            timeout=60,
+            good=(200, 201, 202),
+        )
+        await response.read(MANIFEST_LIMIT)
+        return response.headers.get("Docker-Content-Digest") or digest_of(body)
+
+    async def tags(self) -> list[str]:
+        """All tags of the repository, page by page."""
+        found: list[str] = []
+        url = self.url("tags/list?n=1000")
+        for _ in range(1000):
+            response = await self.request("GET", url, timeout=60)
+            body = orjson.loads(await response.read(MANIFEST_LIMIT))
+            found += [str(tag) for tag in body.get("tags") or []]
+            link = re.search(r'<([^>]+)>;\s*rel="?next"?', response.headers.get("Link") or "")
+            if not link:
+                break
+            url = urljoin(url, link[1])
+        return found
+
+    async def blob(self, digest: str, *, offset: int = 0) -> ClientResponse:
+        """A blob's content, from `offset` on where the registry can (status 206)."""
+        headers = [("Range", f"bytes={offset}-")] if offset else []
+        return await self.request("GET", self.url(f"blobs/{digest}"), headers=headers, good=(200, 206))
+
+    async def blob_size(self, digest: str) -> int | None:
+        """The length of a blob that the registry has, None where it has not."""
+        try:
+            response = await self.request("HEAD", self.url(f"blobs/{digest}"), timeout=30)
+        except RegistryError as error:
+            if error.http == 404:
+                return None
+            raise
+        await response.read(0)
+        return int(response.headers.get("Content-Length") or 0)
+
+    async def start_upload(self, *, mount: str = "", source: str = "") -> str | None:
+        """Begin an upload; where to send it. With mount (a digest) and source (a repository): None once mounted."""
+        query = f"?mount={quote(mount, safe='')}&from={quote(source, safe='')}" if mount else ""
+        url = self.url("blobs/uploads/") + query
+        response = await self.request("POST", url, timeout=60, good=(201, 202))
+        await response.read(MANIFEST_LIMIT)
+        if response.status == 201:
+            return None
+        return urljoin(url, response.headers.get("Location") or "")
+
+    async def send(self, location: str, body: bytes | AsyncIterable[bytes]) -> str:
+        """Send content in one PATCH; where to go on."""
+        response = await self.request(
+            "PATCH",
+            location,
+            headers=[("Content-Type", "application/octet-stream")],
+            body=body,
+            good=(202, 204),
+        )
+        await response.read(MANIFEST_LIMIT)
+        return urljoin(location, response.headers.get("Location") or "")
+
+    async def finish_upload(self, location: str, digest: str) -> None:
+        separator = "&" if "?" in location else "?"
+        response = await self.request(
+            "PUT", f"{location}{separator}digest={quote(digest, safe='')}", body=b"", timeout=300, good=(201, 204)
+        )
+        await response.read(MANIFEST_LIMIT)
+
+
+async def open_session(
+    registries: Registries, domain: str, path: str, *, auth: dict[str, str] | None, actions: str, pull: bool
+) -> Session:
+    """A session with the first endpoint that speaks the protocol. Raises EngineError."""
+    failure: EngineError | None = None
+    for endpoint in registries.endpoints(domain, pull=pull):
+        # A mirror is never shown Docker Hub's credentials.
+        session = Session(registries, endpoint, path, None if endpoint.mirror else auth, actions)
+        try:
+            await session.ping()
+        except (ClientError, TimeoutError) as error:
+            if isinstance(error, ConnectError) or failure is None:
+                failure = SystemFailure(connection_text("GET", f"{endpoint.url}/v2/", error))
+            registries.forget(domain)
+            continue
+        except RegistryError as error:
+            failure = error
+            continue
+        registries.answered(endpoint)
+        if endpoint.mirror and not await _has(session, pull):
+            continue
+        return session
+    raise failure or SystemFailure(f"no endpoint for {domain}")
+
+
+async def _has(session: Session, pull: bool) -> bool:
+    """Does a mirror know the repository at all? One that does not is passed over."""
+    if not pull:
+        return True
+    try:
+        response = await session.request("GET", session.url("tags/list?n=1"), timeout=30)
+        await response.read(MANIFEST_LIMIT)
+    except EngineError:
+        return False
+    return True
+
+
+def not_found(error: RegistryError, reference: Any) -> EngineError:
+    """A refused pull in dockerd's words. Source: moby distribution/errors.go."""
+    if error.code == "DENIED":
+        text = (
+            f"pull access denied for {reference.familiar_name}, repository does not exist or may require 'docker login'"
+        )
+        return NotFound(f"{text}: {error.message}")
+    if error.code == "MANIFEST_UNKNOWN" or (error.http == 404 and not error.code):
+        return NotFound(f"manifest for {reference.familiar} not found: {error.message}")
+    if error.code == "NAME_UNKNOWN":
+        return NotFound(f"repository {reference.familiar_name} not found: {error.message}")
+    return error

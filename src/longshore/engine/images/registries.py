@@ -1,0 +1,159 @@
+"""Which registries there are and how each is reached: mirrors, insecure ones, certificates, limits.
+
+Source: moby registry/config.go and docs "Verify repository client with certificates".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.images.references import DEFAULT_DOMAIN
+
+if TYPE_CHECKING:
+    from longshore.engine.images.distribution import Session
+    from longshore.machinery.http import Client
+
+HUB_HOST = "registry-1.docker.io"
+INDEX_SERVER = "https://index.docker.io/v1/"
+CERTIFICATES = Path("/etc/docker/certs.d")
+_LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One base URL ("https://host:port") of a registry. verify: check its certificate; mirror: of Docker Hub."""
+
+    url: str
+    verify: bool = True
+    mirror: bool = False
+
+
+@dataclass
+class Registries:
+    """Registry settings and the connections made with them.
+
+    mirrors: base URLs asked before Docker Hub. insecure: hosts ("host:port") or networks ("10.0.0.0/8") that may be
+    without a valid certificate or without TLS; loopback always may. downloads, uploads: layers at a time.
+    """
+
+    mirrors: Sequence[str] = ()
+    insecure: Sequence[str] = ()
+    downloads: int = 3
+    uploads: int = 5
+    attempts: int = 5
+    _clients: dict[tuple[str, bool], Client] = field(default_factory=dict)
+    _schemes: dict[str, str] = field(default_factory=dict)
+
+    def is_insecure(self, host: str) -> bool:
+        """May `host` ("name", "name:port") be used without a valid certificate, or without TLS?"""
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and ":" in host else host
+        name = name.strip("[]")
+        if host in self.insecure or name in self.insecure or name == "localhost":
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        networks = [_LOOPBACK, ipaddress.ip_network("::1/128")]
+        for text in self.insecure:
+            try:
+                networks.append(ipaddress.ip_network(text, strict=False))
+            except ValueError:
+                continue
+        return any(address.version == network.version and address in network for network in networks)
+
+    def endpoints(self, domain: str, *, pull: bool) -> list[Endpoint]:
+        """The base URLs to try for a repository's domain, in order."""
+        found: list[Endpoint] = []
+        if domain == DEFAULT_DOMAIN:
+            if pull:
+                for mirror in self.mirrors:
+                    url = mirror.rstrip("/") if "//" in mirror else f"https://{mirror.rstrip('/')}"
+                    host = url.partition("//")[2]
+                    found.append(Endpoint(url, not self.is_insecure(host), True))
+            return [*found, Endpoint(f"https://{HUB_HOST}")]
+        if not self.is_insecure(domain):
+            return [Endpoint(f"https://{domain}")]
+        known = self._schemes.get(domain)
+        if known:
+            return [Endpoint(f"{known}://{domain}", False)]
+        return [Endpoint(f"https://{domain}", False), Endpoint(f"http://{domain}", False)]
+
+    def answered(self, endpoint: Endpoint) -> None:
+        """Remember the scheme by which an insecure registry answered."""
+        scheme, _, host = endpoint.url.partition("://")
+        if not endpoint.verify and not endpoint.mirror:
+            self._schemes[host] = scheme
+
+    def forget(self, domain: str) -> None:
+        self._schemes.pop(domain, None)
+
+    def client(self, endpoint: Endpoint) -> Client:
+        from longshore.machinery.http import Client
+
+        host = endpoint.url.partition("://")[2]
+        key = (host, endpoint.verify)
+        found = self._clients.get(key)
+        if found is None:
+            context = _context(host, endpoint.verify) if endpoint.url.startswith("https:") else None
+            found = Client(
+                ssl=context,
+                headers=(("User-Agent", "docker/28.5.2 longshore"), ("Accept-Encoding", "identity")),
+                connect_timeout=30.0,
+            )
+            self._clients[key] = found
+        return found
+
+    async def session(
+        self, domain: str, path: str, *, auth: dict[str, str] | None, actions: str, pull: bool = True
+    ) -> Session:
+        """A session with the first endpoint that answers. Raises the last endpoint's error."""
+        from longshore.engine.images.distribution import open_session
+
+        return await open_session(self, domain, path, auth=auth, actions=actions, pull=pull)
+
+    async def close(self) -> None:
+        clients, self._clients = list(self._clients.values()), {}
+        await asyncio.gather(*(client.close() for client in clients))
+
+
+def _context(host: str, verify: bool) -> ssl.SSLContext:
+    """TLS towards `host`, with what an administrator put into certs.d/HOST (ca.crt, client.cert and client.key)."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    folder = CERTIFICATES / host
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".crt":
+                context.load_verify_locations(path)
+            elif path.suffix == ".cert":
+                context.load_cert_chain(path, path.with_suffix(".key"))
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def decode_auth(header: str | None) -> dict[str, str]:
+    """The X-Registry-Auth header: base64url JSON of username, password, identitytoken, registrytoken.
+
+    What cannot be read is no authentication, as in dockerd.
+    """
+    import base64
+    import binascii
+
+    import orjson
+
+    if not header:
+        return {}
+    try:
+        loaded: Any = orjson.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+    except (binascii.Error, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in loaded.items() if v} if isinstance(loaded, dict) else {}
