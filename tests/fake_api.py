@@ -95,7 +95,7 @@ class FakeAPI(Client):
 
     # -- the client's two doors
 
-    async def call(self, method, path, query=None, body=None, *, content_type="application/json"):  # type: ignore[no-untyped-def]
+    async def call(self, method, path, query=None, body=None, *, content_type="application/json", accept=""):  # type: ignore[no-untyped-def]
         await asyncio.sleep(0)
         self.calls.append((method, path))
         body = copy(body) if body is not None else None
@@ -211,8 +211,8 @@ class FakeAPI(Client):
         new = copy(obj)
         if sub == "status":
             new["status"] = body.get("status", {})
-            if key[1] == "namespaces":
-                new["metadata"] = obj["metadata"]
+            if "annotations" in body["metadata"]:  # as upstream's strategies: spec and labels stay
+                new["metadata"]["annotations"] = body["metadata"]["annotations"]
         elif sub == "finalize":
             new["spec"] = body.get("spec", {})
         elif sub == "scale":

@@ -23,6 +23,7 @@ WATCH_SECONDS = (
     300  # the shortest that we ask a watch to last; up to twice that, so that watches end at different times
 )
 WATCH_SLACK_SECONDS = 30.0
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 BACKOFF_START, BACKOFF_END = 0.1, 30.0
 
 
@@ -86,8 +87,11 @@ class Informer:
         field_selector: str = "",
         indexers: dict[str, IndexFunction] | None = None,
         transform: Callable[[Object], Object] = strip_managed_fields,
+        accept: str = "",
     ) -> None:
+        """accept: METADATA_ONLY for a copy that knows only the objects' metadata, and is that much smaller."""
         self.client = client
+        self.accept = accept
         self.resource = resource
         self.namespace = namespace
         self.label_selector = label_selector
@@ -155,6 +159,7 @@ class Informer:
             label_selector=self.label_selector,
             field_selector=self.field_selector,
             resource_version="0" if stale else "",
+            accept=self.accept.replace("PartialObjectMetadata", "PartialObjectMetadataList"),
         )
         items: list[Object] = answer["items"]
         answer["items"] = ()
@@ -177,6 +182,7 @@ class Informer:
             label_selector=self.label_selector,
             field_selector=self.field_selector,
             timeout_seconds=seconds,
+            accept=self.accept,
         )
         try:
             async with asyncio.timeout(seconds + WATCH_SLACK_SECONDS):
@@ -196,7 +202,7 @@ class Informer:
 
     def _changed(self, obj: Object) -> None:
         # Items of a list carry no kind of their own; with it, events and owner references need no look-up.
-        if "kind" not in obj and self.resource.kind:
+        if self.resource.kind and (self.accept or "kind" not in obj):
             obj["kind"] = self.resource.kind
             obj["apiVersion"] = self.resource.api_version
         key = key_of(obj)

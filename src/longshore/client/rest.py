@@ -41,7 +41,7 @@ class Client:
     def __init__(self, config: Config, *, user_agent: str = "longshore", timeout: float = 60.0) -> None:
         self.config = config
         self.timeout = timeout
-        headers = [("accept", "application/json"), ("user-agent", user_agent)]
+        headers = [("user-agent", user_agent)]
         if config.impersonate:
             headers.append(("impersonate-user", config.impersonate))
         self.http = HTTPClient(ssl=config.ssl_context(), headers=headers, server_hostname=config.server_name or None)
@@ -68,6 +68,7 @@ class Client:
         field_selector: str = "",
         resource_version: str = "",
         limit: int = 0,
+        accept: str = "",
     ) -> Object:
         """Read a whole collection: the List object with all pages' items joined.
 
@@ -81,11 +82,11 @@ class Client:
             "limit": str(limit) if limit else "",
         }
         path = resource.path(namespace)
-        answer = await self.call("GET", path, query)
+        answer = await self.call("GET", path, query, accept=accept)
         items: list[Object] = answer.get("items") or []
         token = answer.get("metadata", {}).get("continue")
         while token:
-            page = await self.call("GET", path, {**query, "resourceVersion": "", "continue": token})
+            page = await self.call("GET", path, {**query, "resourceVersion": "", "continue": token}, accept=accept)
             items.extend(page.get("items") or [])
             answer["metadata"] = page.get("metadata", {})
             token = answer["metadata"].get("continue")
@@ -175,6 +176,7 @@ class Client:
         field_selector: str = "",
         timeout_seconds: int = 0,
         bookmarks: bool = True,
+        accept: str = "",
     ) -> AsyncIterator[list_[tuple[str, Object]]]:
         """Stream changes after resource_version, in order: batches of (type, object), one batch per network read.
 
@@ -190,7 +192,7 @@ class Client:
             "timeoutSeconds": str(timeout_seconds) if timeout_seconds else "",
             "allowWatchBookmarks": "true" if bookmarks else "",
         }
-        response = await self.send("GET", resource.path(namespace), query, stream=True)
+        response = await self.send("GET", resource.path(namespace), query, accept=accept, stream=True)
         rest = b""
         try:
             async for chunk in response.chunks():
@@ -229,9 +231,13 @@ class Client:
         body: Any = None,
         *,
         content_type: str = "application/json",
+        accept: str = "",
     ) -> Object:
-        """One request with a JSON body and a JSON answer. query: empty values are left out."""
-        response = await self.send(method, path, query, body, content_type=content_type)
+        """One request with a JSON body and a JSON answer. query: empty values are left out.
+
+        accept: another media type than plain JSON (Tables, PartialObjectMetadata, aggregated discovery).
+        """
+        response = await self.send(method, path, query, body, content_type=content_type, accept=accept)
         data = await response.read()
         if not data:
             return {}
@@ -253,6 +259,7 @@ class Client:
         body: Any = None,
         *,
         content_type: str = "application/json",
+        accept: str = "",
         stream: bool = False,
     ) -> ClientResponse:
         """Send a request and return the answer's head; StatusError when its status is 400 or above."""
@@ -265,6 +272,7 @@ class Client:
         authorization = self.config.authorization()
         if authorization:
             headers.append(("authorization", authorization))
+        headers.append(("accept", accept or "application/json"))
         data: bytes | None = None
         if body is not None:
             data = body if isinstance(body, bytes) else orjson.dumps(body)

@@ -45,6 +45,7 @@ class AccountClient(Client):
         body: Any = None,
         *,
         content_type: str = "application/json",
+        accept: str = "",
         stream: bool = False,
     ) -> ClientResponse:
         if time.time() >= self._renew_at:
@@ -52,7 +53,9 @@ class AccountClient(Client):
                 if time.time() >= self._renew_at:
                     await self._mint()
         try:
-            return await super().send(method, path, query, body, content_type=content_type, stream=stream)
+            return await super().send(
+                method, path, query, body, content_type=content_type, accept=accept, stream=stream
+            )
         except StatusError as error:
             if error.code == 401:
                 self._renew_at = 0.0  # the account was made anew, or the signing key changed

@@ -1,0 +1,50 @@
+"""The one list of controllers, in the order in which they are started, with upstream's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from longshore.master.controllers.base import Controller
+from longshore.master.controllers.deployment import DeploymentController
+from longshore.master.controllers.endpoints import EndpointsController
+from longshore.master.controllers.endpointslice import EndpointSliceController
+from longshore.master.controllers.namespace import NamespaceController
+from longshore.master.controllers.nodeipam import NodeIPAMController
+from longshore.master.controllers.replicaset import ReplicaSetController
+from longshore.master.controllers.replicationcontroller import ReplicationControllerController
+from longshore.master.controllers.serviceaccount import RootCAPublisher, ServiceAccountController
+
+CONTROLLERS: tuple[type[Controller], ...] = (
+    ServiceAccountController,
+    RootCAPublisher,
+    NodeIPAMController,
+    ReplicaSetController,
+    DeploymentController,
+    EndpointsController,
+    EndpointSliceController,
+    NamespaceController,
+    ReplicationControllerController,
+)
+
+NAMES: dict[str, type[Controller]] = {c.name: c for c in CONTROLLERS}
+SHORT: dict[str, str] = {c.name.removesuffix("-controller"): c.name for c in CONTROLLERS}
+
+
+def chosen(wanted: Iterable[str], off: Iterable[str] = ()) -> list[type[Controller]]:
+    """The controllers that --controllers asks for.
+
+    wanted: '*' for all but those that are off by default, NAME for one, -NAME for not that one; upstream's short
+    aliases (without -controller) are understood. Raises ValueError for a name that does not exist.
+    """
+    entries = list(wanted)
+    named: dict[str, bool] = {}
+    for entry in entries:
+        if entry == "*":
+            continue
+        name = entry.removeprefix("-")
+        name = SHORT.get(name, name)
+        if name not in NAMES:
+            raise ValueError(f'"{name}" is not in the list of known controllers')
+        named[name] = not entry.startswith("-")
+    everything, absent = "*" in entries, frozenset(off)
+    return [c for c in CONTROLLERS if named.get(c.name, everything and c.name not in absent)]

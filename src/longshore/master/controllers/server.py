@@ -1,0 +1,110 @@
+"""The controller manager's process entry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+
+from longshore.client.config import Config, load
+from longshore.client.leader import LeaderElection
+from longshore.client.rest import Client
+from longshore.machinery.errors import StatusError
+from longshore.master.controllers.accounts import Accounts
+from longshore.master.controllers.base import Context, Controller
+from longshore.master.controllers.options import Options
+from longshore.master.controllers.registry import chosen
+
+log = logging.getLogger("longshore.controllers")
+
+READY_PAUSE_SECONDS = 0.1
+RESTART_SECONDS = 1.0
+
+
+async def serve(
+    *,
+    kubeconfig: str | os.PathLike[str] | Config | None = None,
+    options: Options | None = None,
+    leader_elect: bool = False,
+    identity: str = "",
+    lease_name: str = "kube-controller-manager",
+    ready: asyncio.Event | None = None,
+) -> None:
+    """Run the controllers until cancelled.
+
+    kubeconfig: a file, or a Config (identity system:kube-controller-manager). leader_elect: wait for the Lease
+    kube-system/`lease_name` first, and stop when it is lost. identity: who we are in that lease; a stable one lets a
+    restarted process go on at once. ready: set when all informers have synced and the controllers work.
+    Raises ConfigError, ValueError (an unknown controller), StatusError (not allowed to).
+    """
+    options = options or Options()
+    classes = chosen(options.controllers, options.disabled_by_default)
+    config = kubeconfig if isinstance(kubeconfig, Config) else load(kubeconfig)
+    client = Client(config, user_agent="longshore-controller-manager")
+    accounts = Accounts(client) if options.service_accounts else None
+    try:
+        await wait_for_server(client)
+
+        async def lead() -> None:
+            await _run(client, options, accounts, classes, ready)
+
+        if not leader_elect:
+            await lead()
+        else:
+            who = identity or f"{socket.gethostname()}_{uuid.uuid4()}"
+            await LeaderElection(client, lease_name, who).run(lead)
+    finally:
+        if accounts is not None:
+            await accounts.close()
+        await client.close()
+
+
+async def wait_for_server(client: Client) -> None:
+    """Return when the API server says that it is ready. Asked often: it is a start-up of a second, not a wait."""
+    while True:
+        try:
+            await client.raw("GET", "/readyz")
+            return
+        except StatusError as error:
+            if error.code in (401, 403):
+                return  # it serves, and its health is not ours to read
+        except (OSError, TimeoutError) as error:
+            log.debug("API server: %s", error)
+        await asyncio.sleep(READY_PAUSE_SECONDS)
+
+
+async def _run(
+    client: Client,
+    options: Options,
+    accounts: Accounts | None,
+    classes: list[type[Controller]],
+    ready: asyncio.Event | None,
+) -> None:
+    context = Context(client, options, accounts)
+    controllers = [cls(context) for cls in classes]
+    context.informers.start()
+    tasks = [asyncio.create_task(_keep(c), name=c.name) for c in controllers]
+    try:
+        await context.informers.wait_synced()
+        log.info("%d controllers work", len(controllers))
+        if ready is not None:
+            ready.set()
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await context.stop()
+
+
+async def _keep(controller: Controller) -> None:
+    """A controller that falls over is told in the log and goes on."""
+    while True:
+        try:
+            await controller.run()
+            return
+        except Exception:
+            log.exception("%s stopped", controller.name)
+            await asyncio.sleep(RESTART_SECONDS)
