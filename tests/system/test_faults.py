@@ -124,7 +124,7 @@ def test_what_was_acknowledged_is_there_after_the_api_server_was_killed(shop):
 
 
 def test_a_pod_deleted_while_the_node_part_is_away_is_cleaned_up(shop):
-    shop.kubectl("run", "leaver", "-n", "shop", "--image=busybox", "--", "sleep", "1000")
+    shop.kubectl("run", "leaver", "-n", "shop", "--image=busybox", "--", "sleep", "987123")
     shop.kubectl("wait", "pod/leaver", "-n", "shop", "--for=condition=Ready", "--timeout=30s")
     node = shop.pid("node")
     os.kill(node, signal.SIGSTOP)
@@ -132,7 +132,7 @@ def test_a_pod_deleted_while_the_node_part_is_away_is_cleaned_up(shop):
         shop.kubectl("delete", "pod", "leaver", "-n", "shop", "--force", "--grace-period=0", "--wait=false")
     finally:
         os.kill(node, signal.SIGKILL)
-    eventually(lambda: b"sleep\x001000" not in b"".join(cmdline(p) for p in Path("/proc").glob("[0-9]*")))
+    eventually(lambda: b"sleep\x00987123" not in b"".join(cmdline(p) for p in Path("/proc").glob("[0-9]*")))
 
 
 def cmdline(process: Path) -> bytes:
@@ -192,13 +192,13 @@ def inside(process: Path, shop) -> bool:
 
 
 def test_down_leaves_nothing_behind(shop):
-    shop.docker("run", "-d", "--name", "side", "busybox", "sleep", "1000")
+    shop.docker("run", "-d", "--name", "side", "busybox", "sleep", "987124")
     shop.docker("network", "create", "sidenet")
     shop.down()
     mine = str(shop.folder)
     left = [p.name for p in Path("/proc").glob("[0-9]*") if p.name != str(os.getpid()) and mine.encode() in cmdline(p)]
     assert left == []
-    assert not [p for p in Path("/proc").glob("[0-9]*") if b"sleep\x001000" in cmdline(p)]
+    assert not [p for p in Path("/proc").glob("[0-9]*") if b"sleep\x00987124" in cmdline(p)]
     assert mine not in Path("/proc/self/mountinfo").read_text()
     links = {
         link["ifname"]
