@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 from dataclasses import dataclass
+from enum import Enum
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -48,6 +49,13 @@ class Close:
 
 
 Event = Message | Ping | Pong | Close
+
+
+class _More(Enum):
+    MORE = 0
+
+
+MORE = _More.MORE  # the frame is not all there yet
 
 
 def new_key() -> str:
@@ -122,16 +130,16 @@ class Receiver:
         events: list[Event] = []
         while not self.closed:
             event = self._frame()
-            if event is False:
+            if event is MORE:
                 break
-            if event is not None:
+            if isinstance(event, Message | Ping | Pong | Close):
                 events.append(event)
         return events
 
-    def _frame(self) -> Event | bool | None:
+    def _frame(self) -> Event | _More | None:
         buffer = self._buffer
         if len(buffer) < 2:
-            return False
+            return MORE
         first, second = buffer[0], buffer[1]
         opcode, fin, masked, length = first & 0x0F, bool(first & 0x80), bool(second & 0x80), second & 0x7F
         if first & 0x70:
@@ -146,12 +154,12 @@ class Receiver:
                 raise WebSocketError(PROTOCOL_ERROR, "control frame is fragmented or too long")
         elif length == 126:
             if len(buffer) < 4:
-                return False
+                return MORE
             (length,) = struct.unpack_from("!H", buffer, 2)
             pos = 4
         elif length == 127:
             if len(buffer) < 10:
-                return False
+                return MORE
             (length,) = struct.unpack_from("!Q", buffer, 2)
             pos = 10
         if opcode < CLOSE and self._size + length > self._limit:
@@ -162,7 +170,7 @@ class Receiver:
             raise WebSocketError(PROTOCOL_ERROR, "continuation without a message")
         start = pos + 4 if masked else pos
         if len(buffer) < start + length:
-            return False
+            return MORE
         payload = bytes(buffer[start : start + length])
         if masked:
             payload = mask(payload, bytes(buffer[pos:start]))
