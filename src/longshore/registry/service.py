@@ -1,0 +1,494 @@
+"""The endpoints of OCI distribution 1.1. Source: distribution-spec spec.md, "API" and "Endpoints"."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from longshore.machinery.http import BodyTooLarge, Request, Response
+from longshore.registry import manifests, page
+from longshore.registry.auth import Access
+from longshore.registry.errors import RegistryError
+from longshore.registry.storage import Manifest, Storage, digest_of, is_digest
+from longshore.registry.uploads import Uploads
+
+MANIFEST_LIMIT = 4 << 20
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_ROUTE = re.compile(
+    r"/v2/(?P<name>.+?)/(?:(?P<manifests>manifests)/(?P<reference>[^/]+)|(?P<uploads>blobs/uploads)/?(?P<upload>[^/]*)"
+    r"|(?P<blobs>blobs)/(?P<digest>[^/]+)|(?P<tags>tags)/list|(?P<referrers>referrers)/(?P<subject>[^/]+))",
+    re.DOTALL,
+)
+_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
+_PAGE = 1000
+_PIECE = 1 << 20
+
+Answer = Response | None
+
+
+class Service:
+    """Answers requests from a storage.
+
+    access: who may do what. read_only: pushes and deletes are refused (UNSUPPORTED). metrics: figures are kept there.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        access: Access | None = None,
+        read_only: bool = False,
+        blob_limit: int | None = None,
+        metrics: CollectorRegistry | None = None,
+    ) -> None:
+        self.storage = storage
+        self.access = access or Access()
+        self.read_only = read_only
+        self.uploads = Uploads(storage, limit=blob_limit)
+        self.metrics = metrics or CollectorRegistry()
+        self._requests = Counter(
+            "registry_http_requests",
+            "Requests by route, method and code.",
+            ["handler", "method", "code"],
+            registry=self.metrics,
+        )
+        self._received = Counter(
+            "registry_storage_blob_bytes_received", "Bytes of blobs taken in.", registry=self.metrics
+        )
+        self._sent = Counter("registry_storage_blob_bytes_sent", "Bytes of blobs handed out.", registry=self.metrics)
+        self._duration = Histogram(
+            "registry_http_request_duration_seconds", "Time to answer.", ["handler"], registry=self.metrics
+        )
+
+    # -- routing -------------------------------------------------------------------------------------------------
+
+    async def handle(self, request: Request) -> Answer:
+        """One request; refusals become the protocol's error bodies."""
+        started = asyncio.get_running_loop().time()
+        label = "other"
+        status = 200
+        try:
+            label, answer = self._route(request)
+            response = await answer
+            if response is not None:
+                status = response.status
+        except RegistryError as error:
+            response = error.response()
+            status = response.status
+        except BodyTooLarge:
+            response = RegistryError("SIZE_INVALID", "the body is too large", status=413).response()
+            status = 413
+        except ConnectionError:
+            return None
+        self._requests.labels(label, request.method, str(status)).inc()
+        self._duration.labels(label).observe(asyncio.get_running_loop().time() - started)
+        if response is not None and request.path.startswith("/v2"):
+            response.headers = (*response.headers, _VERSION)
+        return response
+
+    def _route(self, request: Request) -> tuple[str, Awaitable[Answer]]:
+        path = request.path
+        if path in ("/v2/", "/v2"):
+            return "base", self._base(request)
+        if path == "/v2/_catalog":
+            return "catalog", self._catalog(request)
+        if path == "/metrics":
+            return "metrics", self._metrics(request)
+        if path == "/token" and self.access.token_realm == "own":
+            return "token", self._token(request)
+        if path in ("/", "/index.html") or path.startswith("/repository/"):
+            return "page", page.handle(self, request)
+        found = _ROUTE.fullmatch(path)
+        if not found:
+            raise RegistryError("UNSUPPORTED", status=404, message="404 page not found")
+        name = found["name"]
+        if not _NAME.fullmatch(name) or len(name) > 255:
+            raise RegistryError("NAME_INVALID", {"name": name[:300]})
+        table: dict[str, Callable[[Request, str, Any], Awaitable[Answer]]]
+        if found["manifests"]:
+            label, argument = "manifest", found["reference"]
+            table = {
+                "GET": self._get_manifest,
+                "HEAD": self._get_manifest,
+                "PUT": self._put_manifest,
+                "DELETE": self._delete_manifest,
+            }
+        elif found["uploads"]:
+            label, argument = "blob-upload", found["upload"]
+            if argument:
+                table = {
+                    "GET": self._upload_status,
+                    "PATCH": self._patch_upload,
+                    "PUT": self._finish_upload,
+                    "DELETE": self._cancel_upload,
+                }
+            else:
+                table = {"POST": self._begin_upload}
+        elif found["blobs"]:
+            label, argument = "blob", found["digest"]
+            table = {"GET": self._get_blob, "HEAD": self._get_blob, "DELETE": self._delete_blob}
+        elif found["tags"]:
+            label, argument = "tags", None
+            table = {"GET": self._tags}
+        else:
+            label, argument = "referrers", found["subject"]
+            table = {"GET": self._referrers}
+        handler = table.get(request.method)
+        if handler is None:
+            raise RegistryError("UNSUPPORTED", headers=(("Allow", ", ".join(table)),))
+        return label, self._guarded(handler, request, name, argument)
+
+    async def _guarded(
+        self, handler: Callable[[Request, str, Any], Awaitable[Answer]], request: Request, name: str, argument: Any
+    ) -> Answer:
+        actions = {"GET": ("pull",), "HEAD": ("pull",), "DELETE": ("delete",)}.get(request.method, ("pull", "push"))
+        if "/blobs/uploads" in request.path and request.method in ("GET", "DELETE"):
+            actions = ("pull", "push")
+        await self.access.check(request, name, actions, self.base(request))
+        if self.read_only and request.method not in ("GET", "HEAD"):
+            raise RegistryError("UNSUPPORTED", "the registry is read-only")
+        return await handler(request, name, argument)
+
+    @staticmethod
+    def base(request: Request) -> str:
+        """This registry's URL as the client reached it (through a proxy that says so)."""
+        scheme = request.headers.get("X-Forwarded-Proto") or ("https" if request.peer.tls else "http")
+        host = request.headers.get("X-Forwarded-Host") or request.headers.get("Host") or "localhost"
+        return f"{scheme.partition(',')[0].strip()}://{host.partition(',')[0].strip()}"
+
+    # -- the registry itself -------------------------------------------------------------------------------------
+
+    async def _base(self, request: Request) -> Answer:
+        await self.access.check(request, "", (), self.base(request))
+        if request.method not in ("GET", "HEAD"):
+            raise RegistryError("UNSUPPORTED")
+        return Response(200, b"{}", content_type="application/json")
+
+    async def _token(self, request: Request) -> Answer:
+        return Response.json(await self.access.issue(request))
+
+    async def _metrics(self, request: Request) -> Answer:
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return Response(200, generate_latest(self.metrics), content_type=CONTENT_TYPE_LATEST)
+
+    @staticmethod
+    def _limit(request: Request) -> int:
+        text = request.param("n")
+        if not text:
+            return _PAGE
+        if not text.isdigit():
+            raise RegistryError("PAGINATION_NUMBER_INVALID", {"n": text[:100]})
+        return min(int(text), 10 * _PAGE)
+
+    async def _catalog(self, request: Request) -> Answer:
+        if request.method != "GET":
+            raise RegistryError("UNSUPPORTED")
+        user = await self.access.check(request, "", (), self.base(request))
+        limit = self._limit(request)
+        found = self.storage.repositories(request.param("last"), limit + 1)
+        headers: list[tuple[str, str]] = []
+        if len(found) > limit:
+            found = found[:limit]
+            last = quote(found[-1] if found else "", safe="")
+            headers.append(("Link", f'</v2/_catalog?last={last}&n={limit}>; rel="next"'))
+        shown = [name for name in found if self.access.open or self.access.allowed(user, name, "pull")]
+        return Response.json({"repositories": shown}, headers=headers)
+
+    async def _tags(self, request: Request, name: str, _: Any) -> Answer:
+        if not self.storage.exists(name):
+            raise RegistryError("NAME_UNKNOWN", {"name": name})
+        limit = self._limit(request)
+        found = self.storage.tags(name, request.param("last"), limit + 1)
+        headers: list[tuple[str, str]] = []
+        if len(found) > limit:
+            found = found[:limit]
+            if found:
+                link = f'</v2/{name}/tags/list?last={quote(found[-1], safe="")}&n={limit}>; rel="next"'
+                headers.append(("Link", link))
+        return Response.json({"name": name, "tags": found}, headers=headers)
+
+    async def _referrers(self, request: Request, name: str, subject: str) -> Answer:
+        if not is_digest(subject):
+            raise RegistryError("DIGEST_INVALID", {"digest": subject[:200]})
+        wanted = request.param("artifactType")
+        entries: list[dict[str, Any]] = []
+        for digest, media, artifact, notes, size in self.storage.referrers(name, subject):
+            if wanted and artifact != wanted:
+                continue
+            entry: dict[str, Any] = {"mediaType": media, "digest": digest, "size": size}
+            if artifact:
+                entry["artifactType"] = artifact
+            if notes:
+                entry["annotations"] = orjson.loads(notes)
+            entries.append(entry)
+        body = orjson.dumps({"schemaVersion": 2, "mediaType": manifests.OCI_INDEX, "manifests": entries})
+        headers = [("OCI-Filters-Applied", "artifactType")] if wanted else []
+        return Response(200, body, headers, manifests.OCI_INDEX)
+
+    # -- manifests -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _reference(reference: str) -> None:
+        if ":" in reference:
+            if not is_digest(reference):
+                raise RegistryError("DIGEST_INVALID", {"digest": reference[:200]})
+        elif not _TAG.fullmatch(reference):
+            raise RegistryError("TAG_INVALID", {"tag": reference[:200]}, message="manifest tag is invalid")
+
+    async def _get_manifest(self, request: Request, name: str, reference: str) -> Answer:
+        if ":" not in reference and not _TAG.fullmatch(reference):
+            raise RegistryError("MANIFEST_UNKNOWN", {"Tag": reference[:200]})
+        self._reference(reference)
+        found = self.storage.manifest(name, reference)
+        if found is None:
+            raise RegistryError("MANIFEST_UNKNOWN", {"Tag" if ":" not in reference else "Digest": reference})
+        if found.media in manifests.INDEXES and ":" not in reference:
+            found = self._for_old_client(request, name, found)
+        etag = f'"{found.digest}"'
+        headers = [("Docker-Content-Digest", found.digest), ("ETag", etag)]
+        if etag in (request.headers.get("If-None-Match") or ""):
+            return Response(304, b"", headers)
+        if request.method == "HEAD":
+            await self._head(request, headers, len(found.body), found.media)
+            return None
+        return Response(200, found.body, headers, found.media)
+
+    def _for_old_client(self, request: Request, name: str, found: Manifest) -> Manifest:
+        """A client that knows image manifests but no index gets linux/amd64's, as from the reference registry."""
+        accepts = {
+            part.partition(";")[0].strip() for value in request.headers.getall("Accept") for part in value.split(",")
+        }
+        if not accepts or accepts & {"*/*", "application/*", found.media} or not accepts & set(manifests.KNOWN):
+            return found
+        for entry in orjson.loads(found.body).get("manifests") or []:
+            of = entry.get("platform") or {}
+            if of.get("os") == "linux" and of.get("architecture") == "amd64":
+                return self.storage.manifest(name, entry["digest"]) or found
+        return found
+
+    @staticmethod
+    async def _head(request: Request, headers: list[tuple[str, str]], size: int, media: str) -> None:
+        await request.start(200, [*headers, ("Content-Type", media), ("Content-Length", str(size)), _VERSION])
+
+    async def _put_manifest(self, request: Request, name: str, reference: str) -> Answer:
+        self._reference(reference)
+        body = await request.read(MANIFEST_LIMIT)
+        content_type = (request.headers.get("Content-Type") or "").partition(";")[0].strip()
+        facts = manifests.read(body, content_type)
+        by_digest = ":" in reference
+        digest = digest_of(body, reference.partition(":")[0] if by_digest else "sha256")
+        if by_digest and digest != reference:
+            raise RegistryError("DIGEST_INVALID", {"Digest": reference})
+        # An index may name platforms that were left out; an image without its layers is of no use to anybody.
+        missing = self.storage.missing(name, facts.blobs, facts.manifests)
+        if missing:
+            raise RegistryError("MANIFEST_BLOB_UNKNOWN", {"Digest": missing[0]}, status=404)
+        self.storage.put_manifest(
+            name,
+            "" if by_digest else reference,
+            Manifest(digest, facts.media, body),
+            needs=facts.blobs + facts.manifests,
+            subject=facts.subject,
+            artifact=facts.artifact,
+            annotations=orjson.dumps(facts.annotations) if facts.annotations else b"",
+        )
+        headers = [("Location", f"/v2/{name}/manifests/{digest}"), ("Docker-Content-Digest", digest)]
+        if facts.subject:
+            headers.append(("OCI-Subject", facts.subject))
+        return Response(201, b"", headers)
+
+    async def _delete_manifest(self, request: Request, name: str, reference: str) -> Answer:
+        self._reference(reference)
+        done = (
+            self.storage.delete_manifest(name, reference)
+            if ":" in reference
+            else self.storage.delete_tag(name, reference)
+        )
+        if not done:
+            raise RegistryError("MANIFEST_UNKNOWN", {"Reference": reference})
+        return Response(202)
+
+    # -- blobs ---------------------------------------------------------------------------------------------------
+
+    async def _get_blob(self, request: Request, name: str, digest: str) -> Answer:
+        if not is_digest(digest):
+            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
+        size = self.storage.blob_size(name, digest, touch=request.method == "HEAD")
+        if size is None:
+            raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
+        headers = [
+            ("Docker-Content-Digest", digest),
+            ("ETag", f'"{digest}"'),
+            ("Accept-Ranges", "bytes"),
+            ("Cache-Control", "max-age=31536000"),
+            ("Content-Type", "application/octet-stream"),
+            _VERSION,
+        ]
+        if f'"{digest}"' in (request.headers.get("If-None-Match") or ""):
+            return Response(304, b"", headers[:2])
+        first, last, status = 0, size - 1, 200
+        wanted = request.headers.get("Range")
+        if wanted:
+            span = parse_range(wanted, size)
+            if span is not None:
+                first, last = span
+                status = 206
+                headers.append(("Content-Range", f"bytes {first}-{last}/{size}"))
+        headers.append(("Content-Length", str(last - first + 1)))
+        writer = await request.start(status, headers)
+        if request.method == "HEAD":
+            return None
+        fd = os.open(self.storage.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            offset = first
+            while offset <= last:
+                data = await asyncio.to_thread(os.pread, fd, min(_PIECE, last + 1 - offset), offset)
+                if not data:
+                    raise OSError(5, f"blob {digest} is shorter than it should be")
+                writer.write(data)
+                await writer.drain()
+                offset += len(data)
+                self._sent.inc(len(data))
+        finally:
+            os.close(fd)
+        return None
+
+    async def _delete_blob(self, request: Request, name: str, digest: str) -> Answer:
+        if not is_digest(digest):
+            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
+        if not self.storage.unlink(name, digest):
+            raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
+        return Response(202)
+
+    # -- uploads -------------------------------------------------------------------------------------------------
+
+    async def _begin_upload(self, request: Request, name: str, _: Any) -> Answer:
+        mount = request.param("mount")
+        if mount:
+            source = request.param("from")
+            if not is_digest(mount):
+                raise RegistryError("DIGEST_INVALID", {"digest": mount[:200]})
+            if await self._may_mount(request, source) and self.storage.mount(name, source, mount):
+                headers = [("Location", f"/v2/{name}/blobs/{mount}"), ("Docker-Content-Digest", mount)]
+                return Response(201, b"", headers)
+        digest = request.param("digest")
+        if digest and not is_digest(digest):
+            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
+        upload_id = self.uploads.begin(name)
+        if not digest:
+            return self._accepted(name, upload_id, 0)
+        upload = await self.uploads.get(name, upload_id)
+        return await self._complete(request, name, upload_id, upload, digest)
+
+    async def _may_mount(self, request: Request, source: str) -> bool:
+        """Blobs of repositories that the user may not read are not to be had by mounting them."""
+        if self.access.open:
+            return True
+        if not source:
+            return False
+        try:
+            await self.access.check(request, source, ("pull",), self.base(request))
+        except RegistryError:
+            return False
+        return True
+
+    @staticmethod
+    def _accepted(name: str, upload_id: str, offset: int, status: int = 202) -> Response:
+        return Response(
+            status,
+            b"",
+            (
+                ("Location", f"/v2/{name}/blobs/uploads/{upload_id}"),
+                ("Range", f"0-{max(0, offset - 1)}"),
+                ("Docker-Upload-UUID", upload_id),
+            ),
+        )
+
+    async def _upload_status(self, request: Request, name: str, upload_id: str) -> Answer:
+        upload = await self.uploads.get(name, upload_id)
+        return self._accepted(name, upload_id, upload.offset, 204)
+
+    async def _patch_upload(self, request: Request, name: str, upload_id: str) -> Answer:
+        upload = await self.uploads.get(name, upload_id)
+        async with upload.lock:
+            self._in_order(request, name, upload_id, upload.offset)
+            before = upload.offset
+            try:
+                await self.uploads.append(upload, request.chunks())
+            finally:
+                self._received.inc(upload.offset - before)
+            length = request.content_length
+            if length is not None and upload.offset - before != length:
+                raise RegistryError("SIZE_INVALID")
+        return self._accepted(name, upload_id, upload.offset)
+
+    def _in_order(self, request: Request, name: str, upload_id: str, offset: int) -> None:
+        """A chunk that does not begin where the upload ends is refused, with where it ends. Raises RegistryError."""
+        text = request.headers.get("Content-Range")
+        if not text:
+            return
+        found = re.fullmatch(r"(?:bytes\s+)?(\d+)-(\d+)(?:/(?:\d+|\*))?", text.strip())
+        length = request.content_length
+        good = found is not None and int(found[1]) == offset and int(found[2]) >= int(found[1]) - 1
+        if good and found is not None and length is not None and length != int(found[2]) - int(found[1]) + 1:
+            raise RegistryError("SIZE_INVALID")
+        if not good:
+            raise RegistryError("RANGE_INVALID", headers=tuple(self._accepted(name, upload_id, offset).headers))
+
+    async def _finish_upload(self, request: Request, name: str, upload_id: str) -> Answer:
+        upload = await self.uploads.get(name, upload_id)
+        digest = request.param("digest")
+        if not is_digest(digest):
+            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200] or "missing"})
+        return await self._complete(request, name, upload_id, upload, digest)
+
+    async def _complete(self, request: Request, name: str, upload_id: str, upload: Any, digest: str) -> Answer:
+        async with upload.lock:
+            self._in_order(request, name, upload_id, upload.offset)
+            before = upload.offset
+            await self.uploads.append(upload, request.chunks())
+            self._received.inc(upload.offset - before)
+            await self.uploads.finish(upload_id, upload, digest)
+        headers = [("Location", f"/v2/{name}/blobs/{digest}"), ("Docker-Content-Digest", digest)]
+        return Response(201, b"", headers)
+
+    async def _cancel_upload(self, request: Request, name: str, upload_id: str) -> Answer:
+        upload = await self.uploads.get(name, upload_id)
+        async with upload.lock:
+            self.uploads.forget(upload_id, upload)
+        return Response(204)
+
+    def close(self) -> None:
+        self.uploads.close()
+        self.storage.close()
+
+
+def parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """(first, last) of one byte range; None: send all (several ranges, another unit). Raises RegistryError(416)."""
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", text.strip())
+    if not found or not (found[1] or found[2]):
+        return None
+    if found[1]:
+        first = int(found[1])
+        last = min(int(found[2]), size - 1) if found[2] else size - 1
+    else:
+        first, last = max(0, size - int(found[2])), size - 1
+    if first >= size or last < first:
+        raise RegistryError("RANGE_INVALID", headers=(("Content-Range", f"bytes */{size}"),))
+    return first, last
+
+
+def folder(path: str | Path) -> Storage:
+    """The storage of a data folder."""
+    return Storage(Path(path))

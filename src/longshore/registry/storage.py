@@ -1,0 +1,325 @@
+"""What a registry holds: blobs as files by their digest; repositories, manifests and tags in SQLite.
+
+A blob belongs to a repository by a link. Links carry the time when somebody last asked for the blob, so that garbage
+collection may run while clients are between "do you have this?" and the manifest that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blobs(digest TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS links(repository TEXT, digest TEXT, touched INTEGER NOT NULL, PRIMARY KEY(repository, digest))
+    WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS links_digest ON links(digest);
+CREATE TABLE IF NOT EXISTS manifests(
+    repository TEXT, digest TEXT, media TEXT NOT NULL, subject TEXT NOT NULL, artifact TEXT NOT NULL,
+    annotations BLOB NOT NULL, body BLOB NOT NULL, pushed INTEGER NOT NULL, PRIMARY KEY(repository, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS manifests_subject ON manifests(repository, subject);
+CREATE TABLE IF NOT EXISTS needs(repository TEXT, manifest TEXT, digest TEXT, PRIMARY KEY(repository, manifest, digest))
+    WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS needs_digest ON needs(repository, digest);
+CREATE TABLE IF NOT EXISTS tags(repository TEXT, tag TEXT, digest TEXT NOT NULL, PRIMARY KEY(repository, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uploads(id TEXT PRIMARY KEY, repository TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tags_digest ON tags(repository, digest);
+"""
+
+_DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}")
+
+
+def is_digest(text: str) -> bool:
+    """A well-formed digest of an algorithm that this registry can verify."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    digest: str
+    media: str
+    body: bytes
+
+
+class Storage:
+    """The content below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uploads = root / "uploads"
+        for folder in (self.uploads, root / "blobs" / "sha256", root / "blobs" / "sha512"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        with self.write() as connection:
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                connection.execute(statement)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self.root / "registry.db", isolation_level=None, timeout=30, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            self._local.connection = connection
+            self._all.append(connection)
+        return connection
+
+    def close(self) -> None:
+        for connection in self._all:
+            connection.close()
+        self._all.clear()
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, on disk when the block has ended."""
+        connection = self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def all(self, sql: str, *arguments: object) -> list[Any]:
+        return self._connect().execute(sql, arguments).fetchall()
+
+    def one(self, sql: str, *arguments: object) -> Any:
+        return self._connect().execute(sql, arguments).fetchone()
+
+    # -- blobs ---------------------------------------------------------------------------------------------------
+
+    def blob_path(self, digest: str) -> Path:
+        algorithm, _, text = digest.partition(":")
+        return self.root / "blobs" / algorithm / text[:2] / text
+
+    def blob_size(self, repository: str, digest: str, *, touch: bool = False) -> int | None:
+        """The length of a blob that the repository has, None where it has not. touch: it is about to be needed."""
+        row = self.one(
+            "SELECT blobs.size, links.touched FROM links JOIN blobs USING(digest) WHERE repository=? AND links.digest=?",
+            repository,
+            digest,
+        )
+        if row is None:
+            return None
+        now = int(time.time())
+        if touch and now - row[1] > 60:
+            with self.write() as connection:
+                connection.execute(
+                    "UPDATE links SET touched=? WHERE repository=? AND digest=?", (now, repository, digest)
+                )
+        return int(row[0])
+
+    def place(self, source: Path, fd: int, digest: str, repository: str, size: int) -> None:
+        """Give uploaded content its good name and the repository its link: flushed first, then in one transaction.
+
+        The file is renamed inside the transaction, so that garbage collection never meets one without its row.
+        """
+        os.fsync(fd)
+        target = self.blob_path(digest)
+        target.parent.mkdir(exist_ok=True)
+        with self.write() as connection:
+            os.rename(source, target)
+            for folder in (target.parent, target.parent.parent):
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+            connection.execute("INSERT OR IGNORE INTO blobs VALUES(?,?)", (digest, size))
+            connection.execute("INSERT OR REPLACE INTO links VALUES(?,?,?)", (repository, digest, int(time.time())))
+
+    def begin_upload(self, upload_id: str, repository: str) -> None:
+        with self.write() as connection:
+            connection.execute("INSERT INTO uploads VALUES(?,?)", (upload_id, repository))
+
+    def upload_repository(self, upload_id: str) -> str | None:
+        row = self.one("SELECT repository FROM uploads WHERE id=?", upload_id)
+        return row[0] if row else None
+
+    def end_upload(self, upload_id: str) -> None:
+        with self.write() as connection:
+            connection.execute("DELETE FROM uploads WHERE id=?", (upload_id,))
+
+    def mount(self, repository: str, source: str, digest: str) -> bool:
+        """Let `repository` have a blob of `source` ("": of any); False where there is none."""
+        with self.write() as connection:
+            if source:
+                row = connection.execute(
+                    "SELECT 1 FROM links WHERE repository=? AND digest=?", (source, digest)
+                ).fetchone()
+            else:
+                row = connection.execute("SELECT 1 FROM links WHERE digest=?", (digest,)).fetchone()
+            if row is None:
+                return False
+            connection.execute("INSERT OR REPLACE INTO links VALUES(?,?,?)", (repository, digest, int(time.time())))
+            return True
+
+    def unlink(self, repository: str, digest: str) -> bool:
+        with self.write() as connection:
+            done = connection.execute(
+                "DELETE FROM links WHERE repository=? AND digest=?", (repository, digest)
+            ).rowcount
+        return done > 0
+
+    # -- manifests -----------------------------------------------------------------------------------------------
+
+    def exists(self, repository: str) -> bool:
+        return (
+            self.one("SELECT 1 FROM manifests WHERE repository=? LIMIT 1", repository) is not None
+            or self.one("SELECT 1 FROM links WHERE repository=? LIMIT 1", repository) is not None
+        )
+
+    def manifest(self, repository: str, reference: str) -> Manifest | None:
+        """A manifest by tag or digest."""
+        if not is_digest(reference):
+            row = self.one("SELECT digest FROM tags WHERE repository=? AND tag=?", repository, reference)
+            if row is None:
+                return None
+            reference = row[0]
+        row = self.one(
+            "SELECT digest, media, body FROM manifests WHERE repository=? AND digest=?", repository, reference
+        )
+        return Manifest(*row) if row else None
+
+    def missing(self, repository: str, blobs: list[str], manifests: list[str]) -> list[str]:
+        """Those of the digests that the repository has not."""
+        gone = [digest for digest in blobs if self.blob_size(repository, digest) is None]
+        gone += [
+            digest
+            for digest in manifests
+            if self.one("SELECT 1 FROM manifests WHERE repository=? AND digest=?", repository, digest) is None
+        ]
+        return gone
+
+    def put_manifest(
+        self,
+        repository: str,
+        tag: str,
+        manifest: Manifest,
+        *,
+        needs: list[str],
+        subject: str = "",
+        artifact: str = "",
+        annotations: bytes = b"",
+    ) -> None:
+        with self.write() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO manifests VALUES(?,?,?,?,?,?,?,?)",
+                (
+                    repository,
+                    manifest.digest,
+                    manifest.media,
+                    subject,
+                    artifact,
+                    annotations,
+                    manifest.body,
+                    int(time.time()),
+                ),
+            )
+            connection.execute("DELETE FROM needs WHERE repository=? AND manifest=?", (repository, manifest.digest))
+            connection.executemany(
+                "INSERT OR IGNORE INTO needs VALUES(?,?,?)", [(repository, manifest.digest, digest) for digest in needs]
+            )
+            if tag:
+                connection.execute("INSERT OR REPLACE INTO tags VALUES(?,?,?)", (repository, tag, manifest.digest))
+
+    def delete_manifest(self, repository: str, digest: str) -> bool:
+        """Remove a manifest and the tags that mean it."""
+        with self.write() as connection:
+            done = connection.execute(
+                "DELETE FROM manifests WHERE repository=? AND digest=?", (repository, digest)
+            ).rowcount
+            connection.execute("DELETE FROM needs WHERE repository=? AND manifest=?", (repository, digest))
+            connection.execute("DELETE FROM tags WHERE repository=? AND digest=?", (repository, digest))
+        return done > 0
+
+    def delete_tag(self, repository: str, tag: str) -> bool:
+        with self.write() as connection:
+            return connection.execute("DELETE FROM tags WHERE repository=? AND tag=?", (repository, tag)).rowcount > 0
+
+    def tags(self, repository: str, last: str, limit: int) -> list[str]:
+        rows = self.all(
+            "SELECT tag FROM tags WHERE repository=? AND tag>? ORDER BY tag LIMIT ?", repository, last, limit
+        )
+        return [row[0] for row in rows]
+
+    def repositories(self, last: str, limit: int) -> list[str]:
+        rows = self.all(
+            "SELECT DISTINCT repository FROM manifests WHERE repository>? ORDER BY repository LIMIT ?", last, limit
+        )
+        return [row[0] for row in rows]
+
+    def referrers(self, repository: str, digest: str) -> list[tuple[str, str, str, bytes, int]]:
+        """(digest, media type, artifact type, annotations as JSON, size) of the manifests about `digest`."""
+        return [
+            tuple(row)
+            for row in self.all(
+                "SELECT digest, media, artifact, annotations, LENGTH(body) FROM manifests "
+                "WHERE repository=? AND subject=? ORDER BY pushed, digest",
+                repository,
+                digest,
+            )
+        ]
+
+    # -- garbage -------------------------------------------------------------------------------------------------
+
+    def collect(self, *, grace: int, untagged: bool = False, upload_grace: int = 86400) -> dict[str, int]:
+        """Remove what no manifest needs and nobody asked for within `grace` seconds; safe while the registry serves.
+
+        untagged: manifests without a tag, an index over them or a subject go too. Returns counts and bytes freed.
+        """
+        now = int(time.time())
+        manifests = links = blobs = freed = 0
+        if untagged:
+            with self.write() as connection:
+                rows = connection.execute(
+                    "SELECT repository, digest FROM manifests m WHERE pushed<? AND subject='' "
+                    "AND NOT EXISTS(SELECT 1 FROM tags t WHERE t.repository=m.repository AND t.digest=m.digest) "
+                    "AND NOT EXISTS(SELECT 1 FROM needs n WHERE n.repository=m.repository AND n.digest=m.digest)",
+                    (now - grace,),
+                ).fetchall()
+                for repository, digest in rows:
+                    connection.execute("DELETE FROM manifests WHERE repository=? AND digest=?", (repository, digest))
+                    connection.execute("DELETE FROM needs WHERE repository=? AND manifest=?", (repository, digest))
+                manifests = len(rows)
+        with self.write() as connection:
+            links = connection.execute(
+                "DELETE FROM links WHERE touched<? AND NOT EXISTS(SELECT 1 FROM needs n "
+                "WHERE n.repository=links.repository AND n.digest=links.digest)",
+                (now - grace,),
+            ).rowcount
+        rows = self.all(
+            "SELECT digest, size FROM blobs WHERE NOT EXISTS(SELECT 1 FROM links WHERE links.digest=blobs.digest)"
+        )
+        for digest, size in rows:
+            # One short transaction a blob: uploads go on in between, and one that brings the blob back is seen.
+            with self.write() as connection:
+                if connection.execute("SELECT 1 FROM links WHERE digest=? LIMIT 1", (digest,)).fetchone():
+                    continue
+                connection.execute("DELETE FROM blobs WHERE digest=?", (digest,))
+                self.blob_path(digest).unlink(missing_ok=True)
+            blobs, freed = blobs + 1, freed + size
+        for path in self.uploads.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < now - upload_grace:
+                    path.unlink()
+                    self.end_upload(path.name)
+        return {"manifests": manifests, "links": links, "blobs": blobs, "bytes": freed}
+
+
+def digest_of(body: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:" + hashlib.new(algorithm, body).hexdigest()

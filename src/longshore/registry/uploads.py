@@ -1,0 +1,136 @@
+"""Blobs on their way in: chunk after chunk, hashed as they come, resumable after a restart of the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from longshore.registry.errors import RegistryError
+from longshore.registry.storage import Storage
+
+_BATCH = 1 << 20
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class Upload:
+    """One upload's file and its digest so far."""
+
+    def __init__(self, path: Path, repository: str) -> None:
+        self.path, self.repository = path, repository
+        self.lock = asyncio.Lock()
+        self.hash = hashlib.sha256()
+        self.offset = 0
+        self.fd = -1
+
+    def open(self) -> None:
+        """Open the file; one that was begun before a restart is hashed again."""
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while data := os.read(self.fd, _BATCH):
+            self.hash.update(data)
+            self.offset += len(data)
+
+    def write(self, pieces: list[bytes]) -> None:
+        for data in pieces:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self.fd, view) :]
+            self.hash.update(data)
+            self.offset += len(data)
+
+    def digest(self, algorithm: str) -> str:
+        """The content's digest; sha512 is computed when somebody wants it."""
+        if algorithm == "sha256":
+            return "sha256:" + self.hash.hexdigest()
+        other = hashlib.new(algorithm)
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        while data := os.read(self.fd, _BATCH):
+            other.update(data)
+        return f"{algorithm}:" + other.hexdigest()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Uploads:
+    """All uploads of a registry, by id. quota: most bytes of one blob (None: no limit)."""
+
+    def __init__(self, storage: Storage, *, limit: int | None = None) -> None:
+        self._storage = storage
+        self._limit = limit
+        self._open: dict[str, Upload] = {}
+
+    def begin(self, repository: str) -> str:
+        """A new upload's id. It is remembered, so that it can be resumed after a restart."""
+        raw = secrets.token_hex(16)
+        upload_id = f"{raw[:8]}-{raw[8:12]}-4{raw[13:16]}-8{raw[17:20]}-{raw[20:]}"
+        path = self._storage.uploads / upload_id
+        upload = Upload(path, repository)
+        upload.open()
+        self._storage.begin_upload(upload_id, repository)
+        self._open[upload_id] = upload
+        return upload_id
+
+    async def get(self, repository: str, upload_id: str) -> Upload:
+        """An upload under way. Raises RegistryError(BLOB_UPLOAD_UNKNOWN)."""
+        found = self._open.get(upload_id)
+        if found is None:
+            path = self._storage.uploads / upload_id
+            if not _ID.fullmatch(upload_id) or self._storage.upload_repository(upload_id) != repository:
+                raise RegistryError("BLOB_UPLOAD_UNKNOWN")
+            if not path.exists():
+                raise RegistryError("BLOB_UPLOAD_UNKNOWN")
+            found = Upload(path, repository)
+            await asyncio.to_thread(found.open)
+            found = self._open.setdefault(upload_id, found)
+        if found.repository != repository or found.fd < 0:
+            raise RegistryError("BLOB_UPLOAD_UNKNOWN")
+        return found
+
+    async def append(self, upload: Upload, body: AsyncIterator[bytes]) -> None:
+        """Add what comes to the upload's end. What came before a connection broke is kept, for a resume."""
+        held: list[bytes] = []
+        size = 0
+        try:
+            async for data in body:
+                held.append(bytes(data))
+                size += len(data)
+                if self._limit is not None and upload.offset + size > self._limit:
+                    raise RegistryError("SIZE_INVALID", "the blob exceeds the registry's limit", status=413)
+                if size >= _BATCH:
+                    pieces, held, size = held, [], 0
+                    await asyncio.to_thread(upload.write, pieces)
+        finally:
+            if held:
+                await asyncio.shield(asyncio.to_thread(upload.write, held))
+
+    async def finish(self, upload_id: str, upload: Upload, digest: str) -> int:
+        """Verify and place the blob; its length. Raises RegistryError(DIGEST_INVALID), and the upload is gone then."""
+        algorithm = digest.partition(":")[0]
+        found = await asyncio.to_thread(upload.digest, algorithm)
+        size = upload.offset
+        try:
+            if found != digest:
+                raise RegistryError("DIGEST_INVALID", {"Digest": digest, "Reason": "content does not match"})
+            await asyncio.to_thread(self._storage.place, upload.path, upload.fd, digest, upload.repository, size)
+        finally:
+            self.forget(upload_id, upload)
+        return size
+
+    def forget(self, upload_id: str, upload: Upload) -> None:
+        """End an upload; what it has written under its own name goes."""
+        self._open.pop(upload_id, None)
+        upload.close()
+        upload.path.unlink(missing_ok=True)
+        self._storage.end_upload(upload_id)
+
+    def close(self) -> None:
+        for upload in self._open.values():
+            upload.close()
+        self._open.clear()
