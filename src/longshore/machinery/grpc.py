@@ -173,16 +173,16 @@ class Client:
             method.path, _cardinality(method), method.request, method.reply, timeout=timeout, metadata=self._metadata
         )
 
-    async def call(self, name: str, request: Any = None, *, timeout: float | None = None, **fields: Any) -> Any:
+    async def call(self, name: str, request: Any = None, *, deadline: float | None = None, **fields: Any) -> Any:
         """One unary RPC: a ready message, or the request's fields as keywords.
 
-        timeout: seconds. Raises RpcError (Status.UNAVAILABLE when the server cannot be reached or went away,
-        Status.DEADLINE_EXCEEDED past the timeout).
+        deadline: seconds from now. Raises RpcError (Status.UNAVAILABLE when the server cannot be reached or went away,
+        Status.DEADLINE_EXCEEDED past the deadline).
         """
         method = self._methods[name]
         message = method.request(**fields) if request is None else request
         try:
-            async with self._stream(method, timeout) as stream:
+            async with self._stream(method, deadline) as stream:
                 await stream.send_message(message, end=True)
                 return await stream.recv_message()
         except TimeoutError as error:
