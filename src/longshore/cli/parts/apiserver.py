@@ -1,0 +1,12 @@
+"""`longshore apiserver`: reads kube-apiserver's own flag names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the API server with upstream's flags; its exit code."""
+    from longshore.master.apiserver.server import main as serve
+
+    return int(serve(list(argv)) or 0)

@@ -1,0 +1,63 @@
+"""`longshore manager`: the scheduler and the controllers in one process, each under its own identity."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from longshore.cli.cluster import host_name, load
+from longshore.cli.main import UserError, layout_of
+from longshore.cli.parts.health import healthy
+from longshore.machinery.run import run_part
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--controllers", default="*", help="comma-separated: '*', NAME or -NAME (default %(default)s)")
+    parser.add_argument(
+        "--no-leader-elect", action="store_true", help="do not wait for the lease: only one manager runs"
+    )
+    parser.add_argument("--scheduler-config", default=None, help="a KubeSchedulerConfiguration file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    layout = layout_of(arguments)
+    config = load(layout)
+    if config is None:
+        raise UserError(f"no cluster in {layout.data}: `longshore up` makes one")
+    from longshore.master.controllers.options import Options
+    from longshore.master.controllers.server import serve as serve_controllers
+    from longshore.master.scheduler.server import serve as serve_scheduler
+
+    options = Options(
+        controllers=tuple(arguments.controllers.split(",")),
+        cluster_cidr=(config.pod_cidr,),
+        service_cluster_ip_range=(config.service_cidr,),
+        root_ca_file=layout.pki / "ca.crt",
+        cluster_signing_cert_file=layout.pki / "ca.crt",
+        cluster_signing_key_file=layout.pki / "ca.key",
+        local_path=layout.data / "volumes",
+    )
+    elect = not arguments.no_leader_elect
+    # A stable identity: a manager that was killed and started again holds its lease still and goes on at once.
+    identity = f"{host_name()}_longshore"
+
+    async def main() -> None:
+        async with healthy(layout.run / "manager.sock"), asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                serve_controllers(
+                    kubeconfig=layout.kubeconfig("controller-manager"),
+                    options=options,
+                    leader_elect=elect,
+                    identity=identity,
+                )
+            )
+            tasks.create_task(
+                serve_scheduler(
+                    kubeconfig=layout.kubeconfig("scheduler"),
+                    config=arguments.scheduler_config,
+                    leader_elect=elect,
+                    identity=identity,
+                )
+            )
+
+    return run_part(main)
