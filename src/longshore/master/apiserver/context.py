@@ -5,7 +5,7 @@ The core composes them in server.py; auth/ and admission/ implement the protocol
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -80,7 +80,7 @@ NO_OPINION = Decision("no opinion")
 
 @runtime_checkable
 class Authenticator(Protocol):
-    def authenticate(self, request: Request) -> UserInfo | None | Awaitable[UserInfo | None]:
+    def authenticate(self, request: Request) -> UserInfo | Awaitable[UserInfo | None] | None:
         """The user of the request, or None when this authenticator sees no credentials of its kind.
 
         Raises machinery.errors.StatusError (401 Unauthorized) when credentials of its kind are there but wrong.
@@ -111,6 +111,13 @@ class ObjectReader(Protocol):
 
     def generation(self, group: str, resource: str) -> int:
         """A number that changes whenever any object of that resource changes: the key for what is derived from them."""
+        ...
+
+    def on_change(self, group: str, resource: str, listener: Callable[[str, str], None]) -> None:
+        """Call listener(namespace, name) for each object present now, and whenever one is added, changed or deleted.
+
+        The listener only takes note (it runs on the path of every write); who needs the object reads it with get later.
+        """
         ...
 
 

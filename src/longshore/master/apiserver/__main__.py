@@ -1,0 +1,5 @@
+"""python -m longshore.master.apiserver"""
+
+from longshore.master.apiserver.command import main
+
+raise SystemExit(main())

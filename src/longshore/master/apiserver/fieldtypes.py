@@ -1,0 +1,31 @@
+"""What field management (machinery.patch.managedfields) asks of an endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.machinery.patch import fieldset
+from longshore.machinery.patch.managedfields import Filter
+from longshore.machinery.patch.schema import Node
+from longshore.master.apiserver.scheme import Endpoint, Scheme, reset_fields
+
+
+class FieldTypes:
+    """The schemas of an endpoint's versions, conversion between them, and the fields that the endpoint does not write."""
+
+    def __init__(self, scheme: Scheme, endpoint: Endpoint, subresource: str) -> None:
+        self._scheme = scheme
+        self._endpoint = endpoint
+        reset = reset_fields(endpoint, subresource)
+        self._filter: Filter | None = (lambda s: fieldset.recursive_difference(s, reset)) if reset else None
+
+    def node(self, api_version: str) -> Node | None:
+        return self._scheme.node(self._endpoint, api_version)
+
+    def convert(self, obj: dict[str, Any], api_version: str) -> dict[str, Any]:
+        if obj.get("apiVersion", api_version) == api_version:
+            return obj
+        return self._endpoint.convert(obj, api_version.rpartition("/")[2])
+
+    def reset(self, api_version: str) -> Filter | None:
+        return self._filter

@@ -1,0 +1,244 @@
+"""What this server serves: groups, versions and resources; built in, from definitions, and aggregated.
+
+A `Storage` is one resource with its cache; an `Endpoint` is one version of it as the REST paths see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from longshore.api.kinds import KINDS
+from longshore.machinery.patch import fieldset
+from longshore.machinery.patch.schema import DEDUCED, Node, SchemaBuilder
+from longshore.master.apiserver import keys
+from longshore.master.apiserver.cache import ResourceCache
+
+Object = dict[str, Any]
+
+# Virtual resources: answered by a computation, not kept.
+UNSTORED = frozenset(
+    {
+        ("", "bindings"),
+        ("", "componentstatuses"),
+        ("authentication.k8s.io", "selfsubjectreviews"),
+        ("authentication.k8s.io", "tokenreviews"),
+        ("authorization.k8s.io", "localsubjectaccessreviews"),
+        ("authorization.k8s.io", "selfsubjectaccessreviews"),
+        ("authorization.k8s.io", "selfsubjectrulesreviews"),
+        ("authorization.k8s.io", "subjectaccessreviews"),
+    }
+)
+_SHARED = {("events.k8s.io", "events"): ("", "events")}
+
+
+class Storage:
+    """One resource: its rules (api.kinds.Resource or a custom one) and its cache (None for virtual resources)."""
+
+    __slots__ = ("cache", "custom", "resource")
+
+    def __init__(self, resource: Any, *, custom: bool = False) -> None:
+        self.resource = resource
+        self.custom = custom
+        self.cache: ResourceCache | None = None
+        if (resource.group, resource.plural) not in UNSTORED:
+            self.cache = ResourceCache(keys.folder(resource.group, resource.plural, custom))
+
+
+class Endpoint:
+    """One version of a resource under its REST path."""
+
+    __slots__ = (
+        "api_version",
+        "cache",
+        "custom",
+        "group",
+        "head",
+        "kind",
+        "list_head",
+        "namespaced",
+        "native",
+        "plural",
+        "resource",
+        "separator",
+        "storage",
+        "stored_head",
+        "verbs",
+        "version",
+    )  # fmt: skip
+
+    def __init__(self, storage: Storage, resource: Any, version: str) -> None:
+        self.storage = storage
+        self.resource = resource
+        self.cache = storage.cache
+        self.custom = storage.custom
+        self.group: str = resource.group
+        self.version = version
+        self.plural: str = resource.plural
+        self.kind: str = resource.kind
+        self.namespaced: bool = resource.namespaced
+        self.verbs = frozenset(resource.verbs)
+        self.api_version = f"{self.group}/{version}" if self.group else version
+        names = (self.kind, self.api_version)
+        self.head = b'{"kind":"%b","apiVersion":"%b",' % tuple(n.encode() for n in names)
+        self.list_head = b'{"kind":"%b","apiVersion":"%b",' % (resource.list_kind.encode(), self.api_version.encode())
+        # Items of a built-in list carry no kind of their own; custom ones do.
+        self.separator = b"," + (self.head if self.custom else b"{")
+        # Whether stored bodies can be handed out in this version without conversion.
+        self.native = resource is storage.resource and version == resource.storage_version
+        stored = storage.resource
+        self.stored_head = f"{stored.group}/{stored.storage_version}" if stored.group else stored.storage_version
+
+    @property
+    def group_resource(self) -> str:
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.api_version} {self.plural})"
+
+    def present(self, obj: Object) -> Object:
+        """A stored object (without kind and apiVersion) in this version."""
+        full = {"kind": self.storage.resource.kind, "apiVersion": self.stored_head, **obj}
+        if not self.native:
+            full = self.convert(full, self.version)
+        return full
+
+    def convert(self, obj: Object, version: str) -> Object:
+        """An object of this resource in another version of it (across the two groups of events as well)."""
+        out: Object = self.resource.convert(obj, version)
+        return out
+
+    def stored(self, obj: Object) -> Object:
+        """An object of this version as it is stored."""
+        if self.native:
+            return obj
+        resource = self.storage.resource
+        out: Object = resource.convert(obj, resource.storage_version)
+        return out
+
+
+class Scheme:
+    """All endpoints by (group, version, plural), with the patch schema of each kind."""
+
+    def __init__(self) -> None:
+        self.endpoints: dict[tuple[str, str, str], Endpoint] = {}
+        self.storages: dict[tuple[str, str], Storage] = {}
+        self.groups: dict[str, list[str]] = {}
+        self.generation = 0
+        self.listeners: list[Callable[[], None]] = []
+        self._builder = SchemaBuilder(_definition)
+        self._custom_nodes: dict[tuple[str, str, str], Node] = {}
+        for key, resource in KINDS.items():
+            shared = _SHARED.get(key)
+            storage = self.storages[shared] if shared else Storage(resource)
+            self.storages[key] = storage
+            for version in resource.versions:
+                self._add(Endpoint(storage, resource, version))
+
+    def _add(self, endpoint: Endpoint) -> None:
+        self.endpoints[endpoint.group, endpoint.version, endpoint.plural] = endpoint
+        versions = self.groups.setdefault(endpoint.group, [])
+        if endpoint.version not in versions:
+            versions.append(endpoint.version)
+
+    def add_custom(self, storage: Storage, versions: list[str], nodes: dict[str, Node]) -> None:
+        """Serve a custom resource in `versions` (preferred first); replaces what was served of it before."""
+        resource = storage.resource
+        self.remove_custom(resource.group, resource.plural, notify=False)
+        self.storages[resource.group, resource.plural] = storage
+        for version in versions:
+            self._add(Endpoint(storage, resource, version))
+            self._custom_nodes[resource.group, version, resource.plural] = nodes.get(version, DEDUCED)
+        self.changed()
+
+    def remove_custom(self, group: str, plural: str, notify: bool = True) -> None:
+        for key in [k for k in self.endpoints if k[0] == group and k[2] == plural]:
+            if self.endpoints[key].custom:
+                del self.endpoints[key]
+                self._custom_nodes.pop(key, None)
+        storage = self.storages.get((group, plural))
+        if storage is not None and storage.custom:
+            del self.storages[group, plural]
+        left = [v for v in self.groups.get(group, ()) if any(k[0] == group and k[1] == v for k in self.endpoints)]
+        if left:
+            self.groups[group] = left
+        else:
+            self.groups.pop(group, None)
+        if notify:
+            self.changed()
+
+    def changed(self) -> None:
+        """Something is served now that was not, or the other way round."""
+        self.generation += 1
+        for listener in self.listeners:
+            listener()
+
+    def of(self, group: str, version: str) -> Iterator[Endpoint]:
+        """The endpoints of one version of a group."""
+        for key, endpoint in self.endpoints.items():
+            if key[0] == group and key[1] == version:
+                yield endpoint
+
+    def caches(self) -> Iterator[ResourceCache]:
+        seen = set()
+        for storage in self.storages.values():
+            if storage.cache is not None and id(storage.cache) not in seen:
+                seen.add(id(storage.cache))
+                yield storage.cache
+
+    def node(self, endpoint: Endpoint, api_version: str = "") -> Node | None:
+        """The patch schema of an endpoint's kind in a version; None when that version is not served."""
+        group, _, version = (api_version or endpoint.api_version).rpartition("/")
+        if endpoint.custom:
+            return self._custom_nodes.get((group, version, endpoint.plural))
+        return self.kind_node(group, version, endpoint.kind)
+
+    def kind_node(self, group: str, version: str, kind: str) -> Node | None:
+        from longshore.api import definitions
+
+        name = definitions.by_kind().get((group, version, kind))
+        return self._builder.definition(name) if name is not None else None
+
+
+def _definition(name: str) -> Any:
+    from longshore.api import definitions
+
+    return definitions.definition(name)[0]
+
+
+_META_RESET = {
+    # What a status endpoint may not write besides spec (upstream: the strategies' GetResetFields).
+    ("", "pods"): [("spec",), ("metadata", "deletionTimestamp"), ("metadata", "ownerReferences")],
+    ("apps", "deployments"): [("spec",), ("metadata", "labels")],
+    ("batch", "cronjobs"): [("spec",)],
+    ("apiregistration.k8s.io", "apiservices"): [("spec",), ("metadata",)],
+    ("apiextensions.k8s.io", "customresourcedefinitions"): [("spec",), ("metadata",)],
+    ("certificates.k8s.io", "certificatesigningrequests"): [("spec",), ("status", "conditions")],
+    ("flowcontrol.apiserver.k8s.io", "flowschemas"): [("spec",), ("metadata",)],
+    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations"): [("spec",), ("metadata",)],
+    ("networking.k8s.io", "servicecidrs"): [("spec",)],
+    ("storage.k8s.io", "volumeattachments"): [("spec",), ("metadata",)],
+}
+
+
+def reset_fields(endpoint: Endpoint, subresource: str) -> fieldset.Set:
+    """The fields that an endpoint does not write, whatever the body says: nobody comes to own them there."""
+    key = (endpoint.group, endpoint.plural)
+    out: fieldset.Set = {}
+    if subresource == "status":
+        if endpoint.custom:
+            paths: list[tuple[str, ...]] = [("spec",)]
+        else:
+            paths = _META_RESET.get(key, [("spec",)])
+    elif (
+        subresource in ("", "ephemeralcontainers", "resize", "approval", "finalize")
+        and "status" in endpoint.resource.subresources
+    ):
+        paths = [("status",)]
+    else:
+        paths = []
+    if subresource == "approval":
+        paths = [("spec",)]
+    for path in paths:
+        out = fieldset.union(out, fieldset.path_set(*path))
+    return out

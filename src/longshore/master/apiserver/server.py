@@ -1,0 +1,536 @@
+"""The API server put together: who asks, may they, what do they get."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import ssl as tls
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from longshore.machinery.errors import StatusError, forbidden, request_entity_too_large, unauthorized
+from longshore.machinery.http import BodyTooLarge, Request, Response, Server, server_context
+from longshore.master.apiserver import paths, rendering
+from longshore.master.apiserver.admit import Admission
+from longshore.master.apiserver.bootstrap import Bootstrap
+from longshore.master.apiserver.cache import Hub
+from longshore.master.apiserver.context import (
+    ANONYMOUS,
+    NO_OPINION,
+    AdmissionPlugin,
+    Attributes,
+    Authenticator,
+    Authorizer,
+    Decision,
+    UserInfo,
+)
+from longshore.master.apiserver.deletion import Deleter
+from longshore.master.apiserver.discovery import Discovery
+from longshore.master.apiserver.dispatch import Dispatcher, verb_of
+from longshore.master.apiserver.health import VERSION, Health
+from longshore.master.apiserver.local import LocalAPI
+from longshore.master.apiserver.negotiation import negotiate
+from longshore.master.apiserver.reads import Reader
+from longshore.master.apiserver.scheme import Scheme
+from longshore.master.apiserver.watching import Watcher
+from longshore.master.apiserver.writes import Writer
+
+log = logging.getLogger("longshore.apiserver")
+PRIVILEGED = "system:masters"
+Answer = Response | None
+PathHandler = Callable[[Request, list[str]], Response | None | Awaitable[Response | None]]
+
+
+@dataclass(slots=True)
+class Config:
+    """What a server is started with. Files are PEM.
+
+    service_cidrs: one range, or an IPv4 and an IPv6 one; node_ports: first and last; advertise: (address, port) under
+    which Pods reach this server through the `kubernetes` Service; kubelet_certificate, kubelet_key: this server's client
+    certificate at kubelets; service_account_keys: PEM keys, the first one signs.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    service_account_keys: list[Path] = field(default_factory=list)
+    service_account_issuer: str = "https://kubernetes.default.svc.cluster.local"
+    api_audiences: list[str] = field(default_factory=list)
+    kubelet_certificate: Path | None = None
+    kubelet_key: Path | None = None
+    kubelet_ca: Path | None = None
+    requestheader_ca: Path | None = None
+    proxy_certificate: Path | None = None
+    proxy_key: Path | None = None
+    service_cidrs: list[str] = field(default_factory=lambda: ["10.96.0.0/16"])
+    node_ports: tuple[int, int] = (30000, 32767)
+    advertise: tuple[str, int] = ("127.0.0.1", 6443)
+    authorization_modes: list[str] = field(default_factory=lambda: ["Node", "RBAC"])
+    anonymous: bool = True
+    event_ttl: int = 3600
+    max_in_flight: int = 400
+    max_mutating_in_flight: int = 200
+    cluster_domain: str = "cluster.local"
+    enable_admission: list[str] = field(default_factory=list)
+    disable_admission: list[str] = field(default_factory=list)
+    admission_config: Path | None = None
+    audit_policy: Path | None = None
+    audit_log: Path | None = None
+    encryption_config: Path | None = None
+    compaction_seconds: float = 300.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class CertificateAuthenticator:
+    """Client certificates: the common name is the user, organizations are groups."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, tuple[Any, UserInfo]] = {}
+
+    def authenticate(self, request: Request) -> UserInfo | None:
+        certificate = request.peer.certificate
+        if not certificate:
+            return None
+        kept = self._users.get(id(certificate))
+        if kept is not None and kept[0] is certificate:
+            return kept[1]
+        name, groups = "", []
+        for part in certificate.get("subject", ()):
+            for key, value in part:
+                if key == "commonName":
+                    name = value
+                elif key == "organizationName":
+                    groups.append(value)
+        if not name:
+            return None
+        user = UserInfo(name, groups=(*groups, "system:authenticated"))
+        if len(self._users) > 10000:
+            self._users.clear()
+        self._users[id(certificate)] = (certificate, user)
+        return user
+
+
+class PrivilegedAuthorizer:
+    """system:masters may do everything."""
+
+    def authorize(self, a: Attributes) -> Decision:
+        return _ALLOW if PRIVILEGED in a.user.groups else NO_OPINION
+
+
+_ALLOW = Decision("allow")
+
+
+class APIServer:
+    """One API server on a store. Use: start(), handle() for each request, close()."""
+
+    def __init__(self, store: Any, config: Config) -> None:
+        self.store = store
+        self.config = config
+        self.scheme = Scheme()
+        self.hub = Hub(store)
+        for cache in self.scheme.caches():
+            self.hub.add(cache)
+        self.admission = Admission()
+        self.writer = Writer(self.hub, self.scheme, self.admission)
+        self.reader = Reader(self.hub)
+        self.watcher = Watcher(self.hub)
+        self.deleter = Deleter(self.writer)
+        self.dispatcher = Dispatcher(self.scheme, self.reader, self.watcher, self.writer, self.deleter)
+        self.api = LocalAPI(self.scheme, self.hub, self.writer, self.deleter)
+        self.admission.api = self.api
+        self.discovery = Discovery(self.scheme)
+        self.health = Health(self._store_alive)
+        self.authenticators: list[Authenticator] = [CertificateAuthenticator()]
+        self.authorizers: list[Authorizer] = [PrivilegedAuthorizer()]
+        self.api.authorizers = self.authorizers
+        self.path_handlers: dict[str, PathHandler] = {}
+        self.impersonate: Callable[[Request, UserInfo], Any] | None = None
+        self.bootstrap = Bootstrap(self)
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+        self.reading = 0
+        self.writing = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def set_admission(self, plugins: Sequence[AdmissionPlugin]) -> None:
+        self.admission.set(plugins)
+
+    def spawn(self, work: Any, name: str) -> None:
+        """Run something for as long as the server runs."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _store_alive(self) -> str:
+        failed = self.hub.failed
+        return "etcd failed: the watch ended" if failed is not None and failed.done() else ""
+
+    async def start(self) -> None:
+        """Load the caches, make what must be there."""
+        from longshore.master.apiserver.assembly import assemble
+
+        await self.hub.start()
+        await assemble(self)
+        await self.bootstrap.run()
+        self.health.started = True
+
+    async def close(self) -> None:
+        self.health.stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for closer in reversed(self.closers):
+            with contextlib.suppress(Exception):
+                await closer()
+        await self.hub.close()
+
+    # Requests.
+
+    def handle(self, request: Request) -> Answer | Awaitable[Answer]:
+        """The HTTP handler. Plain reads are answered without a task."""
+        try:
+            user = self._authenticate(request)
+            if user is None or not isinstance(user, UserInfo):
+                return self._handle_later(request, user)
+            return self._guard(request, self._authorized(request, user))
+        except StatusError as error:
+            return self._error(request, error)
+        except Exception:
+            return self._panic(request)
+
+    def _guard(self, request: Request, answer: Any) -> Any:
+        if answer is None or isinstance(answer, Response):
+            return answer
+        return self._guarded(request, answer)
+
+    async def _guarded(self, request: Request, answer: Any) -> Answer:
+        try:
+            out: Answer = await answer
+            return out
+        except StatusError as error:
+            return self._error(request, error)
+        except BodyTooLarge:
+            return self._error(request, request_entity_too_large("limit is 3145728"))
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as error:
+            return self._store_error(request, error) or self._panic(request)
+
+    async def _handle_later(self, request: Request, pending: Any) -> Answer:
+        async def go() -> Answer:
+            user = await pending if pending is not None else None
+            answer = self._authorized(request, user or ANONYMOUS)
+            if inspect.isawaitable(answer):
+                out: Answer = await answer
+                return out
+            return answer
+
+        return await self._guarded(request, go())
+
+    def _error(self, request: Request, error: StatusError) -> Response:
+        call = request.context
+        return rendering.error_answer(error, request, getattr(call, "warnings", ()))
+
+    def _panic(self, request: Request) -> Response:
+        log.exception("a request failed: %s %s", request.method, request.raw_path)
+        message = "This request caused apiserver to panic. Look in the logs for details."
+        return rendering.error_answer(StatusError(500, "InternalError", message), request)
+
+    def _store_error(self, request: Request, error: Exception) -> Response | None:
+        """What the store refuses, as upstream's storage layer would say it."""
+        code, text = getattr(error, "code", None), str(error)
+        if not text.startswith("etcdserver"):
+            return None
+        if code == 14:
+            return rendering.error_answer(StatusError(500, "", text), request)
+        return rendering.error_answer(StatusError(500, "", f"rpc error: {text}"), request)
+
+    def _authenticate(self, request: Request) -> Any:
+        for at, authenticator in enumerate(self.authenticators):
+            found = authenticator.authenticate(request)
+            if found is None:
+                continue
+            if isinstance(found, UserInfo):
+                return found if self.impersonate is None else self.impersonate(request, found)
+            return self._authenticate_later(request, found, at + 1)
+        if request.headers.get("authorization") and not self.config.anonymous:
+            raise unauthorized()
+        if request.headers.get("authorization"):
+            raise unauthorized()
+        if not self.config.anonymous:
+            raise unauthorized()
+        return ANONYMOUS if self.impersonate is None else self.impersonate(request, ANONYMOUS)
+
+    async def _authenticate_later(self, request: Request, pending: Any, at: int) -> UserInfo:
+        found = await pending
+        while found is None and at < len(self.authenticators):
+            found = self.authenticators[at].authenticate(request)
+            if found is not None and not isinstance(found, UserInfo):
+                found = await found
+            at += 1
+        if found is None:
+            if request.headers.get("authorization") or not self.config.anonymous:
+                raise unauthorized()
+            found = ANONYMOUS
+        if self.impersonate is not None:
+            found = self.impersonate(request, found)
+            if inspect.isawaitable(found):
+                found = await found
+        user: UserInfo = found
+        return user
+
+    def _authorized(self, request: Request, user: UserInfo) -> Answer | Awaitable[Answer]:
+        info = paths.parse(request.raw_path)
+        if info.is_resource:
+            verb = verb_of(request, info)
+            name = info.name
+            if not name and request.raw_query and verb in ("list", "watch", "deletecollection"):
+                name = _only_name(request)
+            attributes = Attributes(
+                user, verb or request.method.lower(), info.group, info.version, info.resource, info.subresource,
+                info.namespace, name, request.path, True, request.param("labelSelector"), request.param("fieldSelector"),
+            )  # fmt: skip
+        else:
+            verb = request.method.lower()
+            attributes = Attributes(user, verb, path=request.path, is_resource=False)
+        decision = self._decide(attributes)
+        if not isinstance(decision, Decision):
+            return self._authorized_later(request, user, info, verb, attributes, decision)
+        return self._allowed(request, user, info, verb, attributes, decision)
+
+    async def _authorized_later(
+        self, request: Request, user: UserInfo, info: paths.PathInfo, verb: str, attributes: Attributes, pending: Any
+    ) -> Answer:
+        answer = self._allowed(request, user, info, verb, attributes, await pending)
+        if inspect.isawaitable(answer):
+            out: Answer = await answer
+            return out
+        return answer
+
+    def _decide(self, attributes: Attributes) -> Decision | Awaitable[Decision]:
+        reasons = []
+        for at, authorizer in enumerate(self.authorizers):
+            decision = authorizer.authorize(attributes)
+            if not isinstance(decision, Decision):
+                return self._decide_later(attributes, decision, at + 1, reasons)
+            if decision.verdict != "no opinion":
+                return decision
+            if decision.reason:
+                reasons.append(decision.reason)
+        return Decision("no opinion", ", ".join(reasons))
+
+    async def _decide_later(self, attributes: Attributes, pending: Any, at: int, reasons: list[str]) -> Decision:
+        decision: Decision = await pending
+        while decision.verdict == "no opinion":
+            if decision.reason:
+                reasons.append(decision.reason)
+            if at >= len(self.authorizers):
+                return Decision("no opinion", ", ".join(reasons))
+            found = self.authorizers[at].authorize(attributes)
+            decision = found if isinstance(found, Decision) else await found
+            at += 1
+        return decision
+
+    def _allowed(
+        self,
+        request: Request,
+        user: UserInfo,
+        info: paths.PathInfo,
+        verb: str,
+        attributes: Attributes,
+        decision: Decision,
+    ) -> Answer | Awaitable[Answer]:
+        if not decision.allowed:
+            raise self._forbidden(attributes, decision.reason)
+        if not info.is_resource:
+            return self._path(request, user)
+        remote = self.dispatch_remote(request, user, info)
+        if remote is not None:
+            return remote
+        if info.group and info.group not in self.scheme.groups:
+            return not_found_page()
+        call = self.dispatcher.locate(request, info, verb)
+        call.user = user
+        request.context = call
+        answer = self.dispatcher.answer(call)
+        if answer is None or isinstance(answer, Response):
+            return answer
+        if verb == "watch":
+            return answer
+        return self._counted(verb in ("get", "list"), answer)
+
+    def dispatch_remote(self, request: Request, user: UserInfo, info: paths.PathInfo) -> Awaitable[Answer] | None:
+        """The answer of an aggregated API server, None when the group is ours."""
+        handler = self.config.extra.get("aggregator")
+        return handler(request, user, info) if handler is not None else None
+
+    async def _counted(self, reads: bool, answer: Awaitable[Answer]) -> Answer:
+        """Bound what is under way at once."""
+        if reads:
+            if self.reading >= self.config.max_in_flight:
+                _drop(answer)
+                raise _too_many()
+            self.reading += 1
+        else:
+            if self.writing >= self.config.max_mutating_in_flight:
+                _drop(answer)
+                raise _too_many()
+            self.writing += 1
+        try:
+            return await answer
+        finally:
+            if reads:
+                self.reading -= 1
+            else:
+                self.writing -= 1
+
+    def _forbidden(self, a: Attributes, reason: str) -> StatusError:
+        """403 in upstream's words (responsewriters.ForbiddenStatusError)."""
+        who = f'User "{a.user.name}" cannot '
+        if not a.is_resource:
+            why = f'{who}{a.verb} path "{a.path}"'
+            if reason:
+                why += f": {reason}"
+            return forbidden("", "", "", why)
+        resource = f"{a.resource}/{a.subresource}" if a.subresource else a.resource
+        why = f'{who}{a.verb} resource "{resource}" in API group "{a.group}"'
+        why += f' in the namespace "{a.namespace}"' if a.namespace else " at the cluster scope"
+        if reason:
+            why += f": {reason}"
+        return forbidden(a.group, a.resource, a.name, why)
+
+    # Other paths.
+
+    def _path(self, request: Request, user: UserInfo) -> Answer | Awaitable[Answer]:
+        path = request.path
+        parts = [p for p in path.split("/") if p]
+        if "//" in path:
+            return not_found_page()
+        root = parts[0] if parts else ""
+        handler = self.path_handlers.get(root)
+        if handler is not None:
+            answer = handler(request, parts)
+            return _or_not_found(answer)
+        if request.method not in ("GET", "HEAD"):
+            if root in ("api", "apis", "version", "openapi"):
+                raise StatusError(
+                    405, "MethodNotAllowed", "the server does not allow this method on the requested resource", {}
+                )
+            return not_found_page()
+        if root in self.health.checks:
+            return self.health.handle(request, parts) or not_found_page()
+        if root == "version" and len(parts) == 1:
+            form = negotiate("")
+            body = orjson.dumps(VERSION, option=orjson.OPT_INDENT_2)
+            return Response(200, body, (rendering.NO_STORE,), form.media)
+        if root in ("api", "apis"):
+            found = self.discovery.handle(request, parts)
+            if found is not None:
+                return found
+            if (root == "api" and len(parts) == 2) or (len(parts) == 3 and parts[1] in self.scheme.groups):
+                raise StatusError(404, "NotFound", "the server could not find the requested resource", {})
+            return not_found_page()
+        if not parts:
+            return self._root()
+        return not_found_page()
+
+    def _root(self) -> Response:
+        listed = ["/api", "/api/v1", "/apis", "/apis/", "/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3",
+                  "/openapi/v3/", "/version", "/flagz", "/statusz", "/openid/v1/jwks", "/.well-known/openid-configuration"]  # fmt: skip
+        for group, versions in self.discovery.groups():
+            listed.append(f"/apis/{group}")
+            listed += [f"/apis/{group}/{v}" for v in versions]
+        listed += self.health.paths()
+        body = orjson.dumps({"paths": sorted(listed)}, option=orjson.OPT_INDENT_2)
+        return Response(200, body, (rendering.NO_STORE,), "application/json")
+
+
+def _only_name(request: Request) -> str:
+    """The name that a field selector on metadata.name pins down: authorization may be bound to it."""
+    text = request.param("fieldSelector")
+    if "metadata.name" not in text:
+        return ""
+    for part in text.split(","):
+        key, sep, value = part.partition("=")
+        if sep and key == "metadata.name":
+            return value.removeprefix("=")
+    return ""
+
+
+def _drop(answer: Any) -> None:
+    close = getattr(answer, "close", None)
+    if close is not None:
+        close()
+
+
+def _too_many() -> StatusError:
+    from longshore.machinery.errors import too_many_requests
+
+    return too_many_requests()
+
+
+def not_found_page() -> Response:
+    headers = (rendering.NO_STORE, ("X-Content-Type-Options", "nosniff"))
+    return Response(404, b"404 page not found\n", headers, "text/plain; charset=utf-8")
+
+
+def _or_not_found(answer: Any) -> Any:
+    if answer is None:
+        return not_found_page()
+    if isinstance(answer, Response):
+        return answer
+
+    async def wait() -> Answer:
+        out: Answer = await answer
+        return out
+
+    return wait()
+
+
+def _plain_error(status: int, message: str) -> Response:
+    reason = {400: "BadRequest", 413: "RequestEntityTooLarge", 431: "BadRequest", 501: "NotImplemented"}.get(status, "")
+    return rendering.error_answer(StatusError(status, reason, message))
+
+
+async def serve(
+    *,
+    store: Any,
+    config: Config,
+    host: str = "127.0.0.1",
+    port: int = 6443,
+    sock: Any = None,
+    ready: Callable[[APIServer, int], Any] | None = None,
+) -> None:
+    """Serve the Kubernetes API until cancelled.
+
+    store: master.etcd.Store (it stays the caller's to close). ready: called with the server and its port once /readyz
+    would say ok. OSError when the address is taken.
+    """
+    server = APIServer(store, config)
+    http = Server(server.handle, error=_plain_error, idle_timeout=300.0)
+    context: tls.SSLContext | None = None
+    if config.certificate is not None and config.key is not None:
+        context = server_context(config.certificate, config.key, client_ca=config.client_ca)
+    began = time.monotonic()
+    bound = await http.listen_tcp(host, port, ssl=context, sock=sock)
+    if config.advertise[1] in (0, port):
+        config.advertise = (config.advertise[0], bound)
+    server.discovery.server_address = f"{config.advertise[0]}:{bound}"
+    try:
+        await server.start()
+        log.info("serving on %s:%d after %.0f ms", host, bound, (time.monotonic() - began) * 1000)
+        if ready is not None:
+            called = ready(server, bound)
+            if inspect.isawaitable(called):
+                await called
+        assert server.hub.failed is not None
+        await asyncio.shield(server.hub.failed)
+    finally:
+        await http.close()
+        await server.close()

@@ -1,0 +1,522 @@
+"""CREATE, UPDATE and PATCH: decode, default, own the fields, admit, prepare, validate, store.
+
+Source: apiserver's endpoints/handlers (create.go, update.go, patch.go) and registry/generic/registry/store.go, whose
+order of steps decides what clients see.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from longshore.api import times
+from longshore.machinery.errors import (
+    Cause,
+    StatusError,
+    already_exists,
+    bad_request,
+    conflict,
+    generate_name_conflict,
+    invalid,
+    modified,
+    not_found,
+    request_entity_too_large,
+)
+from longshore.machinery.patch import managedfields
+from longshore.master.apiserver import rendering
+from longshore.master.apiserver.admit import Admission
+from longshore.master.apiserver.cache import Hub, Item, with_version
+from longshore.master.apiserver.call import Call
+from longshore.master.apiserver.fieldtypes import FieldTypes
+from longshore.master.apiserver.keys import path
+from longshore.master.apiserver.options import WriteOptions
+from longshore.master.apiserver.scheme import Endpoint, Scheme
+
+Object = dict[str, Any]
+SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
+MAX_OBJECT = 1536 * 1024
+_RETRIES = 5
+Change = Callable[[Object | None], Object | Awaitable[Object]]
+
+
+def random_suffix() -> str:
+    return "".join(random.choices(SUFFIX, k=5))
+
+
+def encoded_body(obj: Object, version: int = 0) -> bytes:
+    return with_version(rendering.encode_stored(obj), version)
+
+
+class Writer:
+    """Answers calls that write one object; what the kinds need besides (allocators ...) comes in as hooks."""
+
+    def __init__(self, hub: Hub, scheme: Scheme, admission: Admission) -> None:
+        self.hub = hub
+        self.scheme = scheme
+        self.admission = admission
+        self.hooks: dict[tuple[str, str], Any] = {}
+        self.ttl: dict[tuple[str, str], Callable[[Object], Awaitable[int]]] = {}
+        self._types: dict[tuple[Endpoint, str], FieldTypes] = {}
+
+    def field_types(self, endpoint: Endpoint, subresource: str = "") -> FieldTypes:
+        found = self._types.get((endpoint, subresource))
+        if found is None:
+            if len(self._types) > 2000:
+                self._types.clear()
+            found = self._types[endpoint, subresource] = FieldTypes(self.scheme, endpoint, subresource)
+        return found
+
+    # Create.
+
+    async def create(
+        self, call: Call, obj: Object, options: WriteOptions, name: str = ""
+    ) -> tuple[Object, Item | None]:
+        """Store a new object. The object (in the request's version) and its item (None for a dry run)."""
+        endpoint, info = call.endpoint, call.info
+        metadata = self._metadata(endpoint, obj)
+        self._match_namespace(endpoint, metadata, info.namespace)
+        endpoint.resource.default(obj, endpoint.version)
+        _dedup_owners(call, metadata, "owner")
+        if metadata.get("resourceVersion"):
+            raise StatusError(500, "", "resourceVersion should not be set on objects to be created")
+        _clear_system(metadata)
+        managedfields.update(
+            self.field_types(endpoint), None, obj, options.manager, endpoint.api_version, "", times.now()
+        )
+        generated = False
+        if not metadata.get("name") and metadata.get("generateName"):
+            generated = True
+            metadata["name"] = self._generate(metadata["generateName"])
+        request = self.admission.request(call, "CREATE", obj, None, options.as_object(), options.dry_run)
+        await self.admission.admit(request)
+        obj = request.object or obj
+        attempts = 8 if generated else 1
+        for attempt in range(attempts):
+            try:
+                return await self._create(call, obj, options, request)
+            except StatusError as error:
+                if error.reason != "AlreadyExists" or not generated:
+                    raise
+                metadata = obj["metadata"]
+                if attempt == attempts - 1:
+                    raise generate_name_conflict(endpoint.group, endpoint.plural, metadata["name"]) from None
+                metadata["name"] = self._generate(metadata["generateName"])
+        raise AssertionError("unreachable")
+
+    async def _create(self, call: Call, obj: Object, options: WriteOptions, request: Any) -> tuple[Object, Item | None]:
+        endpoint = call.endpoint
+        metadata = obj["metadata"]
+        _dedup_owners(call, metadata, "owner after mutating")
+        stored = endpoint.stored(obj)
+        metadata = stored["metadata"]
+        metadata["uid"] = str(uuid.uuid4())
+        metadata["creationTimestamp"] = times.now()
+        resource = endpoint.storage.resource if endpoint.storage.resource is endpoint.resource else endpoint.resource
+        resource.prepare_create(stored, endpoint.version)
+        hook = self.hooks.get((endpoint.group, endpoint.plural))
+        undo = await hook.before_create(call, stored, options.dry_run) if hook is not None else None
+        try:
+            causes = resource.validate(stored)
+            if causes:
+                raise self.invalid(endpoint, stored, causes)
+            for text in resource.warnings(stored):
+                call.warn(text)
+            request.object = stored if endpoint.native else endpoint.convert(stored, endpoint.version)
+            await self.admission.validate(request)
+            key = path(call.namespace if endpoint.namespaced else "", metadata["name"])
+            if options.dry_run:
+                cache = endpoint.cache
+                assert cache is not None
+                await self.hub.fresh()
+                if key in cache.items:
+                    raise self._exists(endpoint, cache.items[key])
+                return (stored if endpoint.native else endpoint.convert(stored, endpoint.version)), None
+            item = await self.store_new(endpoint, key, stored)
+        except BaseException:
+            if undo is not None:
+                await undo()
+            raise
+        return stored, item
+
+    async def store_new(self, endpoint: Endpoint, key: str, stored: Object) -> Item:
+        """Put a finished object into the store, if there is none of that key."""
+        cache = endpoint.cache
+        assert cache is not None
+        value = rendering.encode_stored(stored)
+        _check_size(value)
+        lease = 0
+        ttl = self.ttl.get((endpoint.storage.resource.group, endpoint.plural))
+        if ttl is not None:
+            lease = await ttl(stored)
+        result = await self.hub.store.create(cache.prefix + key.encode(), value, lease=lease)
+        if not result.succeeded:
+            raise self._exists(
+                endpoint, Item(key, result.kv.mod_revision, with_version(result.kv.value, result.kv.mod_revision))
+            )
+        stored["metadata"]["resourceVersion"] = str(result.revision)
+        return Item(key, result.revision, with_version(value, result.revision))
+
+    def _exists(self, endpoint: Endpoint, item: Item) -> StatusError:
+        name = item.name
+        error = already_exists(endpoint.group, endpoint.plural, name)
+        if b'"deletionTimestamp":' in item.body and item.decode()["metadata"].get("deletionTimestamp"):
+            error = StatusError(409, "AlreadyExists", "object is being deleted: " + error.message, error.details)
+        return error
+
+    # Update and patch.
+
+    async def update(
+        self, call: Call, obj: Object, options: WriteOptions, subresource: str = "", *, allow_create: bool = False
+    ) -> tuple[Object, Item | None, bool]:
+        """Replace an object. The object, its item, whether it was created."""
+        endpoint, info = call.endpoint, call.info
+        metadata = self._metadata(endpoint, obj)
+        self._match_name(metadata, info.name)
+        self._match_namespace(endpoint, metadata, info.namespace)
+        endpoint.resource.default(obj, endpoint.version)
+        version = metadata.get("resourceVersion") or ""
+        uid = metadata.get("uid") or ""
+
+        def change(live: Object | None) -> Object:
+            new = _copy(obj)
+            if live is not None:
+                managedfields.update(
+                    self.field_types(endpoint, subresource),
+                    live,
+                    new,
+                    options.manager,
+                    endpoint.api_version,
+                    subresource,
+                    times.now(),
+                )
+            return new
+
+        _dedup_owners(call, metadata, "owner")
+        create = allow_create or (not subresource and endpoint.resource.create_on_update)
+        return await self.guaranteed_update(
+            call, change, options, subresource, version=version, uid=uid, create=create, operation="UPDATE"
+        )
+
+    async def guaranteed_update(
+        self,
+        call: Call,
+        change: Change,
+        options: WriteOptions,
+        subresource: str,
+        *,
+        version: str = "",
+        uid: str = "",
+        create: bool = False,
+        operation: str = "UPDATE",
+        force_version: bool = True,
+    ) -> tuple[Object, Item | None, bool]:
+        """Read, change, check and write under the version read; again when somebody else was faster.
+
+        change: gets the live object in the request's version (None: there is none), gives the new one.
+        version, uid: what the client says the object has; "" when it does not say.
+        """
+        endpoint, info = call.endpoint, call.info
+        cache = endpoint.cache
+        assert cache is not None
+        key = path(info.namespace if endpoint.namespaced else "", info.name)
+        if not self.hub.current():
+            await self.hub.fresh()
+        current = cache.items.get(key)
+        for _ in range(_RETRIES * 4):
+            if current is None:
+                if not create:
+                    raise not_found(endpoint.group, endpoint.plural, info.name)
+                made = change(None)
+                new = made if isinstance(made, dict) else await made
+                if uid:
+                    why = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    raise conflict(endpoint.group, endpoint.plural, info.name, why)
+                try:
+                    out, item = await self.create(call, new, options, info.name)
+                except StatusError as error:
+                    if error.reason != "AlreadyExists" or options.dry_run:
+                        raise
+                    await self.hub.fresh()
+                    current = cache.items.get(key)
+                    continue
+                return out, item, True
+            live = endpoint.present(current.decode())
+            made = change(live)
+            new = made if isinstance(made, dict) else await made
+            result = await self._update_once(call, current, live, new, options, subresource, version, uid, operation)
+            if result is not None:
+                return result[0], result[1], False
+            await self.hub.fresh()
+            newest = cache.items.get(key)
+            if newest is current:
+                # The cache has not heard of what is in the way: read the store itself.
+                newest = await self.read(endpoint, key)
+            current = newest
+        raise modified(endpoint.group, endpoint.plural, info.name)
+
+    async def read(self, endpoint: Endpoint, key: str) -> Item | None:
+        """The newest version of an object, from the store."""
+        cache = endpoint.cache
+        assert cache is not None
+        result = await self.hub.store.range(cache.prefix + key.encode())
+        if not result.kvs:
+            return None
+        kv = result.kvs[0]
+        return Item(key, kv.mod_revision, with_version(kv.value, kv.mod_revision))
+
+    async def _update_once(
+        self,
+        call: Call,
+        current: Item,
+        live: Object,
+        new: Object,
+        options: WriteOptions,
+        subresource: str,
+        version: str,
+        uid: str,
+        operation: str,
+    ) -> tuple[Object, Item | None] | None:
+        """One attempt; None when the object has changed meanwhile and the client did not name a version."""
+        endpoint, info = call.endpoint, call.info
+        old_metadata = live["metadata"]
+        if uid and uid != old_metadata.get("uid"):
+            raise self._uid_conflict(endpoint, current, uid, old_metadata.get("uid", ""))
+        wanted = new["metadata"].get("resourceVersion") or version
+        if wanted and wanted != "0":
+            if not wanted.isdigit():
+                raise self._bad_version(endpoint, info.name, wanted)
+            if int(wanted) != current.version:
+                raise modified(endpoint.group, endpoint.plural, info.name)
+        elif not endpoint.resource.unconditional_update and not subresource and not version and call.verb == "update":
+            cause = Cause(
+                "FieldValueInvalid", "Invalid value: 0: must be specified for an update", "metadata.resourceVersion"
+            )
+            raise invalid(endpoint.group, endpoint.kind, info.name, [cause])
+        request = self.admission.request(call, operation, new, live, options.as_object(), options.dry_run)
+        await self.admission.admit(request)
+        new = request.object or new
+        _dedup_owners(call, new["metadata"], "owner after mutating")
+        old_stored = endpoint.stored(live)
+        stored = endpoint.stored(new)
+        metadata = stored["metadata"]
+        _keep_system(metadata, old_stored["metadata"])
+        resource = endpoint.resource
+        hook = self.hooks.get((endpoint.group, endpoint.plural))
+        undo = None
+        resource.prepare_update(stored, old_stored, endpoint.version, subresource)
+        try:
+            if hook is not None:
+                undo = await hook.before_update(call, stored, old_stored, subresource, options.dry_run)
+            causes = resource.validate_update(stored, old_stored, subresource)
+            if causes:
+                raise self.invalid(endpoint, stored, causes)
+            if not subresource:
+                for text in resource.warnings(stored, old_stored):
+                    call.warn(text)
+            request.object = stored if endpoint.native else endpoint.convert(stored, endpoint.version)
+            await self.admission.validate(request)
+            if (
+                metadata.get("deletionTimestamp")
+                and not metadata.get("finalizers")
+                and self._may_vanish(endpoint, stored)
+            ):
+                done = await self._remove(endpoint, current, options)
+                if not done:
+                    if undo is not None:
+                        await undo()
+                    return None
+                if hook is not None and not options.dry_run:
+                    await hook.after_delete(call, stored)
+                metadata["resourceVersion"] = old_metadata["resourceVersion"]
+                return stored, None
+            _settle_times(stored, old_stored)
+            value = rendering.encode_stored(stored)
+            if self._same(current, value):
+                if undo is not None:
+                    await undo()
+                metadata["resourceVersion"] = old_metadata["resourceVersion"]
+                return stored, current
+            _check_size(value)
+            if options.dry_run:
+                metadata["resourceVersion"] = old_metadata["resourceVersion"]
+                return stored, None
+            cache = endpoint.cache
+            assert cache is not None
+            lease = 0
+            ttl = self.ttl.get((endpoint.storage.resource.group, endpoint.plural))
+            if ttl is not None:
+                lease = await ttl(stored)
+            result = await self.hub.store.update(
+                cache.prefix + current.key.encode(), value, current.version, lease=lease
+            )
+        except BaseException:
+            if undo is not None:
+                await undo()
+            raise
+        if not result.succeeded:
+            if undo is not None:
+                await undo()
+            if wanted:
+                raise modified(endpoint.group, endpoint.plural, info.name)
+            return None
+        if hook is not None:
+            await hook.after_update(call, stored, old_stored)
+        metadata["resourceVersion"] = str(result.revision)
+        return stored, Item(current.key, result.revision, with_version(value, result.revision))
+
+    def _same(self, current: Item, value: bytes) -> bool:
+        """Whether a value is what is stored already."""
+        return with_version(value, current.version) == current.body
+
+    def _may_vanish(self, endpoint: Endpoint, stored: Object) -> bool:
+        """Whether an object that is being deleted goes when its last finalizer does."""
+        if (endpoint.group, endpoint.plural) == ("", "namespaces"):
+            return not (stored.get("spec") or {}).get("finalizers")
+        if (endpoint.group, endpoint.plural) == ("", "pods"):
+            return stored["metadata"].get("deletionGracePeriodSeconds", 0) == 0
+        return not stored["metadata"].get("deletionGracePeriodSeconds")
+
+    async def _remove(self, endpoint: Endpoint, current: Item, options: WriteOptions) -> bool:
+        if options.dry_run:
+            return True
+        cache = endpoint.cache
+        assert cache is not None
+        result = await self.hub.store.delete_at(cache.prefix + current.key.encode(), current.version)
+        return bool(result.succeeded) or result.kv is None
+
+    # Checks.
+
+    def invalid(self, endpoint: Endpoint, obj: Object, causes: Any) -> StatusError:
+        """422 with everything that is wrong."""
+        name = obj["metadata"].get("name", "")
+        return invalid(endpoint.group, endpoint.kind, name, [Cause(c.reason, c.message, c.field) for c in causes])
+
+    def _metadata(self, endpoint: Endpoint, obj: Object) -> Object:
+        metadata = obj.get("metadata")
+        if not isinstance(metadata, dict):
+            metadata = obj["metadata"] = {}
+        return metadata
+
+    def _match_name(self, metadata: Object, name: str) -> None:
+        have = metadata.get("name")
+        if not have:
+            raise bad_request(f"the name of the object ({name} based on URL) was undeterminable: name must be provided")
+        if have != name:
+            raise bad_request(f"the name of the object ({have}) does not match the name on the URL ({name})")
+
+    def _match_namespace(self, endpoint: Endpoint, metadata: Object, namespace: str) -> None:
+        if not endpoint.namespaced:
+            metadata.pop("namespace", None)
+            return
+        have = metadata.get("namespace")
+        if not have:
+            metadata["namespace"] = namespace
+        elif have != namespace:
+            raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
+
+    def _generate(self, base: str) -> str:
+        return base[:58] + random_suffix()
+
+    def _bad_version(self, endpoint: Endpoint, name: str, text: str) -> StatusError:
+        message = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        return StatusError(500, "", message)
+
+    def _uid_conflict(self, endpoint: Endpoint, current: Item, uid: str, have: str) -> StatusError:
+        cache = endpoint.cache
+        assert cache is not None
+        why = (
+            f"StorageError: invalid object, Code: 4, Key: {(cache.prefix + current.key.encode()).decode()}, ResourceVersion: 0,"
+            f" AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {have}"
+        )
+        return conflict(endpoint.group, endpoint.plural, current.name, why)
+
+
+def _copy(value: Any) -> Any:
+    """A deep copy of a JSON tree."""
+    if value.__class__ is dict:
+        return {k: _copy(v) if v.__class__ is dict or v.__class__ is list else v for k, v in value.items()}
+    if value.__class__ is list:
+        return [_copy(v) if v.__class__ is dict or v.__class__ is list else v for v in value]
+    return value
+
+
+copy_tree = _copy
+
+
+def _check_size(value: bytes) -> None:
+    if len(value) > MAX_OBJECT:
+        raise request_entity_too_large(f"limit is {MAX_OBJECT}")
+
+
+def _clear_system(metadata: Object) -> None:
+    """What a client may not set at creation."""
+    for name in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
+        metadata.pop(name, None)
+
+
+def _keep_system(metadata: Object, old: Object) -> None:
+    """What an update can never change."""
+    if not metadata.get("uid"):
+        metadata["uid"] = old.get("uid", "")
+    if old.get("creationTimestamp"):
+        metadata["creationTimestamp"] = old["creationTimestamp"]
+    if old.get("deletionTimestamp"):
+        metadata["deletionTimestamp"] = old["deletionTimestamp"]
+    if old.get("deletionGracePeriodSeconds") is not None and metadata.get("deletionGracePeriodSeconds") is None:
+        metadata["deletionGracePeriodSeconds"] = old["deletionGracePeriodSeconds"]
+    metadata.pop("selfLink", None)
+    metadata.pop("resourceVersion", None)
+
+
+def _settle_times(new: Object, old: Object) -> None:
+    """An update that changes nothing but managedFields' times is no change: keep the old times."""
+    fields, before = new["metadata"].get("managedFields"), old["metadata"].get("managedFields")
+    if not fields or not before or len(fields) != len(before) or fields == before:
+        return
+    index = {_entry_key(e): e for e in before}
+    for entry in fields:
+        there = index.get(_entry_key(entry))
+        if there is None or there.get("fieldsV1") != entry.get("fieldsV1"):
+            return
+    rest = {
+        **new,
+        "metadata": {k: v for k, v in new["metadata"].items() if k not in ("managedFields", "resourceVersion")},
+    }
+    was = {
+        **old,
+        "metadata": {k: v for k, v in old["metadata"].items() if k not in ("managedFields", "resourceVersion")},
+    }
+    if rest == was:
+        new["metadata"]["managedFields"] = before
+
+
+def _entry_key(entry: Object) -> tuple[Any, ...]:
+    return tuple(entry.get(k) for k in ("manager", "operation", "apiVersion", "subresource"))
+
+
+def _dedup_owners(call: Call, metadata: Object, stage: str) -> None:
+    """Remove duplicate owner references, with upstream's warning."""
+    owners = metadata.get("ownerReferences")
+    if not owners or len(owners) < 2:
+        return
+    seen: set[str] = set()
+    doubled: list[str] = []
+    kept = []
+    for owner in owners:
+        uid = owner.get("uid", "")
+        if uid in seen and owner in kept:
+            if uid not in doubled:
+                doubled.append(uid)
+            continue
+        seen.add(uid)
+        kept.append(owner)
+    if not doubled:
+        return
+    metadata["ownerReferences"] = kept
+    after = " after mutating admission happens" if "after" in stage else ""
+    call.warn(
+        f".metadata.ownerReferences contains duplicate entries{after}; API server dedups owner references in 1.20+, and"
+        f" may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {', '.join(doubled)}"
+    )
