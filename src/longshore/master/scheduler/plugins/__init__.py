@@ -1,0 +1,1 @@
+"""The default plugins, and the table that names them."""

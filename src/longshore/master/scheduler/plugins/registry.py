@@ -1,0 +1,22 @@
+"""Names of the default plugins, in the order in which they act, with the weights of their scores."""
+
+from __future__ import annotations
+
+from longshore.master.scheduler.framework import Plugin
+from longshore.master.scheduler.plugins import basic, resources
+
+DEFAULT: tuple[tuple[type[Plugin], int], ...] = (
+    (basic.SchedulingGates, 0),
+    (basic.PrioritySort, 0),
+    (basic.NodeUnschedulable, 0),
+    (basic.NodeName, 0),
+    (basic.TaintToleration, 3),
+    (basic.NodeAffinity, 2),
+    (basic.NodePorts, 0),
+    (resources.NodeResourcesFit, 1),
+    (resources.NodeResourcesBalancedAllocation, 1),
+    (basic.ImageLocality, 1),
+    (basic.DefaultBinder, 0),
+)
+
+PLUGINS: dict[str, type[Plugin]] = {cls.name: cls for cls, _ in DEFAULT}

@@ -1,0 +1,154 @@
+"""Plugins over resources, for all nodes at once: what fits, and which node is the better place.
+
+Sources: kubernetes pkg/scheduler/framework/plugins/noderesources (fit, least_allocated, most_allocated,
+requested_to_capacity_ratio, balanced_allocation), described behaviour.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from longshore.client.store import Object
+from longshore.master.scheduler.framework import (
+    Action,
+    ClusterEvent,
+    CycleState,
+    Handle,
+    Plugin,
+    Scores,
+    Status,
+)
+from longshore.master.scheduler.nodes import Array, Mask, NodeRow, Rows
+from longshore.master.scheduler.podinfo import CPU, MEMORY, PodInfo, pod_requests
+
+DEFAULT_RESOURCES: list[Object] = [{"name": CPU, "weight": 1}, {"name": MEMORY, "weight": 1}]
+
+
+def after(handle: Handle, pod: PodInfo, name: str, rows: Rows, *, filled: bool) -> tuple[Array, Array]:
+    """(allocatable, requested with this pod) of a resource on the rows.
+
+    filled: count containers without CPU and memory requests at their defaults, as scores do.
+    """
+    table = handle.table
+    column = table.column(name)
+    allocatable = table.allocatable[column, rows]
+    if filled and name in (CPU, MEMORY):
+        which = 0 if name == CPU else 1
+        return allocatable, table.filled[which, rows] + pod.cls.filled[which]
+    return allocatable, table.requested[column, rows] + pod.cls.requests.get(name, 0)
+
+
+class NodeResourcesFit(Plugin):
+    """Refuses nodes without room; prefers the least (or most, or by a shape) allocated."""
+
+    name = "NodeResourcesFit"
+    filter_scope = "node"
+    score_scope = "node"
+    wants = frozenset({"Pod", "Node"})
+
+    def __init__(self, handle: Handle, args: Object) -> None:
+        super().__init__(handle, args)
+        strategy = args.get("scoringStrategy") or {}
+        self.kind: str = strategy.get("type") or "LeastAllocated"
+        self.resources = [
+            (r["name"], int(r.get("weight") or 1)) for r in strategy.get("resources") or DEFAULT_RESOURCES
+        ]
+        shape = (strategy.get("requestedToCapacityRatio") or {}).get("shape") or []
+        self.shape = [(float(p["utilization"]), float(p["score"]) * 10) for p in shape]
+        self.ignored = frozenset(args.get("ignoredResources") or ())
+        self.ignored_groups = tuple(g + "/" for g in args.get("ignoredResourceGroups") or ())
+
+    def _asked(self, pod: PodInfo) -> list[tuple[str, int]]:
+        return [
+            (name, value)
+            for name, value in pod.cls.requests.items()
+            if name not in self.ignored and not (self.ignored_groups and name.startswith(self.ignored_groups))
+        ]
+
+    def filter_rows(self, state: CycleState, pod: PodInfo, rows: Rows) -> Mask:
+        table = self.handle.table
+        fits: Mask = table.pod_count[rows] < table.max_pods[rows]
+        for name, value in self._asked(pod):
+            column = table.column(name)
+            fits &= table.allocatable[column, rows] - table.requested[column, rows] >= value
+        return fits
+
+    def filter(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
+        table, index = self.handle.table, node.index
+        reasons, hopeless = [], False
+        if table.pod_count[index] + 1 > table.max_pods[index]:
+            reasons.append("Too many pods")
+        for name, value in self._asked(pod):
+            column = table.column(name)
+            if value > table.allocatable[column, index] - table.requested[column, index]:
+                reasons.append(f"Insufficient {name}")
+                hopeless = hopeless or value > int(table.allocatable[column, index])
+        if not reasons:
+            return None
+        return Status.unresolvable(*reasons) if hopeless else Status.unschedulable(*reasons)
+
+    def score_rows(self, state: CycleState, pod: PodInfo, rows: Rows) -> Scores:
+        total: Scores = np.zeros(len(rows), dtype=np.float64)
+        weights: Scores = np.zeros(len(rows), dtype=np.float64)
+        for name, weight in self.resources:
+            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
+                continue  # a resource that the pod does not ask for says nothing
+            allocatable, requested = after(self.handle, pod, name, rows, filled=True)
+            there = allocatable > 0
+            safe = np.where(there, allocatable, 1)
+            if self.kind == "MostAllocated":
+                part = np.minimum(requested, allocatable) * 100 // safe
+            elif self.kind == "RequestedToCapacityRatio":
+                ratio = np.where(requested > allocatable, 100, requested * 100 // safe)
+                xs, ys = [p[0] for p in self.shape] or [0.0], [p[1] for p in self.shape] or [0.0]
+                part = np.floor(np.interp(ratio, xs, ys)).astype(np.int64)
+            else:
+                part = np.where(requested > allocatable, 0, (allocatable - requested) * 100 // safe)
+            counted = there & (part > 0) if self.kind == "RequestedToCapacityRatio" else there
+            total += np.where(counted, part * weight, 0)
+            weights += np.where(counted, weight, 0)
+        result = total / np.where(weights > 0, weights, 1)
+        return np.round(result) if self.kind == "RequestedToCapacityRatio" else np.floor(result)
+
+    def queue_hint(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.kind == "Node":
+            row = self.handle.table.by_name.get((event.new or {"metadata": {"name": ""}})["metadata"]["name"])
+            return row is not None and self.filter(CycleState(), pod, row) is None
+        if event.action is Action.DELETE and event.old is not None:
+            # Somebody's end frees what this pod waits for, or at least a place.
+            freed = pod_requests(event.old)
+            return any(freed.get(name) for name in pod.cls.requests) or not pod.cls.requests
+        if event.old is not None and event.new is not None:
+            before, now = pod_requests(event.old), pod_requests(event.new)
+            return any(now.get(name, 0) < value for name, value in before.items())
+        return False
+
+
+class NodeResourcesBalancedAllocation(Plugin):
+    """Prefers nodes whose resources are used evenly."""
+
+    name = "NodeResourcesBalancedAllocation"
+    score_scope = "node"
+
+    def __init__(self, handle: Handle, args: Object) -> None:
+        super().__init__(handle, args)
+        self.resources = [r["name"] for r in args.get("resources") or DEFAULT_RESOURCES]
+
+    def pre_score(self, state: CycleState, pod: PodInfo, rows: Rows) -> Status | None:
+        return None if pod.cls.requests else Status.skip()  # a pod that asks for nothing shifts no balance
+
+    def score_rows(self, state: CycleState, pod: PodInfo, rows: Rows) -> Scores:
+        fractions = []
+        for name in self.resources:
+            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
+                continue
+            allocatable, requested = after(self.handle, pod, name, rows, filled=False)
+            safe = np.where(allocatable > 0, allocatable, 1)
+            fractions.append(np.minimum(np.where(allocatable > 0, requested / safe, 0.0), 1.0))
+        if len(fractions) < 2:
+            return np.full(len(rows), 100.0)
+        if len(fractions) == 2:
+            spread = np.abs(fractions[0] - fractions[1]) / 2
+        else:
+            spread = np.std(np.vstack(fractions), axis=0)
+        return np.floor((1 - spread) * 100)

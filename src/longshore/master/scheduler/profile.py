@@ -1,0 +1,219 @@
+"""One profile: its plugins by extension point, and the choice of a node with them.
+
+What plugins of scope "static" and "node" answer is kept a pod class, and brought up to date only for rows that changed
+since (Borg: equivalence classes and score caching). Everything else is asked each time, for the rows still in play.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from longshore.master.scheduler.framework import Code, CycleState, Handle, Plugin, Scores, Status, overrides
+from longshore.master.scheduler.nodes import Array, Mask, NodeRow
+from longshore.master.scheduler.podinfo import PodClass, PodInfo
+
+
+@dataclass(slots=True)
+class Diagnosis:
+    """Why no node fits: a status a node, or one for all from pre_filter."""
+
+    statuses: dict[str, Status] = field(default_factory=dict)
+    pre_filter: str = ""
+    plugins: frozenset[str] = frozenset()
+    nodes: int = 0
+
+    def message(self, post_filter: str = "") -> str:
+        """The condition's message: how many nodes, the reasons with their numbers, what preemption says."""
+        if self.nodes == 0:
+            return "no nodes available to schedule pods"
+        text = f"0/{self.nodes} nodes are available:"
+        if self.pre_filter:
+            text += f" {self.pre_filter}."
+        else:
+            counts = Counter(reason for status in self.statuses.values() for reason in status.reasons)
+            parts = sorted(f"{count} {reason}" for reason, count in counts.items())
+            if parts:
+                text += f" {', '.join(parts)}."
+        return f"{text} {post_filter}" if post_filter else text
+
+
+class Kept:
+    """A column kept for a pod class, true up to a generation of the table."""
+
+    __slots__ = ("column", "generation")
+
+    def __init__(self) -> None:
+        self.column: Array = None
+        self.generation = -1
+
+
+class Profile:
+    """plugins: in order, with the weight of each one's score."""
+
+    def __init__(
+        self, name: str, handle: Handle, plugins: list[tuple[Plugin, int]], points: dict[str, list[str]] | None = None
+    ) -> None:
+        self.name = name
+        self.handle = handle
+        self.table = handle.table
+        self.plugins = [p for p, _ in plugins]
+        self._points = points or {}
+        self.pre_enqueue = self._at("preEnqueue", "pre_enqueue")
+        self.pre_filters = self._at("preFilter", "pre_filter")
+        self.filters = self._at("filter", "filter", "filter_rows")
+        self.post_filters = self._at("postFilter", "post_filter")
+        self.pre_scores = self._at("preScore", "pre_score")
+        scorers = self._at("score", "score", "score_rows")
+        self.scores = [(p, max(1, w)) for p, w in plugins if p in scorers]
+        self.reserves = self._at("reserve", "reserve", "unreserve")
+        self.permits = self._at("permit", "permit")
+        self.pre_binds = self._at("preBind", "pre_bind")
+        self.binds = self._at("bind", "bind")
+        self.post_binds = self._at("postBind", "post_bind")
+        self.by_name = {p.name: p for p in self.plugins}
+        self._scoped = {
+            scope: [p for p in self.filters if p.filter_scope == scope] for scope in ("static", "node", "cluster")
+        }
+        self._diagnosed: tuple[int, PodClass | None, Diagnosis | None] = (-1, None, None)
+
+    def _at(self, point: str, *methods: str) -> list[Plugin]:
+        names = self._points.get(point)
+        if names is not None:
+            found = {p.name: p for p in self.plugins}
+            return [found[n] for n in names if n in found]
+        return [p for p in self.plugins if overrides(p, *methods)]
+
+    # -- filtering -------------------------------------------------------------------------------------------------------
+
+    def _kept(self, cls: PodClass, what: str) -> Kept:
+        key = (id(self), what)
+        found = cls.cache.get(key)
+        if found is None:
+            found = cls.cache[key] = Kept()
+        return found
+
+    def _refresh(self, kept: Kept, *, static: bool, dtype: str) -> Array:
+        """The rows that must be computed anew (all for a fresh or outgrown column)."""
+        table = self.table
+        newest = table.static_generation if static else table.generation
+        if kept.column is None or len(kept.column) != table.size:
+            kept.column = np.zeros(table.size, dtype=dtype)
+            rows = table.all_rows()
+        elif kept.generation >= newest:
+            rows = None
+        else:
+            changed = table.static_changed if static else table.changed
+            rows = np.nonzero((changed > kept.generation) & table.valid)[0]
+        kept.generation = table.generation
+        return rows if rows is not None and len(rows) else None
+
+    def _scope_mask(self, state: CycleState, pod: PodInfo, scope: str) -> Mask:
+        kept = self._kept(pod.cls, scope)
+        rows = self._refresh(kept, static=scope == "static", dtype="bool")
+        if rows is not None:
+            fits: Mask = np.ones(len(rows), dtype=np.bool_)
+            for plugin in self._scoped[scope]:
+                if plugin.name not in state.skipped_filters:
+                    fits &= plugin.filter_rows(state, pod, rows)
+            kept.column[rows] = fits
+        return kept.column
+
+    def pre_filter(self, state: CycleState, pod: PodInfo) -> Diagnosis | None:
+        """Run the pre-filters; a Diagnosis when one refuses the pod for all nodes."""
+        for plugin in self.pre_filters:
+            status = plugin.pre_filter(state, pod)
+            if status is None:
+                continue
+            if status.code is Code.SKIP:
+                state.skipped_filters.add(plugin.name)
+                continue
+            if status.code is Code.ERROR:
+                raise RuntimeError(f"running PreFilter plugin {plugin.name!r}: {status.message}")
+            nodes = {row.name: status for row in self.table.by_name.values() if row.node is not None}
+            return Diagnosis(nodes, status.message, frozenset({plugin.name}), len(nodes))
+        return None
+
+    def feasible(self, state: CycleState, pod: PodInfo) -> Array:
+        """The rows on which the pod may run."""
+        table = self.table
+        fits = table.valid & self._scope_mask(state, pod, "static")
+        fits &= self._scope_mask(state, pod, "node")
+        if state.only is not None:
+            inside: Mask = np.zeros(table.size, dtype=np.bool_)
+            for name in state.only:
+                row = table.by_name.get(name)
+                if row is not None:
+                    inside[row.index] = True
+            fits &= inside
+        rows = np.nonzero(fits)[0]
+        for plugin in self._scoped["cluster"]:
+            if len(rows) and plugin.name not in state.skipped_filters:
+                rows = rows[plugin.filter_rows(state, pod, rows)]
+        return rows
+
+    def fits(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
+        """Whether the pod may run on one node now; None, or the first refusal."""
+        for plugin in self.filters:
+            if plugin.name not in state.skipped_filters:
+                status = plugin.filter(state, pod, node)
+                if status is not None:
+                    return Status(status.code, status.reasons, plugin.name)
+        return None
+
+    def diagnose(self, state: CycleState, pod: PodInfo) -> Diagnosis:
+        """Why no node fits. Equal pods share the answer while nothing changes."""
+        generation, cls, known = self._diagnosed
+        if known is not None and cls is pod.cls and generation == self.table.generation:
+            return known
+        statuses: dict[str, Status] = {}
+        for row in self.table.by_name.values():
+            if row.node is None:
+                continue
+            if state.only is not None and row.name not in state.only:
+                statuses[row.name] = Status(
+                    Code.UNRESOLVABLE, ("node(s) didn't satisfy plugin(s) [NodeAffinity]",), "NodeAffinity"
+                )
+                continue
+            status = self.fits(state, pod, row)
+            if status is not None:
+                statuses[row.name] = status
+        plugins = frozenset(s.plugin for s in statuses.values())
+        nodes = sum(1 for row in self.table.by_name.values() if row.node is not None)
+        diagnosis = Diagnosis(statuses, "", plugins, nodes)
+        self._diagnosed = (self.table.generation, pod.cls, diagnosis)
+        return diagnosis
+
+    # -- scoring ---------------------------------------------------------------------------------------------------------
+
+    def choose(self, state: CycleState, pod: PodInfo, rows: Array) -> int:
+        """The best of the rows; among equals any."""
+        if len(rows) == 1:
+            return int(rows[0])
+        for plugin in self.pre_scores:
+            status = plugin.pre_score(state, pod, rows)
+            if status is not None and status.code is Code.SKIP:
+                state.skipped_scores.add(plugin.name)
+        total = self.total(state, pod, rows)
+        best = rows[total == total.max()]
+        return int(best[random.randrange(len(best))])
+
+    def total(self, state: CycleState, pod: PodInfo, rows: Array) -> Scores:
+        """The weighted sums of all scores on the rows."""
+        total: Scores = np.zeros(len(rows), dtype=np.float64)
+        for plugin, weight in self.scores:
+            if plugin.name in state.skipped_scores:
+                continue
+            if plugin.score_scope == "cluster":
+                scores = plugin.score_rows(state, pod, rows)
+            else:
+                kept = self._kept(pod.cls, "score " + plugin.name)
+                stale = self._refresh(kept, static=plugin.score_scope == "static", dtype="float64")
+                if stale is not None:
+                    kept.column[stale] = plugin.score_rows(state, pod, stale)
+                scores = kept.column[rows]
+            total += weight * plugin.normalize(state, pod, scores)
+        return total

@@ -1,0 +1,92 @@
+"""The scheduler's process entry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from pathlib import Path
+
+from longshore.client.config import Config, load
+from longshore.client.informer import InformerFactory
+from longshore.client.leader import LeaderElection
+from longshore.client.rest import Client
+from longshore.machinery.errors import StatusError
+from longshore.master.scheduler.configuration import Configuration, read
+from longshore.master.scheduler.core import Scheduler
+
+log = logging.getLogger("longshore.scheduler")
+
+READY_PAUSE_SECONDS = 0.1
+
+
+async def serve(
+    *,
+    kubeconfig: str | os.PathLike[str] | Config | None = None,
+    config: str | os.PathLike[str] | None = None,
+    leader_elect: bool = False,
+    identity: str = "",
+    lease_name: str = "kube-scheduler",
+    informers: InformerFactory | None = None,
+    ready: asyncio.Event | None = None,
+) -> None:
+    """Run the scheduler until cancelled.
+
+    kubeconfig: a file, or a Config (identity system:kube-scheduler). config: a KubeSchedulerConfiguration v1 file;
+    None means the default profile. leader_elect: wait for the Lease kube-system/`lease_name` first, and stop when it
+    is lost. identity: who we are in that lease. informers: another part's factory in this process to share live
+    copies with (it is started here when it is not yet, and left running). ready: set when pods are being scheduled.
+    Raises ConfigError, ConfigurationError (bad scheduler configuration), StatusError (not allowed to).
+    """
+    settings = read(Path(config)) if config is not None else Configuration()
+    client = Client(
+        kubeconfig if isinstance(kubeconfig, Config) else load(kubeconfig), user_agent="longshore-scheduler"
+    )
+    try:
+        await _wait_for_server(client)
+
+        async def lead() -> None:
+            factory = informers or InformerFactory(client)
+            scheduler = Scheduler(
+                client,
+                factory,
+                settings.profiles,
+                initial_backoff=settings.initial_backoff,
+                max_backoff=settings.max_backoff,
+            )
+            factory.start()
+            task = asyncio.create_task(scheduler.run(), name="scheduler")
+            try:
+                await factory.wait_synced([scheduler.pods, scheduler.nodes])
+                log.info("scheduling for %s", ", ".join(scheduler.profiles))
+                if ready is not None:
+                    ready.set()
+                await task
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                if informers is None:
+                    await factory.stop()
+
+        if leader_elect:
+            who = identity or f"{socket.gethostname()}_{uuid.uuid4()}"
+            await LeaderElection(client, lease_name, who).run(lead)
+        else:
+            await lead()
+    finally:
+        await client.close()
+
+
+async def _wait_for_server(client: Client) -> None:
+    while True:
+        try:
+            await client.raw("GET", "/readyz")
+            return
+        except StatusError as error:
+            if error.code in (401, 403):
+                return  # it serves, and its health is not ours to read
+        except (OSError, TimeoutError) as error:
+            log.debug("API server: %s", error)
+        await asyncio.sleep(READY_PAUSE_SECONDS)
