@@ -1,0 +1,188 @@
+"""Cluster DNS of one node: UDP and TCP on the cluster DNS address, fed by informers."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from prometheus_client import Counter
+
+from longshore.client.informer import InformerFactory
+from longshore.client.resources import ENDPOINT_SLICES, NAMESPACES, SERVICES
+from longshore.client.rest import Client
+from longshore.machinery.netlink import Netlink, NetlinkError
+from longshore.node.dns import resolvers
+from longshore.node.dns.chain import Next, Reply, chain, handler
+from longshore.node.dns.zone import Object, Zone
+from longshore.wire import dns
+from longshore.wire.dns import Message
+
+log = logging.getLogger("longshore.dns")
+
+REQUESTS = Counter("coredns_dns_requests", "Counter of DNS requests made per type", ["proto", "type"])
+RESPONSES = Counter("coredns_dns_responses", "Counter of response status codes", ["rcode"])
+TYPES = {1: "A", 28: "AAAA", 33: "SRV", 12: "PTR", 5: "CNAME", 16: "TXT", 6: "SOA", 2: "NS"}
+PLAIN_UDP, MOST_UDP = 512, 1232
+TCP_IDLE_SECONDS, TCP_CONNECTIONS, UNDER_WAY = 10.0, 256, 2000
+
+
+async def respond(packet: bytes, answer: Next, *, tcp: bool) -> bytes | None:
+    """The answer's octets for a query's; None for what deserves none (an answer, less than a header)."""
+    try:
+        query = dns.decode(packet)
+    except dns.DNSError:
+        if len(packet) < 12 or packet[2] & 0x80:
+            return None
+        return packet[:2] + bytes((0x80 | packet[2] & 0x79, dns.FORMERR, 0, 0, 0, 0, 0, 0, 0, 0))
+    if query.flags & dns.QR:
+        return None
+    reply = Message(query.id, dns.QR | dns.RA | (query.flags & dns.RD), query.opcode, questions=query.questions)
+    reply.edns = MOST_UDP if query.edns is not None else None
+    if query.edns is not None and query.edns_version:
+        reply.rcode = dns.BADVERS
+    elif query.opcode != dns.QUERY:
+        reply.rcode = dns.NOTIMP
+    elif len(query.questions) != 1:
+        reply.rcode = dns.FORMERR
+    else:
+        question = query.questions[0]
+        REQUESTS.labels("tcp" if tcp else "udp", TYPES.get(question.type, "other")).inc()
+        found: Reply = await answer(question)
+        reply.rcode = found.rcode
+        reply.flags |= dns.AA if found.authoritative else 0
+        reply.answers, reply.authority = list(found.answers), list(found.authority)
+        reply.additional = list(found.additional)
+    RESPONSES.labels(str(reply.rcode)).inc()
+    limit = 65535 if tcp else min(query.edns or PLAIN_UDP, MOST_UDP)
+    return dns.encode(reply, limit)
+
+
+class _UDP(asyncio.DatagramProtocol):
+    """Answers datagrams; past UNDER_WAY questions new ones are dropped (the asker tries again)."""
+
+    def __init__(self, answer: Next) -> None:
+        self._answer = answer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if len(self._tasks) >= UNDER_WAY:
+            return
+        # Most answers need no waiting: run the coroutine until it first does, and make a task only of the rest.
+        answering = respond(data, self._answer, tcp=False)
+        try:
+            answering.send(None)
+        except StopIteration as done:
+            if done.value is not None:
+                self._transport.sendto(done.value, addr)
+            return
+        answering.close()
+        task = asyncio.ensure_future(self._later(data, addr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _later(self, data: bytes, addr: tuple[str, int]) -> None:
+        packet = await respond(data, self._answer, tcp=False)
+        if packet is not None:
+            self._transport.sendto(packet, addr)
+
+
+def _tcp(answer: Next) -> asyncio.Server | object:
+    open_connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_connections
+        open_connections += 1
+        try:
+            while open_connections <= TCP_CONNECTIONS:
+                async with asyncio.timeout(TCP_IDLE_SECONDS):
+                    size = int.from_bytes(await reader.readexactly(2))
+                    packet = await respond(await reader.readexactly(size), answer, tcp=True)
+                if packet is None:
+                    return
+                writer.write(len(packet).to_bytes(2) + packet)
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            open_connections -= 1
+            writer.close()
+
+    return serve
+
+
+async def listen(answer: Next, address: str, port: int = 53) -> list[asyncio.BaseTransport | asyncio.Server]:
+    """Answer on one address over UDP and TCP; close what is returned to stop. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: _UDP(answer), local_addr=(address, port))
+    server = await asyncio.start_server(_tcp(answer), address, port)  # type: ignore[arg-type]
+    return [transport, server]
+
+
+def own_address(address: str) -> None:
+    """Give the node the DNS Service's address (on the loopback interface), so that it answers pods and itself."""
+    with Netlink() as link:
+        try:
+            prefix = ipaddress.ip_address(address).max_prefixlen
+            link.add_address(link.index("lo"), ipaddress.ip_interface(f"{address}/{prefix}"))
+        except NetlinkError as error:
+            if error.errno != 17:  # EEXIST: an earlier start gave it already
+                raise
+
+
+def disown_address(address: str) -> None:
+    """Take the address away again, if it is there."""
+    with Netlink() as link:
+        try:
+            prefix = ipaddress.ip_address(address).max_prefixlen
+            link.delete_address(link.index("lo"), ipaddress.ip_interface(f"{address}/{prefix}"))
+        except NetlinkError as error:
+            if error.errno not in (99, 19):  # EADDRNOTAVAIL, ENODEV
+                raise
+
+
+def _new_only(put: Callable[[Object], None]) -> Callable[[Object, Object], None]:
+    return lambda _old, new: put(new)
+
+
+async def serve(
+    *,
+    client: Client,
+    addresses: Sequence[str],
+    domain: str = "cluster.local",
+    port: int = 53,
+    resolv_conf: Path = Path("/etc/resolv.conf"),
+) -> None:
+    """Answer until cancelled. addresses: of the cluster DNS Service, made this node's own; they stay for the next start.
+
+    Questions that come before the first lists have been read wait for them.
+    """
+    zone = Zone(domain, addresses)
+    factory = InformerFactory(client)
+    for resource, put, remove in (
+        (SERVICES, zone.set_service, zone.remove_service),
+        (ENDPOINT_SLICES, zone.set_slice, zone.remove_slice),
+        (NAMESPACES, zone.set_namespace, zone.remove_namespace),
+    ):
+        factory.informer(resource).on(put, _new_only(put), remove)
+    servers = resolvers.of_host(resolv_conf, leave_out=[*addresses, "127.0.0.1", "::1"])
+    answer = handler(chain(zone, resolvers.Resolvers(servers).ask if servers else None))
+    factory.start()
+    await factory.wait_synced()
+    opened = []
+    try:
+        for address in addresses:
+            own_address(address)
+            opened += await listen(answer, address, port)
+        log.info("answering for %s on %s; resolvers: %s", domain, ", ".join(addresses), ", ".join(servers) or "none")
+        await asyncio.get_running_loop().create_future()
+    finally:
+        for door in opened:
+            door.close()
+        await factory.stop()
