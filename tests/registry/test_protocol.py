@@ -30,7 +30,11 @@ class Remote:
         self.client, self.base, self.name = client, f"http://{host}", name
 
     async def __call__(self, method: str, rest: str, body: bytes | None = None, **headers: str) -> ClientResponse:
-        url = rest if rest.startswith("http") else self.base + (rest if rest.startswith("/") else f"/v2/{self.name}/{rest}")
+        url = (
+            rest
+            if rest.startswith("http")
+            else self.base + (rest if rest.startswith("/") else f"/v2/{self.name}/{rest}")
+        )
         fields = [(k.replace("_", "-"), v) for k, v in headers.items()]
         return await self.client.request(method, url, headers=fields, body=body, timeout=20)
 
@@ -50,8 +54,14 @@ class Remote:
             {
                 "schemaVersion": 2,
                 "mediaType": OCI_MANIFEST,
-                "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config), "size": len(config)},
-                "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(layer), "size": len(layer)}],
+                "config": {
+                    "mediaType": "application/vnd.oci.image.config.v1+json",
+                    "digest": digest(config),
+                    "size": len(config),
+                },
+                "layers": [
+                    {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(layer), "size": len(layer)}
+                ],
                 **extra,
             }
         ).encode()

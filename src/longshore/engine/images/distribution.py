@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 import orjson
 
 from longshore.engine.errors import EngineError, NotFound, SystemFailure, Unauthorized
-from longshore.machinery.http.errors import ClientError, ConnectError
+from longshore.machinery.http.errors import ClientError
 
 if TYPE_CHECKING:
     from longshore.engine.images.registries import Endpoint, Registries
@@ -124,7 +124,7 @@ class Session:
         self.endpoint = endpoint
         self.path, self.actions = path, actions
         self.auth = auth or {}
-        self._challenges: list[tuple[str, dict[str, str]]] = []
+        self.challenges: list[tuple[str, dict[str, str]]] = []
         self._tokens: dict[str, tuple[str, float]] = {}
         self._extra_scopes: list[str] = []
 
@@ -136,14 +136,14 @@ class Session:
         response = await self._client.request("GET", f"{self.endpoint.url}/v2/", timeout=30)
         await response.read(MANIFEST_LIMIT)
         if response.status == 401:
-            self._challenges = parse_challenges(response.headers.getall("WWW-Authenticate"))
+            self.challenges = parse_challenges(response.headers.getall("WWW-Authenticate"))
         elif response.status >= 400 and response.status != 404:
             raise registry_error(response.status, response.reason, b"")
 
     # -- authentication ------------------------------------------------------------------------------------------
 
     async def _authorization(self, what: str) -> str | None:
-        for scheme, parameters in self._challenges:
+        for scheme, parameters in self.challenges:
             if scheme == "bearer":
                 return "Bearer " + await self.token(parameters)
             if scheme == "basic":
@@ -258,9 +258,9 @@ class Session:
             if response.status == 401 and own and not renewed and not isinstance(body, AsyncIterable):
                 # The token ended, or the challenge comes only here.
                 challenges = parse_challenges(response.headers.getall("WWW-Authenticate"))
-                if challenges and (challenges != self._challenges or any(s == "bearer" for s, _ in challenges)):
+                if challenges and (challenges != self.challenges or any(s == "bearer" for s, _ in challenges)):
                     renewed = True
-                    self._challenges = challenges
+                    self.challenges = challenges
                     self._tokens.clear()
                     await response.close()
                     continue
@@ -392,7 +392,7 @@ async def open_session(
         try:
             await session.ping()
         except (ClientError, TimeoutError) as error:
-            if isinstance(error, ConnectError) or failure is None:
+            if failure is None or endpoint.url.startswith("http:"):
                 failure = SystemFailure(connection_text("GET", f"{endpoint.url}/v2/", error))
             registries.forget(domain)
             continue
@@ -430,3 +430,29 @@ def not_found(error: RegistryError, reference: Any) -> EngineError:
     if error.code == "NAME_UNKNOWN":
         return NotFound(f"repository {reference.familiar_name} not found: {error.message}")
     return error
+
+
+async def login(registries: Registries, auth: dict[str, str]) -> str:
+    """See Registries.login."""
+    from longshore.engine.images.references import DEFAULT_DOMAIN
+
+    address = auth.get("serveraddress", "").partition("://")[2] or auth.get("serveraddress", "")
+    domain = address.partition("/")[0]
+    if domain in ("", "index.docker.io", DEFAULT_DOMAIN):
+        domain = DEFAULT_DOMAIN
+    session = await open_session(registries, domain, "", auth=auth, actions="", pull=False)
+    url = f"{session.endpoint.url}/v2/"
+    refused = f"login attempt to {url} failed with status: 401 Unauthorized"
+    try:
+        response = await session.request("GET", url, timeout=30)
+    except RegistryError as error:
+        if error.http == 401:
+            text = (
+                refused
+                if any(scheme == "basic" for scheme, _ in session.challenges)
+                else f'Get "{url}": {error.message}'
+            )
+            raise Unauthorized(text) from None
+        raise
+    await response.read(MANIFEST_LIMIT)
+    return ""

@@ -83,7 +83,9 @@ class Registries:
         known = self._schemes.get(domain)
         if known:
             return [Endpoint(f"{known}://{domain}", False)]
-        return [Endpoint(f"https://{domain}", False), Endpoint(f"http://{domain}", False)]
+        both = [Endpoint(f"https://{domain}", False), Endpoint(f"http://{domain}", False)]
+        # On this machine plain HTTP is the rule, and asking for TLS first would only make a server wait for a request.
+        return both[::-1] if _is_loopback(domain) else both
 
     def answered(self, endpoint: Endpoint) -> None:
         """Remember the scheme by which an insecure registry answered."""
@@ -105,7 +107,7 @@ class Registries:
             found = Client(
                 ssl=context,
                 headers=(("User-Agent", "docker/28.5.2 longshore"), ("Accept-Encoding", "identity")),
-                connect_timeout=30.0,
+                connect_timeout=30.0 if endpoint.verify else 10.0,
             )
             self._clients[key] = found
         return found
@@ -118,9 +120,23 @@ class Registries:
 
         return await open_session(self, domain, path, auth=auth, actions=actions, pull=pull)
 
+    async def login(self, auth: dict[str, str]) -> str:
+        """POST /auth: do the credentials hold at `serveraddress` ("": Docker Hub)? An identity token or "".
+
+        Raises Unauthorized with dockerd's text, SystemFailure where the registry cannot be reached.
+        """
+        from longshore.engine.images.distribution import login
+
+        return await login(self, auth)
+
     async def close(self) -> None:
         clients, self._clients = list(self._clients.values()), {}
         await asyncio.gather(*(client.close() for client in clients))
+
+
+def _is_loopback(domain: str) -> bool:
+    name = domain.rpartition(":")[0] or domain
+    return name == "localhost" or name.startswith("127.") or name.strip("[]") == "::1"
 
 
 def _context(host: str, verify: bool) -> ssl.SSLContext:
