@@ -77,6 +77,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
                 *command,
                 "apiserver",
                 *("--data-dir", str(layout.store.parent)),
+                *("--bind-address", "0.0.0.0"),
                 *("--secure-port", str(config.secure_port)),
                 *("--advertise-address", config.host_ip),
                 *("--service-cluster-ip-range", config.service_cidr),

@@ -7,6 +7,6 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> int:
     """Run the API server with upstream's flags; its exit code."""
-    from longshore.master.apiserver.server import main as serve
+    from longshore.master.apiserver.command import main as serve
 
     return int(serve(list(argv)) or 0)
