@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 
+from longshore.cli import addons
 from longshore.cli.cluster import ClusterConfig
 from longshore.client import config as client_config
-from longshore.client.resources import NODES
+from longshore.client.resources import NODES, Resource
 from longshore.client.rest import Client as APIClient
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client, ClientError
@@ -57,6 +58,8 @@ async def wait_ready(layout: Layout, config: ClusterConfig, say: Callable[[str],
             except (OSError, ClientError, StatusError):
                 await asyncio.sleep(RETRY_SECONDS)
         say("API server ready")
+        for obj in addons.manifests(config):
+            await apply(client, obj)
         missing = {node.name for node in config.nodes}
         while missing:
             try:
@@ -82,3 +85,16 @@ def _note(node: dict[str, Any], missing: set[str], say: Callable[[str], None]) -
     if name in missing and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
         missing.discard(name)
         say(f"node {name} Ready")
+
+
+async def apply(api: APIClient, obj: dict[str, Any]) -> dict[str, Any]:
+    """Server-side apply of one manifest, by the `longshore` field manager."""
+    group, _, version = obj["apiVersion"].rpartition("/")
+    kind: str = obj["kind"]
+    plural = kind.lower() + ("es" if kind.endswith("s") else "s")
+    plural = plural[:-2] + "ies" if plural.endswith("ys") else plural
+    namespace = obj["metadata"].get("namespace", "")
+    resource = Resource(group, version, plural, kind, bool(namespace))
+    return await api.patch(
+        resource, obj["metadata"]["name"], obj, namespace, kind="apply", field_manager="longshore", force=True
+    )

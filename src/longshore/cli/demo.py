@@ -24,8 +24,7 @@ import yaml
 
 from longshore.cli import cluster, control
 from longshore.cli.main import UserError, layout_of
-from longshore.client.resources import DEPLOYMENTS, SERVICES, Resource
-from longshore.client.rest import Client as APIClient
+from longshore.client.resources import DEPLOYMENTS, SERVICES
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client, ClientError, client_context
 from longshore.machinery.paths import Layout
@@ -159,7 +158,7 @@ class Demo:
     async def _apply(self) -> None:
         text = (self._path / "shop.yaml").read_text().replace("localhost:5000/shop:1", self.image)
         for obj in yaml.safe_load_all(text):
-            applied = await apply(self._api, obj)
+            applied = await control.apply(self._api, obj)
             self._say(f"    {applied['kind'].lower()}/{applied['metadata']['name']} applied")
 
     async def _wait_ready(self, namespace: str, names: tuple[str, ...]) -> None:
@@ -233,19 +232,6 @@ class Demo:
                 await asyncio.sleep(0 if shown else 0.02)
         finally:
             await client.close()
-
-
-async def apply(api: APIClient, obj: dict[str, Any]) -> dict[str, Any]:
-    """Server-side apply of one manifest, by the `longshore` field manager."""
-    group, _, version = obj["apiVersion"].rpartition("/")
-    kind: str = obj["kind"]
-    plural = kind.lower() + ("es" if kind.endswith("s") else "s")
-    plural = plural[:-2] + "ies" if plural.endswith("ys") else plural
-    namespace = obj["metadata"].get("namespace", "")
-    resource = Resource(group, version, plural, kind, bool(namespace))
-    return await api.patch(
-        resource, obj["metadata"]["name"], obj, namespace, kind="apply", field_manager="longshore", force=True
-    )
 
 
 def busybox_root() -> bytes:

@@ -158,23 +158,29 @@ async def serve(
     domain: str = "cluster.local",
     port: int = 53,
     resolv_conf: Path = Path("/etc/resolv.conf"),
+    informers: InformerFactory | None = None,
 ) -> None:
     """Answer until cancelled. addresses: of the cluster DNS Service, made this node's own; they stay for the next start.
 
-    Questions that come before the first lists have been read wait for them.
+    informers: another part's factory in this process, whose Services and EndpointSlices are shared (started by it).
+    Questions that come before the first lists have been read find nobody and are asked again.
     """
     zone = Zone(domain, addresses)
     factory = InformerFactory(client)
-    for resource, put, remove in (
-        (SERVICES, zone.set_service, zone.remove_service),
-        (ENDPOINT_SLICES, zone.set_slice, zone.remove_slice),
-        (NAMESPACES, zone.set_namespace, zone.remove_namespace),
+    shared = informers or factory
+    needed = []
+    for source, resource, put, remove in (
+        (shared, SERVICES, zone.set_service, zone.remove_service),
+        (shared, ENDPOINT_SLICES, zone.set_slice, zone.remove_slice),
+        (factory, NAMESPACES, zone.set_namespace, zone.remove_namespace),
     ):
-        factory.informer(resource).on(put, _new_only(put), remove)
+        informer = source.informer(resource)
+        needed.append(informer)
+        informer.on(put, _new_only(put), remove)
     servers = resolvers.of_host(resolv_conf, leave_out=[*addresses, "127.0.0.1", "::1"])
     answer = handler(chain(zone, resolvers.Resolvers(servers).ask if servers else None))
     factory.start()
-    await factory.wait_synced()
+    await factory.wait_synced(needed)
     opened = []
     try:
         for address in addresses:
