@@ -15,6 +15,7 @@ from longshore.api import schema as schemas
 from longshore.api import table
 from longshore.api.schema import DecodeError, Schema
 from longshore.api.strategy import Object, Strategy, utc_now
+from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors, FieldError
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
@@ -203,7 +204,10 @@ class Resource:
         """Everything that is wrong with an update, in upstream's order."""
         errors = Errors()
         strategy = self.strategy
-        strategy.validate_meta_update(new, old, errors, self.namespaced)
+        # Upstream's generic layer checks metadata, and each kind's strategy does it over again: both complaints show.
+        metadata.update(errors, new["metadata"], old["metadata"])
+        if errors:
+            strategy.validate_meta_update(new, old, errors, self.namespaced)
         if subresource == "status":
             strategy.validate_status(new, old, errors)
         elif subresource:

@@ -34,6 +34,8 @@ from longshore.machinery import quantity
 ) = range(15)
 SCALARS = frozenset((STRING, INTEGER, BOOLEAN, NUMBER, BYTES, QUANTITY, INT_OR_STRING, TIME, MICRO_TIME, DURATION))
 
+# Kinds that are structures in Go.
+_GO_STRUCTS = frozenset((STRUCT, QUANTITY, INT_OR_STRING, TIME, MICRO_TIME, DURATION))
 _NAMED = {
     "io.k8s.apimachinery.pkg.api.resource.Quantity": QUANTITY,
     "io.k8s.apimachinery.pkg.util.intstr.IntOrString": INT_OR_STRING,
@@ -464,10 +466,9 @@ def _compile(owner: Schema) -> dict[str, Field]:
         pointer = "*" in flags
         type_ = _node(node, display)
         omit = (name not in required) != ("!" in flags)
-        if type_.kind == STRUCT and not pointer:
+        if not pointer and (type_.kind in _GO_STRUCTS or type_.definition.endswith(".RawExtension")):
+            # Go's omitempty does not leave out structures.
             omit = "0" in flags
-        if type_.kind in (TIME, MICRO_TIME) and "0" in flags:
-            omit = True
         fields[name] = Field(
             name, type_, pointer=pointer, omit=omit, required=name in required, default=node.get("default"), node=node
         )

@@ -69,8 +69,9 @@ class Strategy:
         metadata.create(errors, obj["metadata"], namespaced, self.name_check)
 
     def validate_meta_update(self, new: Object, old: Object, errors: Errors, namespaced: bool) -> None:
-        """Check metadata at an update."""
+        """The strategy's own checks of metadata at an update; only asked when the common ones found something."""
         metadata.update(errors, new["metadata"], old["metadata"])
+        metadata.create(errors, new["metadata"], namespaced, self.name_check)
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         """Warnings about a good object."""

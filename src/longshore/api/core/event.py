@@ -7,7 +7,6 @@ from typing import Any
 
 from longshore.api import times
 from longshore.api.strategy import Object, Strategy, age, age_of
-from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_subdomain, qualified_name
 
@@ -52,9 +51,6 @@ class Event(Strategy):
     def validate_meta(self, obj: Object, errors: Errors, namespaced: bool) -> None:
         # Upstream checks an event's metadata inside the rest, and more loosely.
         return
-
-    def validate_meta_update(self, new: Object, old: Object, errors: Errors, namespaced: bool) -> None:
-        metadata.update(errors, new["metadata"], old["metadata"])
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         self._legacy(obj, errors)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 
 from longshore.api import printing, times
 from longshore.api.core import pod_update, pod_validation, pod_warnings
 from longshore.api.core.podspec import (
-    all_containers,
     default_host_ports,
     default_pod_spec,
     default_requests,
@@ -17,8 +15,8 @@ from longshore.api.core.podspec import (
 )
 from longshore.api.core.qos import qos_class
 from longshore.api.strategy import Object, Strategy, age, age_of
+from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.metadata import labels as check_labels
 from longshore.api.validation.quantities import not_negative
 
 
@@ -38,6 +36,8 @@ class Pod(Strategy):
     def prepare_create(self, obj: Object) -> None:
         spec = obj["spec"]
         drop_disabled(spec)
+        if spec.get("terminationGracePeriodSeconds", 0) < 0:
+            spec["terminationGracePeriodSeconds"] = 1
         status: Object = {"phase": "Pending", "qosClass": qos_class(spec)}
         if spec.get("schedulingGates"):
             status["conditions"] = [
@@ -51,7 +51,7 @@ class Pod(Strategy):
                 }
             ]
         obj["status"] = status
-        mutate_affinity(spec)
+        match_label_keys(spec, obj["metadata"].get("labels") or {})
 
     def prepare_update(self, new: Object, old: Object) -> None:
         drop_disabled(new["spec"])
@@ -90,6 +90,10 @@ class Pod(Strategy):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         pod_validation.validate_pod(obj, errors)
+
+    def validate_meta_update(self, new: Object, old: Object, errors: Errors, namespaced: bool) -> None:
+        super().validate_meta_update(new, old, errors, namespaced)
+        metadata.common(errors, new["metadata"], "metadata")
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         pod_update.validate_update(new, old, errors)
@@ -131,8 +135,22 @@ def drop_disabled(spec: Object) -> None:
             part.pop("clusterTrustBundle", None)
 
 
-def mutate_affinity(spec: Object) -> None:
-    """matchLabelKeys of affinity terms become requirements on the pod's own labels; done by the core with the labels at hand."""
+def match_label_keys(spec: Object, labels: dict[str, str]) -> None:
+    """matchLabelKeys and mismatchLabelKeys become expressions over the pod's own labels, in affinity and spread terms."""
+    affinity = spec.get("affinity") or {}
+    terms: list[Object] = []
+    for kind in ("podAffinity", "podAntiAffinity"):
+        part = affinity.get(kind) or {}
+        terms.extend(part.get("requiredDuringSchedulingIgnoredDuringExecution") or ())
+        terms.extend(t.get("podAffinityTerm") or {} for t in part.get("preferredDuringSchedulingIgnoredDuringExecution") or ())
+    for term in [*terms, *(spec.get("topologySpreadConstraints") or ())]:
+        selector = term.get("labelSelector")
+        if selector is None:
+            continue
+        for field, operator in (("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")):
+            for key in term.get(field) or ():
+                if key in labels:
+                    selector.setdefault("matchExpressions", []).append({"key": key, "operator": operator, "values": [labels[key]]})
 
 
 def pod_row(obj: Object, now: datetime) -> list[Any]:
@@ -332,4 +350,4 @@ def status_counts(status: Object, errors: Errors, path: str) -> None:
         errors.invalid(f"{path}.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas")
 
 
-__all__ = ["Pod", "PodTemplate", "ReplicationController", "all_containers", "check_labels", "json", "status_counts"]
+__all__ = ["Pod", "PodTemplate", "ReplicationController", "status_counts"]

@@ -32,12 +32,13 @@ def validate_update(new: Object, old: Object, errors: Errors) -> None:
         errors.forbidden(
             "metadata.annotations[kubernetes.io/config.mirror]", "may not remove or update mirror pod annotation"
         )
-    _gates(spec, before, errors)
-    stop = _container_counts(spec, before, errors)
-    if stop:
+    if spec.get("schedulingGates") and spec.get("nodeName") and not before.get("nodeName"):
+        errors.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared")
+    if _container_counts(spec, before, errors):
         return
     _deadline(spec, before, errors)
     _tolerations(spec.get("tolerations") or [], before.get("tolerations") or [], errors)
+    _gates(spec, before, errors)
     munged = _munge(spec, before, errors)
     if munged == before:
         return
@@ -52,8 +53,6 @@ def _gates(spec: Object, before: Object, errors: Errors) -> None:
                 f"spec.schedulingGates[{index}].name",
                 f"only deletion is allowed, but found new scheduling gate '{gate.get('name', '')}'",
             )
-    if spec.get("schedulingGates") and spec.get("nodeName") and not before.get("nodeName"):
-        errors.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared")
 
 
 def _container_counts(spec: Object, before: Object, errors: Errors) -> bool:
@@ -65,11 +64,11 @@ def _container_counts(spec: Object, before: Object, errors: Errors) -> bool:
         else:
             for index, container in enumerate(spec.get(kind) or ()):
                 image = container.get("image", "")
+                if not image:
+                    errors.required(f"spec.{kind}[{index}].image")
                 if image != image.strip() and image != before[kind][index].get("image", ""):
                     errors.invalid(f"spec.{kind}[{index}].image", image, "must not have leading or trailing whitespace")
-    if stop:
-        return True
-    return False
+    return stop
 
 
 def _deadline(spec: Object, before: Object, errors: Errors) -> None:
@@ -101,8 +100,7 @@ def _munge(spec: Object, before: Object, errors: Errors) -> Object:
                 if not was.get("image"):
                     container.pop("image", None)
     _restore(munged, before, "activeDeadlineSeconds")
-    if before.get("schedulingGates"):
-        _restore(munged, before, "schedulingGates")
+    _restore(munged, before, "schedulingGates")
     _restore(munged, before, "tolerations")
     if before.get("terminationGracePeriodSeconds", 0) < 0 and spec.get("terminationGracePeriodSeconds") == 1:
         _restore(munged, before, "terminationGracePeriodSeconds")

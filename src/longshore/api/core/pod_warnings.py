@@ -104,7 +104,7 @@ def _volumes(found: list[str], spec: Object, path: str) -> None:
     for i, volume in enumerate(spec.get("volumes") or ()):
         for kind, text in gone.items():
             if volume.get(kind) is not None:
-                found.append(f"{path}.volumes[{i}].{kind}: {text}")
+                found.append(f"{path}.volumes[{i}].{'storageOS' if kind == 'storageos' else kind}: {text}")
         limit = (volume.get("emptyDir") or {}).get("sizeLimit")
         if limit and quantity.parse(limit).nanos % quantity.NANO:
             found.append(

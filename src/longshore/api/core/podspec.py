@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Object = dict[str, Any]
@@ -19,8 +20,13 @@ def parse_image_tag(image: str) -> tuple[str, str]:
     return tag, digest
 
 
+_REFERENCE = re.compile(r"[A-Za-z0-9.:_-]*(?:/?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?(?:@[\w+.-]+:[0-9a-fA-F]{32,})?")
+
+
 def pull_policy(image: str) -> str:
-    """The pull policy that an image gets by itself."""
+    """The pull policy that an image gets by itself; what is no reference gets the one of a tagged image."""
+    if not _REFERENCE.fullmatch(image):
+        return "IfNotPresent"
     return "Always" if parse_image_tag(image)[0] == "latest" else "IfNotPresent"
 
 
