@@ -270,6 +270,10 @@ class InformerFactory:
             found.store.add_index(name, function)
         return found
 
+    def existing(self, resource: Resource) -> Informer | None:
+        """The informer of a whole resource when somebody has asked for it already."""
+        return self._informers.get((resource.group, resource.plural, "", "", ""))
+
     def start(self) -> None:
         """Run every informer, and those that are asked for from now on."""
         self._started = True

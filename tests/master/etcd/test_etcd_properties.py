@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etcd_reference import Reference
+from tests.master.etcd.etcd_reference import Reference
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

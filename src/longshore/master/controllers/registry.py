@@ -8,21 +8,27 @@ from longshore.master.controllers.base import Controller
 from longshore.master.controllers.deployment import DeploymentController
 from longshore.master.controllers.endpoints import EndpointsController
 from longshore.master.controllers.endpointslice import EndpointSliceController
+from longshore.master.controllers.garbagecollector import GarbageCollector
 from longshore.master.controllers.namespace import NamespaceController
 from longshore.master.controllers.nodeipam import NodeIPAMController
+from longshore.master.controllers.nodelifecycle import NodeLifecycleController
 from longshore.master.controllers.replicaset import ReplicaSetController
 from longshore.master.controllers.replicationcontroller import ReplicationControllerController
 from longshore.master.controllers.serviceaccount import RootCAPublisher, ServiceAccountController
+from longshore.master.controllers.tainteviction import TaintEvictionController
 
 CONTROLLERS: tuple[type[Controller], ...] = (
     ServiceAccountController,
     RootCAPublisher,
     NodeIPAMController,
+    NodeLifecycleController,
     ReplicaSetController,
     DeploymentController,
     EndpointsController,
     EndpointSliceController,
     NamespaceController,
+    GarbageCollector,
+    TaintEvictionController,
     ReplicationControllerController,
 )
 
