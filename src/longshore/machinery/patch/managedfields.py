@@ -99,6 +99,9 @@ class Types(Protocol):
     def reset(self, api_version: str) -> Filter | None:
         """What takes the fields out of a set that this endpoint does not write."""
 
+    def empty(self, api_version: str) -> Object:
+        """An object of the kind to which nothing has been given: what a creation is compared with."""
+
 
 def decode(entries: Any) -> Managed | None:
     """The managers of a managedFields list; None when it cannot be understood."""
@@ -124,7 +127,7 @@ def encode(managed: Managed) -> list[Object]:
     entries = []
     for key, owned in managed.owned.items():
         entry: Object = {"manager": key.name, "operation": key.operation, "apiVersion": owned.api_version}
-        if key in managed.times:
+        if managed.times.get(key):
             entry["time"] = managed.times[key]
         entry["fieldsType"] = "FieldsV1"
         entry["fieldsV1"] = _ordered(owned.fields)
@@ -169,7 +172,7 @@ def update(
             managed = decode(before) or Managed()
     metadata = new.setdefault("metadata", {})
     if managed.owned or live is None or not live.get("metadata", {}).get("uid"):
-        old = _without(live) if live is not None else _empty(new)
+        old = _without(live) if live is not None else types.empty(api_version)
         managed = _update(types, old, _without(new), managed, manager, api_version, subresource, now)
         _cap(managed)
     entries = encode(managed)
@@ -177,10 +180,6 @@ def update(
         metadata["managedFields"] = entries
     else:
         metadata.pop("managedFields", None)
-
-
-def _empty(obj: Object) -> Object:
-    return {k: obj[k] for k in ("apiVersion", "kind") if k in obj} | {"metadata": {}}
 
 
 def _update(
@@ -330,7 +329,7 @@ def _apply_tracked(
 ) -> tuple[Object, Managed]:
     bare = _without(live)
     if not managed.owned:
-        managed = _update(types, _empty(bare), bare, managed, "before-first-apply", version, sub, now)
+        managed = _update(types, types.empty(version), bare, managed, "before-first-apply", version, sub, now)
     manager = Manager(name or "unknown", "Apply", "", sub)
     node = types.node(version) or DEDUCED
     errors = typed.validate(node, config)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longshore.master.apiserver.podwrites import PodWrites
+from longshore.master.apiserver.scale import ScaleHandler
+
 if TYPE_CHECKING:
     from longshore.master.apiserver.server import APIServer
 
 
 async def assemble(server: APIServer) -> None:
     """Wire everything into a server whose caches are loaded."""
+    special = server.dispatcher.special
+    scale = ScaleHandler(server.writer)
+    server.dispatcher.scale = scale.handle
+    pods = PodWrites(server.writer, server.deleter, server.api)
+    special["", "pods", "binding"] = pods.bind
+    special["", "bindings", ""] = pods.bind
+    special["", "pods", "eviction"] = pods.evict

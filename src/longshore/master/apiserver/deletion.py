@@ -15,7 +15,7 @@ from longshore.master.apiserver import rendering
 from longshore.master.apiserver.cache import Item, with_version
 from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.keys import path
-from longshore.master.apiserver.options import DeleteOptions, WriteOptions
+from longshore.master.apiserver.options import DeleteOptions
 from longshore.master.apiserver.scheme import Endpoint
 from longshore.master.apiserver.selection import selection
 from longshore.master.apiserver.writes import Writer
@@ -304,6 +304,3 @@ def _again(options: DeleteOptions) -> DeleteOptions:
         setattr(out, name, getattr(options, name))
     return out
 
-
-def write_options_of(options: DeleteOptions) -> WriteOptions:
-    return WriteOptions("UpdateOptions", dry_run=options.dry_run)

@@ -54,6 +54,7 @@ class Dispatcher:
         self.deleter = deleter
         self.patcher = Patcher(writer)
         self.special: dict[tuple[str, str, str], CallHandler] = {}
+        self.scale: CallHandler | None = None
 
     def locate(self, request: Request, info: PathInfo, verb: str) -> Call:
         """The call of a path; StatusError when there is no such path or it does not take the method."""
@@ -84,6 +85,8 @@ class Dispatcher:
         """Answer an authorized call."""
         info, verb, endpoint = call.info, call.verb, call.endpoint
         special = self.special.get((endpoint.group, endpoint.plural, info.subresource))
+        if special is None and info.subresource == "scale":
+            special = self.scale
         if special is None or info.subresource not in ("proxy", "log", "exec", "attach", "portforward"):
             lists = not info.name or verb == "watch"
             call.form = negotiate(call.request.headers.get("accept") or "", lists, endpoint.custom)

@@ -16,6 +16,7 @@ class FieldTypes:
     def __init__(self, scheme: Scheme, endpoint: Endpoint, subresource: str) -> None:
         self._scheme = scheme
         self._endpoint = endpoint
+        self._zero: dict[str, Any] | None = None
         reset = reset_fields(endpoint, subresource)
         self._filter: Filter | None = (lambda s: fieldset.recursive_difference(s, reset)) if reset else None
 
@@ -29,3 +30,12 @@ class FieldTypes:
 
     def reset(self, api_version: str) -> Filter | None:
         return self._filter
+
+    def empty(self, api_version: str) -> dict[str, Any]:
+        endpoint = self._endpoint
+        head = {"kind": endpoint.kind, "apiVersion": endpoint.api_version}
+        if endpoint.custom:
+            return {**head, "metadata": {}}
+        if self._zero is None:
+            self._zero = endpoint.resource.decode({}, endpoint.version)
+        return {**head, **self._zero}

@@ -194,7 +194,9 @@ class Patcher:
                 self.writer._match_namespace(endpoint, decoded["metadata"], call.info.namespace)
             return decoded
 
-        return await self.writer.guaranteed_update(call, change, options, subresource, create=not subresource)
+        return await self.writer.guaranteed_update(
+            call, change, options, subresource, create=not subresource, operation="APPLY"
+        )
 
     def _empty(self, call: Call) -> Object:
         return {"kind": call.endpoint.kind, "apiVersion": call.endpoint.api_version, "metadata": {}}

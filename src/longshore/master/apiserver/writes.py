@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from longshore.api import times
 from longshore.machinery.errors import (
@@ -39,6 +39,14 @@ SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 MAX_OBJECT = 1536 * 1024
 _RETRIES = 5
 Change = Callable[[Object | None], Object | Awaitable[Object]]
+
+
+class View(NamedTuple):
+    """Another kind as which a subresource shows an object: its (group, version, kind), how to show it, how to take it over."""
+
+    kind: tuple[str, str, str]
+    show: Callable[[Object], Object]
+    take: Callable[[Object, Object], None]
 
 
 def random_suffix() -> str:
@@ -71,9 +79,12 @@ class Writer:
     # Create.
 
     async def create(
-        self, call: Call, obj: Object, options: WriteOptions, name: str = ""
+        self, call: Call, obj: Object, options: WriteOptions, *, owned: bool = False
     ) -> tuple[Object, Item | None]:
-        """Store a new object. The object (in the request's version) and its item (None for a dry run)."""
+        """Store a new object. The object (in the request's version) and its item (None for a dry run).
+
+        owned: its managedFields are set already (by an apply).
+        """
         endpoint, info = call.endpoint, call.info
         metadata = self._metadata(endpoint, obj)
         self._match_namespace(endpoint, metadata, info.namespace)
@@ -82,9 +93,10 @@ class Writer:
         if metadata.get("resourceVersion"):
             raise StatusError(500, "", "resourceVersion should not be set on objects to be created")
         _clear_system(metadata)
-        managedfields.update(
-            self.field_types(endpoint), None, obj, options.manager, endpoint.api_version, "", times.now()
-        )
+        if not owned:
+            managedfields.update(
+                self.field_types(endpoint), None, obj, options.manager, endpoint.api_version, "", times.now()
+            )
         generated = False
         if not metadata.get("name") and metadata.get("generateName"):
             generated = True
@@ -210,12 +222,13 @@ class Writer:
         uid: str = "",
         create: bool = False,
         operation: str = "UPDATE",
-        force_version: bool = True,
+        view: View | None = None,
     ) -> tuple[Object, Item | None, bool]:
         """Read, change, check and write under the version read; again when somebody else was faster.
 
         change: gets the live object in the request's version (None: there is none), gives the new one.
-        version, uid: what the client says the object has; "" when it does not say.
+        version, uid: what the client says the object has; "" when it does not say. view: what admission sees of an object
+        (a Scale), with its kind.
         """
         endpoint, info = call.endpoint, call.info
         cache = endpoint.cache
@@ -234,7 +247,7 @@ class Writer:
                     why = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
                     raise conflict(endpoint.group, endpoint.plural, info.name, why)
                 try:
-                    out, item = await self.create(call, new, options, info.name)
+                    out, item = await self.create(call, new, options, owned=operation == "APPLY")
                 except StatusError as error:
                     if error.reason != "AlreadyExists" or options.dry_run:
                         raise
@@ -245,7 +258,7 @@ class Writer:
             live = endpoint.present(current.decode())
             made = change(live)
             new = made if isinstance(made, dict) else await made
-            result = await self._update_once(call, current, live, new, options, subresource, version, uid, operation)
+            result = await self._update_once(call, current, live, new, options, subresource, version, uid, operation, view)
             if result is not None:
                 return result[0], result[1], False
             await self.hub.fresh()
@@ -277,6 +290,7 @@ class Writer:
         version: str,
         uid: str,
         operation: str,
+        view: View | None = None,
     ) -> tuple[Object, Item | None] | None:
         """One attempt; None when the object has changed meanwhile and the client did not name a version."""
         endpoint, info = call.endpoint, call.info
@@ -294,9 +308,17 @@ class Writer:
                 "FieldValueInvalid", "Invalid value: 0: must be specified for an update", "metadata.resourceVersion"
             )
             raise invalid(endpoint.group, endpoint.kind, info.name, [cause])
-        request = self.admission.request(call, operation, new, live, options.as_object(), options.dry_run)
-        await self.admission.admit(request)
-        new = request.object or new
+        if view is None:
+            verb = "UPDATE" if operation == "APPLY" else operation
+            request = self.admission.request(call, verb, new, live, options.as_object(), options.dry_run)
+            await self.admission.admit(request)
+            new = request.object or new
+        else:
+            request = self.admission.request(
+                call, operation, view.show(new), view.show(live), options.as_object(), options.dry_run, view.kind
+            )
+            await self.admission.admit(request)
+            view.take(new, request.object or {})
         _dedup_owners(call, new["metadata"], "owner after mutating")
         old_stored = endpoint.stored(live)
         stored = endpoint.stored(new)
@@ -391,7 +413,7 @@ class Writer:
     def invalid(self, endpoint: Endpoint, obj: Object, causes: Any) -> StatusError:
         """422 with everything that is wrong."""
         name = obj["metadata"].get("name", "")
-        return invalid(endpoint.group, endpoint.kind, name, [Cause(c.reason, c.message, c.field) for c in causes])
+        return invalid(endpoint.group, endpoint.kind, name, [Cause(**c.cause()) for c in causes])
 
     def _metadata(self, endpoint: Endpoint, obj: Object) -> Object:
         metadata = obj.get("metadata")
@@ -467,7 +489,7 @@ def _keep_system(metadata: Object, old: Object) -> None:
     if old.get("deletionGracePeriodSeconds") is not None and metadata.get("deletionGracePeriodSeconds") is None:
         metadata["deletionGracePeriodSeconds"] = old["deletionGracePeriodSeconds"]
     metadata.pop("selfLink", None)
-    metadata.pop("resourceVersion", None)
+    metadata["resourceVersion"] = old.get("resourceVersion", "")
 
 
 def _settle_times(new: Object, old: Object) -> None:
