@@ -160,7 +160,8 @@ class Connection(FlowProtocol):
                     continue
                 if len(data) > self.server.max_head:
                     return self._refuse(431, "Request Header Fields Too Large")
-                if b"\n\n" in data or b"\n\r\n" in data:
+                if b"\n\n" in data or b"\n\r\n" in data or data[0] == 0x16:
+                    # 0x16: a TLS hello; who asks a plain port for TLS first (container tools do) waits for this answer
                     return self._refuse(400, "Bad Request")
                 if not self._scanned:
                     self._set_deadline(self.server.head_timeout)
@@ -546,9 +547,12 @@ class Connection(FlowProtocol):
             pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return Peer(uid=uid, gid=gid, pid=pid)
         name = get("peername")
-        tls = get("ssl_object") is not None
-        certificate = get("peercert") or None if tls else None
-        return Peer((name[0], name[1]) if name else None, certificate, tls)
+        session = get("ssl_object")
+        address = (name[0], name[1]) if name else None
+        if session is None:
+            return Peer(address)
+        certificate = get("peercert") or None
+        return Peer(address, certificate, session.getpeercert(True) if certificate else None, True)
 
     async def gone(self) -> None:
         if not self.lost and not self._eof:

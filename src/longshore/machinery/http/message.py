@@ -66,16 +66,20 @@ def parse_query(text: str) -> dict[str, list[str]]:
 class Peer:
     """Who is at the other end.
 
-    address: (host, port) over TCP. certificate: ssl's getpeercert() when a verified one was shown.
+    address: (host, port) over TCP. certificate: ssl's getpeercert() when a verified one was shown,
+    certificate_der the same as octets.
     uid, gid, pid: the credentials of the process at the other end of a unix socket (SO_PEERCRED).
+    context: for the part that serves: whatever it keeps with a connection.
     """
 
     address: tuple[str, int] | None = None
     certificate: dict[str, Any] | None = None
+    certificate_der: bytes | None = None
     tls: bool = False
     uid: int | None = None
     gid: int | None = None
     pid: int | None = None
+    context: Any = None
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longshore.master.apiserver import access
 from longshore.master.apiserver.podwrites import PodWrites
 from longshore.master.apiserver.scale import ScaleHandler
 
@@ -20,3 +21,5 @@ async def assemble(server: APIServer) -> None:
     special["", "pods", "binding"] = pods.bind
     special["", "bindings", ""] = pods.bind
     special["", "pods", "eviction"] = pods.evict
+    server.access = access.install(server)
+    server.set_admission([*server.admission.plugins, *server.access.plugins])

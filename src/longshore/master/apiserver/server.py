@@ -19,6 +19,7 @@ from longshore.machinery.errors import StatusError, forbidden, request_entity_to
 from longshore.machinery.http import BodyTooLarge, Request, Response, Server, server_context
 from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
+from longshore.master.apiserver.auth import Access
 from longshore.master.apiserver.bootstrap import Bootstrap
 from longshore.master.apiserver.cache import Hub
 from longshore.master.apiserver.context import (
@@ -152,6 +153,7 @@ class APIServer:
         self.api.authorizers = self.authorizers
         self.path_handlers: dict[str, PathHandler] = {}
         self.impersonate: Callable[[Request, UserInfo], Any] | None = None
+        self.access: Access | None = None
         self.bootstrap = Bootstrap(self)
         self.closers: list[Callable[[], Awaitable[None]]] = []
         self.reading = 0
@@ -178,6 +180,8 @@ class APIServer:
         await self.hub.start()
         await assemble(self)
         await self.bootstrap.run()
+        if self.access is not None:
+            await self.access.bootstrap()
         self.health.started = True
 
     async def close(self) -> None:

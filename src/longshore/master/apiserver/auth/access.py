@@ -1,0 +1,133 @@
+"""Authentication and authorization of one server, built from its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshore.master.apiserver.context import API, AdmissionPlugin, Authorizer
+
+from . import policy
+from .authentication import Authentication, ClientCertificates, RequestHeaders, TokenAuthenticator, Tokens
+from .authorization import AlwaysAllow, AlwaysDeny, Authorization
+from .escalation import EscalationCheck
+from .node import NodeAuthorizer
+from .rbac import RBAC
+from .reviews import Reviews
+from .serviceaccounts import Keys, ServiceAccountTokens, TokenIssuer
+from .statictokens import BootstrapTokens, TokenFile
+
+
+@dataclass(slots=True)
+class Options:
+    """How users are known and what they may. Paths are PEM files unless said otherwise.
+
+    issuers: of service account tokens, the first issues. signing_key signs them, verification_keys are accepted besides.
+    proxy_ca: CAs of authenticating proxies; proxy_names: CNs of those, any when empty. token_file: CSV.
+    token_webhook, authorization_webhook: kubeconfig files. oidc: arguments of oidc.OIDC, or none.
+    modes: "Node", "RBAC", "Webhook", "AlwaysAllow", "AlwaysDeny", in order.
+    """
+
+    client_ca: Path | None = None
+    proxy_ca: Path | None = None
+    proxy_names: Sequence[str] = ()
+    issuers: list[str] = field(default_factory=lambda: ["https://kubernetes.default.svc.cluster.local"])
+    signing_key: Path | None = None
+    verification_keys: Sequence[Path] = ()
+    api_audiences: list[str] = field(default_factory=list)
+    max_token_seconds: int = 0
+    extend_tokens: bool = True
+    token_file: Path | None = None
+    bootstrap_tokens: bool = True
+    oidc: dict[str, Any] | None = None
+    token_webhook: Path | None = None
+    authorization_webhook: Path | None = None
+    modes: Sequence[str] = ("Node", "RBAC")
+    anonymous: bool = True
+
+
+class Access:
+    """authentication, authorization, reviews; issuer (None without a signing key), keys, rbac (None without that mode)."""
+
+    def __init__(self, api: API, options: Options) -> None:
+        self.options = options
+        self._api = api
+        audiences = list(options.api_audiences) or options.issuers[:1]
+        kinds: list[TokenAuthenticator] = []
+        if options.token_file is not None:
+            kinds.append(TokenFile(options.token_file))
+        self.keys: Keys | None = None
+        self.issuer: TokenIssuer | None = None
+        if options.signing_key is not None or options.verification_keys:
+            self.keys = Keys(options.signing_key, options.verification_keys)
+            accounts = ServiceAccountTokens(api, self.keys, options.issuers, audiences)
+            kinds.append(accounts)
+            if options.signing_key is not None:
+                self.issuer = TokenIssuer(
+                    api, accounts, max_expiration=options.max_token_seconds, extend=options.extend_tokens
+                )
+        if options.bootstrap_tokens:
+            kinds.append(BootstrapTokens(api))
+        if options.oidc is not None:
+            from .oidc import OIDC
+
+            kinds.append(OIDC(**options.oidc))
+        if options.token_webhook is not None:
+            from .webhooks import TokenWebhook
+
+            kinds.append(TokenWebhook(options.token_webhook))
+        certificates = proxies = None
+        if options.proxy_ca is not None:
+            proxies = RequestHeaders(options.proxy_ca, options.proxy_names)
+        if options.client_ca is not None:
+            certificates = ClientCertificates(options.client_ca if proxies is not None else None)
+        self.authentication = Authentication(
+            certificates=certificates, proxies=proxies, tokens=Tokens(kinds), anonymous=options.anonymous
+        )
+        self.rbac: RBAC | None = None
+        self.authorization = Authorization([self._mode(mode) for mode in options.modes])
+        self.reviews = Reviews(self.authentication, self.authorization, self.rbac, audiences)
+        self.plugins: list[AdmissionPlugin] = []
+        if self.rbac is not None:
+            self.plugins.append(EscalationCheck(self.rbac, self.authorization))
+
+    def _mode(self, mode: str) -> Authorizer:
+        if mode == "RBAC":
+            self.rbac = rbac = RBAC(self._api)
+            return rbac
+        if mode == "Node":
+            return NodeAuthorizer(self._api, policy.rules_of("system:node"))
+        if mode == "AlwaysAllow":
+            return AlwaysAllow()
+        if mode == "AlwaysDeny":
+            return AlwaysDeny()
+        if mode == "Webhook" and self.options.authorization_webhook is not None:
+            from .webhooks import AuthorizationWebhook
+
+            return AuthorizationWebhook(self.options.authorization_webhook)
+        raise ValueError(f"unknown authorization mode {mode} specified")
+
+    async def bootstrap(self) -> None:
+        """Makes the roles and bindings that must be there. The namespaces exist by then."""
+        if self.rbac is not None:
+            await policy.reconcile(self._api)
+
+    @classmethod
+    def from_config(cls, api: API, config: Any) -> Access:
+        """From the server's configuration (server.Config)."""
+        keys = list(config.service_account_keys)
+        extra = dict(config.extra.get("auth") or {})
+        options = Options(
+            client_ca=config.client_ca,
+            proxy_ca=config.requestheader_ca,
+            issuers=[config.service_account_issuer],
+            signing_key=keys[0] if keys else None,
+            verification_keys=keys[1:],
+            api_audiences=list(config.api_audiences),
+            modes=config.authorization_modes,
+            anonymous=config.anonymous,
+            **extra,
+        )
+        return cls(api, options)

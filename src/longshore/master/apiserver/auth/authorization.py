@@ -1,0 +1,84 @@
+"""The authorizers one after another, and the words of a refusal.
+
+Source: k8s.io/apiserver/pkg/authorization/union, endpoints/handlers/responsewriters/errors.go.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Sequence
+
+from longshore.machinery.errors import StatusError, forbidden
+from longshore.master.apiserver.context import NO_OPINION, Attributes, Authorizer, Decision
+
+from .users import MASTERS, quoted
+
+ALLOW = Decision("allow")
+
+
+class AlwaysAllow:
+    def authorize(self, a: Attributes) -> Decision:
+        return ALLOW
+
+
+class AlwaysDeny:
+    def authorize(self, a: Attributes) -> Decision:
+        return Decision("no opinion", "Everything is forbidden.")
+
+
+class Authorization:
+    """Asks each authorizer until one allows or denies. The group system:masters may do everything."""
+
+    def __init__(self, authorizers: Sequence[Authorizer]) -> None:
+        self.authorizers = list(authorizers)
+
+    def authorize(self, a: Attributes) -> Decision | Awaitable[Decision]:
+        if MASTERS in a.user.groups:
+            return ALLOW
+        reasons: list[str] = []
+        for i, authorizer in enumerate(self.authorizers):
+            decision = authorizer.authorize(a)
+            if inspect.isawaitable(decision):
+                return self._go_on(a, i, decision, reasons)
+            if decision.verdict != "no opinion":
+                return decision
+            if decision.reason:
+                reasons.append(decision.reason)
+        return Decision("no opinion", "\n".join(reasons)) if reasons else NO_OPINION
+
+    async def _go_on(self, a: Attributes, i: int, first: Awaitable[Decision], reasons: list[str]) -> Decision:
+        decision = await first
+        while True:
+            if decision.verdict != "no opinion":
+                return decision
+            if decision.reason:
+                reasons.append(decision.reason)
+            i += 1
+            if i == len(self.authorizers):
+                return Decision("no opinion", "\n".join(reasons)) if reasons else NO_OPINION
+            answer = self.authorizers[i].authorize(a)
+            decision = await answer if inspect.isawaitable(answer) else answer
+
+    async def decide(self, a: Attributes) -> Decision:
+        """authorize, awaited where it must be."""
+        answer = self.authorize(a)
+        return await answer if inspect.isawaitable(answer) else answer
+
+
+def refusal(a: Attributes, reason: str = "") -> StatusError:
+    """The 403 for what was not allowed (responsewriters.ForbiddenStatusError)."""
+    message = forbidden_message(a)
+    if reason:
+        message += f": {reason}"
+    if not a.is_resource:
+        return StatusError(403, "Forbidden", f"forbidden: {message}", {})
+    return forbidden(a.group, a.resource, a.name, message)
+
+
+def forbidden_message(a: Attributes) -> str:
+    user = quoted(a.user.name)
+    if not a.is_resource:
+        return f"User {user} cannot {a.verb} path {quoted(a.path)}"
+    resource = f"{a.resource}/{a.subresource}" if a.subresource else a.resource
+    where = f"in the namespace {quoted(a.namespace)}" if a.namespace else "at the cluster scope"
+    return f"User {user} cannot {a.verb} resource {quoted(resource)} in API group {quoted(a.group)} {where}"
