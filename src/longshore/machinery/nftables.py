@@ -187,8 +187,9 @@ _CHANGES = {0, 3, 6, 9, 12, 18} | _REMOVALS
 class ChangeMonitor:
     """Tells when someone else has changed one of these tables (`nft flush ruleset`, another program).
 
-    tables: names, of any family. changed(): called on the running loop, once per transaction of others that touches one
-    of them, and whenever notices were lost. own_ports: netlink ports (`Nftables.port`) whose changes are not told.
+    tables: names, of any family. changed(): called on the running loop when a transaction of others has touched one of
+    them. lost(): called when notices were lost, so that nobody knows. own_ports: netlink ports (`Nftables.port`) whose
+    changes are not told.
     """
 
     def __init__(
@@ -196,12 +197,14 @@ class ChangeMonitor:
         tables: set[str],
         changed: Callable[[], None],
         *,
+        lost: Callable[[], None] | None = None,
         own_ports: set[int],
         namespace: netns.Namespace | None = None,
         removals_only: bool = False,
     ) -> None:
         self._tables = {name.encode() for name in tables}
         self._changed = changed
+        self._lost = lost or changed
         self._own_ports = own_ports
         self._kinds = _REMOVALS if removals_only else _CHANGES
         self._socket = netns.make_socket(
@@ -218,7 +221,7 @@ class ChangeMonitor:
         self._loop.add_reader(self._socket, self._readable)
 
     def _readable(self) -> None:
-        touched = False
+        touched = lost = False
         while True:
             try:
                 data = self._socket.recv(1 << 17)
@@ -226,7 +229,7 @@ class ChangeMonitor:
                 break
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    touched = True
+                    lost = True
                     continue
                 logger.warning("notices of nftables changes ended: %s", error)
                 self.close()
@@ -234,6 +237,8 @@ class ChangeMonitor:
             touched = self._foreign(data) or touched
         if touched:
             self._changed()
+        elif lost:
+            self._lost()
 
     def _foreign(self, data: bytes) -> bool:
         offset = 0

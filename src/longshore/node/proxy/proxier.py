@@ -1,0 +1,352 @@
+"""The proxy's state: Services and slices in, one transaction of nftables out whenever something has changed.
+
+Changes are collected while a transaction is under way, so that a storm of events costs few of them. Whatever goes wrong
+ends in a rebuild: the whole table replaced in one transaction, which is also what a start and a repair are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from longshore.machinery import netns
+from longshore.machinery.conntrack import Conntrack
+from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
+from longshore.node.proxy.metrics import ProxyMetrics
+from longshore.node.proxy.rules import Dialect, Rules, render
+from longshore.node.proxy.ruleset import RuleSet
+from longshore.node.proxy.service import (
+    Endpoint,
+    Object,
+    PortName,
+    ServicePort,
+    endpoints_of,
+    is_proxied,
+    service_ports,
+    slice_owner,
+)
+from longshore.node.proxy.topology import choose
+
+logger = logging.getLogger("longshore.proxy")
+
+T = TypeVar("T")
+
+TABLE = "longshore-proxy"
+_RETRY_SECONDS = (0.5, 30.0)
+_SLICE = 200
+"""Services computed before the event loop gets a turn."""
+
+
+class Proxier:
+    """Keeps the tables of one node right.
+
+    dialects: one per IP family that the node serves. node_local: Services ("namespace/name") that a process of this node
+    answers itself at their cluster IP. namespace: network namespace to work in (None: the caller's own).
+    health_changed: told of every Service with a health check node port: {port: (namespace, name, local endpoints)}.
+    """
+
+    def __init__(
+        self,
+        node_name: str,
+        dialects: Sequence[Dialect],
+        *,
+        node_local: Collection[str] = (),
+        namespace: netns.Namespace | None = None,
+        metrics: ProxyMetrics | None = None,
+        health_changed: Callable[[Mapping[int, tuple[str, str, int]]], None] | None = None,
+    ) -> None:
+        self.node_name = node_name
+        self.zone = ""
+        self.table = TABLE
+        self.synced = asyncio.Event()
+        """Set once the first rules are in force."""
+        self.idle = asyncio.Event()
+        """Set while everything that was told is in force."""
+        self.last_sync = 0.0
+        self._namespace = namespace
+        self._node_local = frozenset(node_local)
+        self._metrics = metrics or ProxyMetrics()
+        self._health_changed = health_changed
+        self._health: dict[int, tuple[str, str, int]] = {}
+        self._sets = [RuleSet(TABLE, dialect) for dialect in dialects]
+        self._services: dict[str, Object] = {}
+        self._slices: dict[str, dict[str, Object]] = {}
+        self._ports: dict[str, set[tuple[int, PortName]]] = {}
+        # What UDP flows may lead to: per owner its destinations and its endpoints, as they were last put in force.
+        self._dirty: dict[str, None] = {}
+        self._rebuild = True
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="proxy-nft")
+        self._nft: Nftables | None = None
+        self._conntrack: Conntrack | None = None
+        self._monitor: ChangeMonitor | None = None
+        self._doubtful = False
+
+    # What the API server says.
+
+    def service(self, obj: Object) -> None:
+        """A Service is new or changed."""
+        key = _key(obj)
+        self._services[key] = obj
+        self._touch(key)
+
+    def service_gone(self, obj: Object) -> None:
+        self._services.pop(_key(obj), None)
+        self._touch(_key(obj))
+
+    def slice(self, obj: Object, old: Object | None = None) -> None:
+        """An EndpointSlice is new or changed."""
+        if old is not None and slice_owner(old) != slice_owner(obj):
+            self.slice_gone(old)
+        owner = slice_owner(obj)
+        if owner:
+            self._slices.setdefault(owner, {})[obj["metadata"]["name"]] = obj
+            self._touch(owner)
+
+    def slice_gone(self, obj: Object) -> None:
+        owner = slice_owner(obj)
+        slices = self._slices.get(owner)
+        if slices is not None:
+            slices.pop(obj["metadata"]["name"], None)
+            if not slices:
+                del self._slices[owner]
+            self._touch(owner)
+
+    def node(self, obj: Object) -> None:
+        """This node's own object: its zone decides where hints lead."""
+        zone = (obj["metadata"].get("labels") or {}).get("topology.kubernetes.io/zone", "")
+        if zone != self.zone:
+            self.zone = zone
+            for key in self._services:
+                self._touch(key)
+
+    def _touch(self, key: str) -> None:
+        self._dirty[key] = None
+        self._alert()
+
+    def repair(self) -> None:
+        """Someone else has changed our tables: put them back."""
+        if not self._rebuild:
+            logger.warning("the rules of Services were changed by someone else; restoring them")
+            self._metrics.repairs.inc()
+        self._rebuild = True
+        self._alert()
+
+    def _alert(self) -> None:
+        self.idle.clear()
+        self._wake.set()
+
+    # What is done about it.
+
+    async def run(self) -> None:
+        """Carry changes into the kernel until cancelled. The first transaction is a rebuild: start when informed."""
+        self._nft = await self._call(lambda: Nftables(self._namespace))
+        self._conntrack = await self._call(lambda: Conntrack(self._namespace))
+        self._watch_tables()
+        pause = _RETRY_SECONDS[0]
+        try:
+            while True:
+                if not self._dirty and not self._rebuild and not self._doubtful:
+                    self.idle.set()
+                    self._wake.clear()
+                    await self._wake.wait()
+                try:
+                    await self._sync()
+                    pause = _RETRY_SECONDS[0]
+                except (NftablesError, OSError) as error:
+                    logger.error("rules cannot be put in force, trying the whole table: %s", error)
+                    self._metrics.failures.inc()
+                    self._rebuild = True
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, _RETRY_SECONDS[1])
+        finally:
+            if self._monitor is not None:
+                self._monitor.close()
+            self._nft.close()
+            self._conntrack.close()
+            self._thread.shutdown(wait=False)
+
+    def _watch_tables(self) -> None:
+        assert self._nft is not None
+        if self._monitor is not None:
+            self._monitor.close()
+        self._monitor = ChangeMonitor(
+            {TABLE}, self.repair, lost=self._suspect, own_ports={self._nft.port}, namespace=self._namespace
+        )
+
+    def _suspect(self) -> None:
+        """Notices of changes were lost: look at the tables themselves."""
+        self._doubtful = True
+        self._alert()
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _sync(self) -> None:
+        started = time.monotonic()
+        if self._doubtful:
+            self._doubtful = False
+            if not await self._call(self._tables_are_there):
+                self.repair()
+        dirty, self._dirty = list(self._dirty), {}
+        rebuild, self._rebuild = self._rebuild, False
+        changes: list[list[tuple[Any, Rules | None]]] = [[] for _ in self._sets]
+        flows: dict[tuple[int, str, int], set[tuple[str, int]]] = {}
+        affine: list[tuple[RuleSet, Rules, list[Endpoint]]] = []
+        for count, key in enumerate(dirty, 1):
+            self._compute(key, changes, flows, affine)
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+        texts = [rules.update(part) for rules, part in zip(self._sets, changes, strict=True)]
+        if rebuild:
+            texts = [rules.text() for rules in self._sets]
+        text = "\n".join(part for part in texts if part)
+        nft = self._nft
+        assert nft is not None
+        if text:
+            if rebuild and self._monitor is not None:
+                # The kernel tells of every element; nobody reads the notices of a rebuild, so that they are not missed.
+                self._monitor.close()
+            try:
+                await self._call(lambda: nft.run(text))
+            except BaseException:
+                # What was computed stands; only its way into the kernel failed.
+                self._rebuild = True
+                raise
+            finally:
+                if rebuild:
+                    self._watch_tables()
+            if rebuild:
+                self._suspect()
+        if flows:
+            await self._call(functools.partial(self._forget_flows, flows))
+        if not rebuild:
+            for rules, rendered, endpoints in affine:
+                await self._call(functools.partial(self._forget_affinity, rules, rendered, endpoints))
+        self.last_sync = time.time()
+        self._metrics.synced(time.monotonic() - started, self.last_sync, rebuild, len(self._services), self._sets)
+        if self._health_changed is not None:
+            self._health_changed(self._health)
+        self.synced.set()
+
+    def _compute(
+        self,
+        key: str,
+        changes: list[list[tuple[Any, Rules | None]]],
+        flows: dict[tuple[int, str, int], set[tuple[str, int]]],
+        affine: list[tuple[RuleSet, Rules, list[Endpoint]]],
+    ) -> None:
+        """The rules of one Service as it is now, against those it had."""
+        service = self._services.get(key)
+        slices = list(self._slices.get(key, {}).values())
+        before = self._ports.pop(key, set())
+        now: set[tuple[int, PortName]] = set()
+        for place, rules in enumerate(self._sets):
+            family = rules.dialect.family
+            if service is None or key in self._node_local or not is_proxied(service):
+                continue
+            endpoints = endpoints_of(slices, family, self.node_name)
+            for port in service_ports(service, family):
+                found = endpoints.get((port.name.port, port.name.protocol), [])
+                choice = choose(port, found, self.node_name, self.zone)
+                rendered = render(port, choice, rules.dialect)
+                owner = (family, port.name)
+                now.add(owner)
+                old = rules.owner_elements(owner)
+                changes[place].append((owner, rendered))
+                if port.protocol == "udp" and old != rendered.elements:
+                    targets = {(e.address, e.port) for e in (*choice.cluster, *choice.local)}
+                    for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
+                        flows[(family, address, port.port)] = targets
+                    if port.node_port:
+                        flows[(family, "", port.node_port)] = targets
+                if port.affinity and old != rendered.elements:
+                    affine.append((rules, rendered, [*choice.cluster, *choice.local]))
+        for owner in before - now:
+            family, name = owner
+            for place, rules in enumerate(self._sets):
+                if rules.dialect.family == family:
+                    if name.protocol == "UDP":
+                        for element in rules.owner_elements(owner):
+                            if element.table == "service-ips":
+                                address, _, number = element.key.split(" . ")
+                                flows.setdefault((family, address, int(number)), set())
+                    changes[place].append((owner, None))
+        if now:
+            self._ports[key] = now
+        self._compute_health(key, service, slices)
+
+    def _compute_health(self, key: str, service: Object | None, slices: list[Object]) -> None:
+        for number in [n for n, (namespace, name, _) in self._health.items() if f"{namespace}/{name}" == key]:
+            del self._health[number]
+        spec = (service or {}).get("spec") or {}
+        number = int(spec.get("healthCheckNodePort") or 0)
+        if service is None or not number or spec.get("externalTrafficPolicy") != "Local":
+            return
+        local: set[str] = set()
+        for rules in self._sets:
+            for endpoints in endpoints_of(slices, rules.dialect.family, self.node_name).values():
+                local |= {e.address for e in endpoints if e.local and e.ready}
+        self._health[number] = (service["metadata"]["namespace"], service["metadata"]["name"], len(local))
+
+    def _tables_are_there(self) -> bool:
+        """Whether every chain of ours is in the kernel (one transaction put them all there)."""
+        assert self._nft is not None
+        for rules in self._sets:
+            try:
+                listed = self._nft.json(f"list table {rules.dialect.ip} {rules.table}", terse=True)
+            except NftablesError:
+                return False
+            if not rules.chain_names() <= {item["chain"]["name"] for item in listed if "chain" in item}:
+                return False
+        return True
+
+    def _forget_flows(self, wanted: dict[tuple[int, str, int], set[tuple[str, int]]]) -> None:
+        """Delete UDP flows that lead to an endpoint that is none any more (or to nothing at all)."""
+        assert self._conntrack is not None
+        deleted = 0
+        for family in {family for family, _, _ in wanted}:
+            try:
+                for flow in self._conntrack.flows(family, "udp"):
+                    targets = wanted.get((family, flow.destination, flow.destination_port))
+                    if targets is None and flow.destination_nat:
+                        targets = wanted.get((family, "", flow.destination_port))
+                    if targets is not None and (flow.reply_source, flow.reply_source_port) not in targets:
+                        deleted += self._conntrack.delete(flow)
+            except OSError as error:
+                logger.warning("stale UDP flows cannot be deleted: %s", error)
+        if deleted:
+            self._metrics.flows.inc(deleted)
+
+    def _forget_affinity(self, rules: RuleSet, rendered: Rules, endpoints: list[Endpoint]) -> None:
+        """Clients that are bound to an endpoint that is none any more choose anew."""
+        assert self._nft is not None
+        for name in rendered.maps:
+            port = int(name.rpartition("-")[2])
+            good = {e.address for e in endpoints if e.port == port}
+            place = f"{rules.dialect.ip} {rules.table} {name}"
+            try:
+                (found,) = [item["map"] for item in self._nft.json(f"list map {place}") if "map" in item]
+                stale = [_client(item[0]) for item in found.get("elem", ()) if _client(item[1]) not in good]
+                if stale:
+                    self._nft.run(f"delete element {place} {{ {', '.join(stale)} }}")
+            except NftablesError as error:
+                if not error.missing:  # an entry may run out between the look and the deletion
+                    logger.warning("session affinity of gone endpoints cannot be cleared: %s", error)
+
+
+def _client(item: Any) -> str:
+    """An address in libnftables' JSON, with or without its timeout around it."""
+    return str(item["elem"]["val"]) if isinstance(item, dict) else str(item)
+
+
+def _key(obj: Object) -> str:
+    return f"{obj['metadata']['namespace']}/{obj['metadata']['name']}"
+
+
+__all__ = ["TABLE", "Proxier", "ServicePort"]
