@@ -9,17 +9,20 @@ import logging
 import ssl as tls
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from longshore.machinery.errors import StatusError, forbidden, request_entity_too_large, unauthorized
+from longshore.machinery.errors import StatusError, request_entity_too_large, unauthorized
 from longshore.machinery.http import BodyTooLarge, Request, Response, Server, server_context
 from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.auth import Access
+from longshore.master.apiserver.allocation import ServiceAllocator
+from longshore.master.apiserver.auth import Access, impersonation
+from longshore.master.apiserver.auth.authorization import refusal
 from longshore.master.apiserver.bootstrap import Bootstrap
 from longshore.master.apiserver.cache import Hub
 from longshore.master.apiserver.context import (
@@ -152,7 +155,8 @@ class APIServer:
         self.authorizers: list[Authorizer] = [PrivilegedAuthorizer()]
         self.api.authorizers = self.authorizers
         self.path_handlers: dict[str, PathHandler] = {}
-        self.impersonate: Callable[[Request, UserInfo], Any] | None = None
+        self.access: Access | None = None
+        self.allocator: ServiceAllocator | None = None
         self.access: Access | None = None
         self.bootstrap = Bootstrap(self)
         self.closers: list[Callable[[], Awaitable[None]]] = []
@@ -179,7 +183,12 @@ class APIServer:
 
         await self.hub.start()
         await assemble(self)
+        assert self.access is not None and self.allocator is not None
         await self.bootstrap.run()
+        await self.hub.fresh()
+        await self.access.bootstrap()
+        await self.allocator.repair()
+        await self.hub.fresh()
         if self.access is not None:
             await self.access.bootstrap()
         self.health.started = True
@@ -261,7 +270,7 @@ class APIServer:
             if found is None:
                 continue
             if isinstance(found, UserInfo):
-                return found if self.impersonate is None else self.impersonate(request, found)
+                return found
             return self._authenticate_later(request, found, at + 1)
         if request.headers.get("authorization") and not self.config.anonymous:
             raise unauthorized()
@@ -269,7 +278,7 @@ class APIServer:
             raise unauthorized()
         if not self.config.anonymous:
             raise unauthorized()
-        return ANONYMOUS if self.impersonate is None else self.impersonate(request, ANONYMOUS)
+        return ANONYMOUS
 
     async def _authenticate_later(self, request: Request, pending: Any, at: int) -> UserInfo:
         found = await pending
@@ -282,10 +291,6 @@ class APIServer:
             if request.headers.get("authorization") or not self.config.anonymous:
                 raise unauthorized()
             found = ANONYMOUS
-        if self.impersonate is not None:
-            found = self.impersonate(request, found)
-            if inspect.isawaitable(found):
-                found = await found
         user: UserInfo = found
         return user
 
@@ -303,10 +308,27 @@ class APIServer:
         else:
             verb = request.method.lower()
             attributes = Attributes(user, verb, path=request.path, is_resource=False)
+        if impersonation.wants(request.headers):
+            return self._impersonated(request, info, verb, attributes)
         decision = self._decide(attributes)
         if not isinstance(decision, Decision):
             return self._authorized_later(request, user, info, verb, attributes, decision)
         return self._allowed(request, user, info, verb, attributes, decision)
+
+    async def _impersonated(
+        self, request: Request, info: paths.PathInfo, verb: str, attributes: Attributes
+    ) -> Answer:
+        """Act as the user whom the headers name, if the real one may."""
+        user = await impersonation.impersonate(request, attributes, self._decide)
+        attributes = replace(attributes, user=user)
+        decision = self._decide(attributes)
+        if not isinstance(decision, Decision):
+            decision = await decision
+        answer = self._allowed(request, user, info, verb, attributes, decision)
+        if inspect.isawaitable(answer):
+            out: Answer = await answer
+            return out
+        return answer
 
     async def _authorized_later(
         self, request: Request, user: UserInfo, info: paths.PathInfo, verb: str, attributes: Attributes, pending: Any
@@ -351,7 +373,7 @@ class APIServer:
         decision: Decision,
     ) -> Answer | Awaitable[Answer]:
         if not decision.allowed:
-            raise self._forbidden(attributes, decision.reason)
+            raise refusal(attributes, decision.reason)
         if not info.is_resource:
             return self._path(request, user)
         remote = self.dispatch_remote(request, user, info)
@@ -393,21 +415,6 @@ class APIServer:
                 self.reading -= 1
             else:
                 self.writing -= 1
-
-    def _forbidden(self, a: Attributes, reason: str) -> StatusError:
-        """403 in upstream's words (responsewriters.ForbiddenStatusError)."""
-        who = f'User "{a.user.name}" cannot '
-        if not a.is_resource:
-            why = f'{who}{a.verb} path "{a.path}"'
-            if reason:
-                why += f": {reason}"
-            return forbidden("", "", "", why)
-        resource = f"{a.resource}/{a.subresource}" if a.subresource else a.resource
-        why = f'{who}{a.verb} resource "{resource}" in API group "{a.group}"'
-        why += f' in the namespace "{a.namespace}"' if a.namespace else " at the cluster scope"
-        if reason:
-            why += f": {reason}"
-        return forbidden(a.group, a.resource, a.name, why)
 
     # Other paths.
 

@@ -327,7 +327,10 @@ class Writer:
         resource = endpoint.resource
         hook = self.hooks.get((endpoint.group, endpoint.plural))
         undo = None
+        generation = old_stored["metadata"].get("generation")
         resource.prepare_update(stored, old_stored, endpoint.version, subresource)
+        if subresource == "binding" and generation is not None:
+            metadata["generation"] = generation
         try:
             if hook is not None:
                 undo = await hook.before_update(call, stored, old_stored, subresource, options.dry_run)
