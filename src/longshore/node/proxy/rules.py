@@ -23,7 +23,7 @@ LOCAL_OFFSET = 1 << 16
 
 
 class Element(NamedTuple):
-    """One element of a map (or of a set: value "")."""
+    """One element of a map (or of a set: value ""). Of `source-ranges`: all ranges of one destination, as the value."""
 
     table: str
     key: str
@@ -101,7 +101,8 @@ def render(port: ServicePort, choice: Choice, dialect: Dialect) -> Rules:
         for address in port.load_balancer_ips:
             guarded = f"{address} . {port.protocol} . {port.port}"
             rules.elements.add(Element("guarded", guarded))
-            rules.elements.update(Element("source-ranges", f"{guarded} . {r}") for r in port.source_ranges)
+            if port.source_ranges:
+                rules.elements.add(Element("source-ranges", guarded, " ".join(port.source_ranges)))
     return rules
 
 

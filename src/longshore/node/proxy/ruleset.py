@@ -90,9 +90,9 @@ class RuleSet:
             if before == after:
                 continue
             if before is not None:
-                deletes.setdefault(table, []).append(key)
+                deletes.setdefault(table, []).extend(_keys(table, key, before))
             if after is not None:
-                adds.setdefault(table, []).append(f"{key} : {after}" if after else key)
+                adds.setdefault(table, []).extend(_words(table, key, after))
         lines: list[str] = []
         for name in new_maps:
             if self._map_users[name]:
@@ -135,8 +135,7 @@ class RuleSet:
             lines += [f"add rule {self._place} {name} {rule}" for rule in body]
         adds: dict[str, list[str]] = {}
         for (table, key), wanted in self._wanted.items():
-            value = next(iter(wanted.values()))
-            adds.setdefault(table, []).append(f"{key} : {value}" if value else key)
+            adds.setdefault(table, []).extend(_words(table, key, next(iter(wanted.values()))))
         lines += self._commands("add", adds)
         return "\n".join(lines)
 
@@ -158,3 +157,14 @@ class RuleSet:
                 part = ", ".join(keys[start : start + _ELEMENTS_A_COMMAND])
                 lines.append(f"{verb} element {self._place} {table} {{ {part} }}")
         return lines
+
+
+def _keys(table: str, key: str, value: str) -> list[str]:
+    """What to delete. Ranges of one destination come and go together, so that two Services' ranges never overlap."""
+    return [f"{key} . {part}" for part in value.split()] if table == "source-ranges" else [key]
+
+
+def _words(table: str, key: str, value: str) -> list[str]:
+    if table == "source-ranges":
+        return _keys(table, key, value)
+    return [f"{key} : {value}" if value else key]
