@@ -1,0 +1,280 @@
+"""Make a container: check what was asked, merge it with the image, reserve name, root and volumes.
+
+Source: Docker Engine API, "Create a container"; the texts of errors are dockerd's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.errors import EngineError, InvalidParameter, NotFound, SystemFailure
+from longshore.engine.networks import model as network_model
+
+from . import mountspec, rootfs, validate
+from .model import CONFIG_FIELDS, HOST_FIELDS, Container, endpoint, new_id, normalized, now
+
+if TYPE_CHECKING:
+    from .service import ContainerService
+
+Json = dict[str, Any]
+
+
+def read_body(body: Json) -> tuple[Json, Json, Json]:
+    """(Config, HostConfig, endpoint settings by network) of a create request's body."""
+    config = normalized(body, CONFIG_FIELDS)
+    lower = {key.lower(): value for key, value in body.items()}
+    host = normalized(lower.get("hostconfig") or {}, HOST_FIELDS)
+    networking = lower.get("networkingconfig") or {}
+    wanted = {key.lower(): value for key, value in networking.items()}.get("endpointsconfig") or {}
+    for name in ("Cmd", "Entrypoint", "Shell"):
+        if isinstance(config.get(name), str):
+            config[name] = [config[name]]
+    health = config.get("Healthcheck")
+    if health:
+        config["Healthcheck"] = {k: v for k, v in health.items() if v}
+    return config, host, wanted
+
+
+async def create(
+    service: ContainerService, body: Json, *, name: str = "", platform: str = "", version: tuple[int, int] = (1, 51)
+) -> tuple[Container, list[str]]:
+    """Make a container that is not started; returns it and the warnings. Raises EngineError classes."""
+    config, host, wanted = read_body(body)
+    if "default" in wanted:
+        wanted = {("bridge" if name == "default" else name): settings for name, settings in wanted.items()}
+    hostname_given = bool(config["Hostname"])
+    if host["RestartPolicy"] is None:
+        host["RestartPolicy"] = {}
+    host["NetworkMode"] = "bridge" if host["NetworkMode"] in ("", "default") else host["NetworkMode"]
+    ipc_given = bool(host["IpcMode"])
+    validate.check_config(config)
+    validate.check_host(host)
+    validate.fill_host(host)
+    if version < (1, 40) and not ipc_given:
+        host["IpcMode"] = "shareable"
+    validate.check_modes(config, host, hostname_given=hostname_given)
+    warnings = validate.check_platform(host, service.runtimes)
+    for mode in ("IpcMode", "PidMode"):
+        if host[mode].startswith("container:"):
+            try:
+                other = service.store.find(host[mode].partition(":")[2])
+            except NotFound as error:
+                raise InvalidParameter(error.message) from None
+            host[mode] = f"container:{other.id}"
+            if mode == "IpcMode" and other.host["IpcMode"] not in ("shareable", "host"):
+                raise InvalidParameter(
+                    f"can't join IPC of container {other.id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+                )
+    if host["NetworkMode"].startswith("container:"):
+        with contextlib.suppress(EngineError):
+            host["NetworkMode"] = f"container:{service.store.find(host['NetworkMode'].partition(':')[2]).id}"
+    mac = _check_networks(service, config, host, wanted)
+    image = None
+    if config["Image"]:
+        image = service.find_image(config["Image"], platform)
+        validate.merge_image_config(config, image.run_config)
+    elif config["Labels"] is None:
+        config["Labels"] = {}
+    if config["Entrypoint"] == [""]:
+        config["Entrypoint"] = None
+    if not config["Entrypoint"] and not config["Cmd"]:
+        raise InvalidParameter("no command specified")
+    validate.check_log(host)
+    security = validate.parse_security_options(host["SecurityOpt"])
+    validate.check_storage_options(host.get("StorageOpt"))
+    if host["Privileged"] or host["PidMode"] == "host" or host["IpcMode"] == "host":
+        # As dockerd shows it: with shared namespaces no label keeps processes apart.
+        host["SecurityOpt"] = [*(host["SecurityOpt"] or []), "label=disable"]
+    command = [*(config["Entrypoint"] or []), *(config["Cmd"] or [])]
+    id = new_id()
+    full_name = service.store.reserve(name, id)
+    folder = service.store.root / id
+    container = Container(
+        id=id,
+        name=full_name,
+        folder=folder,
+        created=now(),
+        path=command[0],
+        args=command[1:],
+        config=config,
+        host=host,
+        image_id=image.id if image is not None else "",
+        security_options=security,
+    )
+    if not config["Hostname"]:
+        if host["UTSMode"] == "host" or host["NetworkMode"] == "host":
+            import socket
+
+            config["Hostname"] = socket.gethostname()
+        elif not host["NetworkMode"].startswith("container:"):
+            config["Hostname"] = container.short
+    if mac:
+        config["MacAddress"] = mac
+    _set_networks(service, container, wanted)
+    links = _check_links(service, host)
+    try:
+        folder.mkdir(mode=0o710)
+        service.roots.prepare(container, image)
+        await _set_mounts(service, container)
+        if config["WorkingDir"]:
+            root = service.roots.mount(container)
+            try:
+                rootfs.make_workdir(root, config["WorkingDir"])
+            finally:
+                service.roots.unmount(container)
+        container.number = service.store.next_number()
+        container.save()
+    except BaseException:
+        service.store.free_name(full_name, id)
+        for mount in container.mounts:
+            if mount["Type"] == "volume":
+                service.volumes.release(mount["Name"], id)
+        with contextlib.suppress(Exception):
+            service.roots.release(container)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if links:
+        container.host["Links"] = links
+    service.store.add(container)
+    service.event(container, "create")
+    return container, warnings
+
+
+def _check_networks(service: ContainerService, config: Json, host: Json, wanted: Json) -> str:
+    """Check endpoint settings; returns the MAC address asked for. Raises InvalidParameter."""
+    mode = host["NetworkMode"]
+    mac = config.get("MacAddress") or ""
+    for name, settings in wanted.items():
+        settings = settings or {}
+        network = service.networks.find(name)
+        problems = service.networks.check_settings(network, name, settings)
+        own = settings.get("MacAddress") or ""
+        if own and not network_model.valid_mac(own):
+            raise InvalidParameter(f"invalid config for network {name}: invalid MAC address {own}")
+        if problems:
+            text = "invalid endpoint settings:\n" + "\n".join(f"* {p}" if len(problems) > 1 else p for p in problems)
+            raise InvalidParameter(f"invalid config for network {name}: {text}")
+        if own and name == mode:
+            mac = own
+    if mac and not network_model.valid_mac(mac):
+        raise InvalidParameter(f"invalid config for network {mode}: invalid MAC address {mac}")
+    return mac
+
+
+def _check_links(service: ContainerService, host: Json) -> list[str]:
+    links = []
+    for link in host["Links"] or []:
+        parts = link.split(":")
+        if len(parts) > 2 or not parts[0]:
+            raise SystemFailure(f"bad format for links: {link}")
+        try:
+            service.store.find(parts[0].lstrip("/"))
+        except EngineError as error:
+            raise InvalidParameter(f"could not get container for {parts[0].lstrip('/')}: {error.message}") from None
+        links.append(link)
+    return links
+
+
+def _set_networks(service: ContainerService, container: Container, wanted: Json) -> None:
+    """The container's endpoint settings: those asked for, and always the one that its network mode names."""
+    mode = container.network_mode
+    if mode.startswith("container:") or container.config.get("NetworkDisabled"):
+        return
+    by_name = {name: dict(settings or {}) for name, settings in wanted.items()}
+    main = service.networks.find(mode)
+    aliases = {n for n in (mode, main.name if main else mode, main.id if main else mode) if n}
+    first = next((by_name.pop(n) for n in list(by_name) if n in aliases), {})
+    container.networks[main.name if main and mode not in ("host", "none") else mode] = endpoint(first)
+    for name, settings in by_name.items():
+        if mode in ("host", "none"):
+            continue
+        network = service.networks.find(name)
+        container.networks[network.name if network else name] = endpoint(settings)
+    main_name = next(iter(container.networks))
+    mac = container.config.get("MacAddress")
+    for name, settings in container.networks.items():
+        own = settings["MacAddress"] or (mac if name == main_name else "") or ""
+        settings["MacAddress"] = own
+        if own:
+            settings["_mac"] = own
+
+
+async def _set_mounts(service: ContainerService, container: Container) -> None:
+    """Decide on the mount points, make the volumes that are missing and fill empty ones from the image."""
+    host, config = container.host, container.config
+    points: dict[str, Json] = {}
+    for entry in host["VolumesFrom"] or []:
+        name, mode = mountspec.parse_volumes_from(entry)
+        other = service.store.find(name)
+        for point in other.mounts:
+            copy = dict(point)
+            copy["RW"] = copy["RW"] and not mountspec.readonly(mode)
+            copy["Mode"] = ""
+            copy["_nocopy"] = True
+            points[copy["Destination"]] = copy
+    binds: set[str] = set()
+    for raw in host["Binds"] or []:
+        point = mountspec.parse_bind(raw, host["VolumeDriver"])
+        if point["Destination"] in binds:
+            raise InvalidParameter(f"Duplicate mount point: {point['Destination']}")
+        binds.add(point["Destination"])
+        points[point["Destination"]] = point
+    for mount in host.get("Mounts") or []:
+        point = mountspec.parse_mount(mount)
+        if point["Destination"] in binds:
+            raise InvalidParameter(f"Duplicate mount point: {mount['Target']}")
+        binds.add(point["Destination"])
+        points[point["Destination"]] = point
+    for destination in config["Volumes"] or {}:
+        clean = posixpath.normpath(destination)
+        if clean in points or clean in {posixpath.normpath(t) for t in host.get("Tmpfs") or {}}:
+            continue
+        if clean in ("/", "//"):
+            raise InvalidParameter("invalid specification: destination can't be '/'")
+        points[clean] = {
+            "Type": "volume",
+            "Name": "",
+            "Source": "",
+            "Destination": clean,
+            "Driver": "local",
+            "Mode": "",
+            "RW": True,
+            "Propagation": "",
+        }
+    fill: list[Json] = []
+    container.mounts = list(points.values())
+    for point in container.mounts:
+        if point["Type"] == "image":
+            service.prepare_image_mount(container, point)
+        if point["Type"] != "volume":
+            continue
+        fresh = not point["Name"] or not service.volumes.exists(point["Name"])
+        anonymous = not point["Name"]
+        point["Name"] = service.volumes.create(
+            point["Name"], point["Driver"], options=point.pop("_options", None), labels=point.pop("_labels", None)
+        )
+        if anonymous:
+            point["_anonymous"] = True
+        point["Source"] = str(service.volumes.path(point["Name"]))
+        service.volumes.use(point["Name"], container.id)
+        if (
+            (fresh or not any(service.volumes.path(point["Name"]).iterdir()))
+            and not point.get("_nocopy")
+            and container.image_id
+        ):
+            fill.append(point)
+    if not fill:
+        return
+    root = service.roots.mount(container)
+    try:
+        for point in fill:
+            folder = service.volumes.mount(point["Name"], container.id)
+            try:
+                await service.in_thread(rootfs.copy_up, root, point["Destination"], folder)
+            finally:
+                service.volumes.unmount(point["Name"], container.id)
+    finally:
+        service.roots.unmount(container)

@@ -1,0 +1,474 @@
+"""`ContainerService`: the door of this room. It holds the containers and what their lives need of the other rooms."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
+from longshore.engine.networks import model as network_model
+from longshore.engine.networks.model import Endpoint, Network
+from longshore.engine.networks.service import NetworkService
+from longshore.engine.runtime.runtime import NotRunning, RuntimeFailed
+from longshore.engine.volumes.service import VolumeService
+
+from . import create, execs, lifecycle, ocispec, validate
+from .events import Events
+from .model import HOST_FIELDS, Container, endpoint, normalized
+from .rootfs import Roots
+from .store import ContainerStore
+
+if TYPE_CHECKING:
+    from longshore.engine.images.model import Image
+    from longshore.engine.images.store import ImageStore, ImageUser
+    from longshore.engine.runtime.attachment import Attachment
+    from longshore.engine.runtime.runtime import Runtime
+
+log = logging.getLogger("longshore.engine.containers")
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class ContainerService:
+    """Docker's containers. Construct it, then `await start()`.
+
+    data: folder for records and logs. state: the image store's folder for roots. cgroup_parent: of containers that name none.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        runtime: Runtime,
+        images: ImageStore,
+        networks: NetworkService,
+        volumes: VolumeService,
+        events: Events,
+        state: Path,
+        cgroup_parent: str = "/longshore",
+    ) -> None:
+        self.runtime, self.images, self.networks, self.volumes, self.events = runtime, images, networks, volumes, events
+        self.store = ContainerStore(data / "containers")
+        self.roots = Roots(images, state)
+        self.cgroup_parent = cgroup_parent
+        self.runtimes: Mapping[str, str] = {
+            **runtime.runtimes,
+            "io.containerd.runc.v2": runtime.runtimes[runtime.default_runtime],
+        }
+        self.init_program = next(
+            (
+                p
+                for p in ("/usr/bin/docker-init", "/usr/bin/tini-static", "/usr/bin/tini", "/usr/bin/catatonit")
+                if os.path.exists(p)
+            ),
+            "",
+        )
+        self.execs: dict[str, execs.Exec] = {}
+        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="containers")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.lifecycle = lifecycle.Lifecycle(self)
+
+    async def start(self) -> None:
+        """Read the containers back and take over those that run."""
+        await self.in_thread(self.store.load)
+        await self.lifecycle.recover()
+
+    async def close(self) -> None:
+        """The engine ends; containers go on."""
+        await self.lifecycle.close()
+        for task in list(self._tasks):
+            task.cancel()
+        self._pool.shutdown(wait=False)
+
+    # ------------------------------------------------------------------ helpers of the other modules
+
+    def in_thread(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        """Run blocking work in a thread of this service."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a task in the background."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background task failed", exc_info=task.exception())
+
+    def event(self, container: Container, action: str, more: Mapping[str, str] | None = None) -> None:
+        """Tell of something that happened to a container."""
+        attributes = {
+            **(container.config["Labels"] or {}),
+            "image": container.config["Image"],
+            "name": container.name.lstrip("/"),
+        }
+        attributes.update(more or {})
+        self.events.emit("container", action, container.id, attributes)
+
+    def image_users(self) -> list[ImageUser]:
+        """Which images are in use, for the image store's conflicts."""
+        from longshore.engine.images.store import ImageUser
+
+        return [ImageUser(c.id, c.image_id, c.state.running) for c in self.store]
+
+    def find_image(self, reference: str, platform: str = "") -> Image:
+        """The image of a new container. Raises NotFound, InvalidParameter."""
+        image = self.images.resolve(reference)
+        if platform:
+            wanted = parse_platform(platform)
+            have = image.platform
+            if wanted.split("/")[:2] != have.split("/")[:2]:
+                raise NotFound(
+                    f"image with reference {reference} was found but its platform ({have}) does not match the specified platform ({wanted})"
+                )
+        return image
+
+    def image_family(self, term: str) -> set[str]:
+        """The ids of an image and of all images made from it; none when there is no such image."""
+        try:
+            first = self.images.find(term)
+        except EngineError:
+            return set()
+        if first is None:
+            return set()
+        family, todo = {first.id}, [first.id]
+        while todo:
+            for child in self.images.children(todo.pop()):
+                if child not in family:
+                    family.add(child)
+                    todo.append(child)
+        return family
+
+    def shown_image(self, container: Container) -> str:
+        """The image's name in a list: as given, unless the name has moved to another image since."""
+        name = str(container.config["Image"])
+        if not name or not container.image_id:
+            return name
+        try:
+            found = self.images.find(name)
+        except EngineError:
+            found = None
+        return name if found is not None and found.id == container.image_id else container.image_id
+
+    def link_names(self, container: Container) -> list[str]:
+        """Names under which links of other containers reach this one."""
+        names = []
+        for other in self.store:
+            for link in other.host["Links"] or []:
+                target, _, alias = link.partition(":")
+                if target.lstrip("/") in (container.name.lstrip("/"), container.id):
+                    names.append(f"{other.name}/{alias or target}")
+        return names
+
+    def host_gateway(self) -> str:
+        """The address under which containers reach the host: the default bridge's."""
+        bridge = self.networks.find("bridge")
+        gateway = next((g for g in bridge.gateways if g is not None and g.version == 4), None) if bridge else None
+        return str(gateway) if gateway else "127.0.0.1"
+
+    def graph_driver(self, container: Container) -> Json:
+        try:
+            return self.roots.graph_driver(container)
+        except EngineError:
+            return {"Data": None, "Name": "overlay2"}
+
+    # ------------------------------------------------------------------ image mounts
+
+    def _image_mount_id(self, container: Container, point: Json) -> str:
+        import hashlib
+
+        return container.id[:40] + hashlib.sha256(point["Destination"].encode()).hexdigest()[:24]
+
+    def prepare_image_mount(self, container: Container, point: Json) -> None:
+        """Make the folders of an image that is mounted into a container. Raises NotFound."""
+        image = self.images.resolve(point["Name"])
+        root = self.images.prepare(self._image_mount_id(container, point), image)
+        point["Source"] = str(root.merged)
+
+    def mount_image(self, container: Container, point: Json) -> str:
+        """Mount it read-only; returns the folder (or the sub-path in it)."""
+        root = self.images.rootfs(self._image_mount_id(container, point))
+        folder = root.mount(readonly=True)
+        if point.get("_subpath"):
+            return lifecycle._subpath(folder, point["_subpath"])
+        return str(folder)
+
+    def unmount_image(self, container: Container, point: Json) -> None:
+        with contextlib.suppress(Exception):
+            self.images.rootfs(self._image_mount_id(container, point)).unmount()
+
+    def release_image_mount(self, container: Container, point: Json) -> None:
+        self.images.release(self._image_mount_id(container, point))
+
+    # ------------------------------------------------------------------ what the API asks for
+
+    async def create(
+        self, body: Json, *, name: str = "", platform: str = "", version: tuple[int, int] = (1, 51)
+    ) -> tuple[Container, list[str]]:
+        """Make a container: see create.create."""
+        return await create.create(self, body, name=name, platform=platform, version=version)
+
+    def find(self, term: str) -> Container:
+        """By id, name or an id's beginning. Raises NotFound, InvalidParameter."""
+        return self.store.find(term)
+
+    async def attachment(self, container: Container, *, stdin: bool) -> Attachment:
+        """The stdio of a container: at once when it runs, else when it starts. Raises CancelledError when that fails."""
+        if container.state.running and not container.state.restarting:
+            try:
+                return self.runtime.attach(container.id, stdin=stdin)
+            except (NotRunning, KeyError):
+                raise Conflict(f"container {container.id} is not running") from None
+        future: asyncio.Future[Attachment] = WaitingAttach(stdin)
+        container.pending_attach.append(future)
+        return await future
+
+    async def wait(self, container: Container, condition: str) -> Json:
+        """Wait for not-running, next-exit or removed; the API's answer."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Json] = loop.create_future()
+        if condition == "removed":
+            container.remove_waiters.append(future)
+        elif condition == "next-exit" or container.state.running:
+            container.exit_waiters.append(future)
+        else:
+            answer: Json = {"StatusCode": container.state.exit_code}
+            if container.state.error:
+                answer["Error"] = {"Message": container.state.error}
+            return answer
+        return await future
+
+    def rename(self, container: Container, wanted: str) -> None:
+        """Give a container another name. Raises InvalidParameter, Conflict."""
+        if not wanted:
+            raise InvalidParameter("Neither old nor new names may be empty")
+        full = wanted if wanted.startswith("/") else "/" + wanted
+        if full == container.name:
+            raise InvalidParameter("Renaming a container with the same name as its current name")
+        try:
+            self.store.reserve(full, container.id)
+        except EngineError as error:
+            raise type(error)(f"Error when allocating new name: {error.message}") from None
+        old, container.name = container.name, full
+        self.store.free_name(old, container.id)
+        for network_name, settings in container.networks.items():
+            network = self.networks.find(network_name)
+            if network is not None and settings.get("EndpointID"):
+                held = self.networks.connected(network, container)
+                if held is not None:
+                    held.name = full.lstrip("/")
+                if settings["DNSNames"]:
+                    settings["DNSNames"] = lifecycle.dns_names(container, settings)
+        container.save()
+        self.event(container, "rename", {"oldName": old})
+
+    async def update(self, container: Container, body: Json) -> list[str]:
+        """Change limits and the restart policy. Raises InvalidParameter, Conflict, SystemFailure."""
+        given = normalized(body, HOST_FIELDS)
+        validate.check_restart_policy(given["RestartPolicy"] or {})
+        warnings = validate.check_resources(given, update=True)
+        if container.state.removing:
+            raise Conflict(
+                f'Cannot update container {container.id}: Container is marked for removal and cannot be "update".'
+            )
+        host = dict(container.host)
+        for field in (
+            "CpuShares", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpusetCpus", "CpusetMems",
+            "Memory", "MemorySwap", "MemoryReservation", "NanoCpus", "BlkioWeight",
+        ):  # fmt: skip
+            if given[field]:
+                host[field] = given[field]
+        prefix = f"Cannot update container {container.id}: "
+        if given["NanoCpus"] and (container.host["CpuPeriod"] or container.host["CpuQuota"]):
+            raise Conflict(
+                prefix + "Conflicting options: Nano CPUs cannot be updated as CPU Period/Quota has already been set"
+            )
+        if (given["CpuPeriod"] or given["CpuQuota"]) and container.host["NanoCpus"]:
+            what = "Period" if given["CpuPeriod"] else "Quota"
+            raise Conflict(
+                prefix + f"Conflicting options: CPU {what} cannot be updated as NanoCPUs has already been set"
+            )
+        if (
+            given["Memory"]
+            and not given["MemorySwap"]
+            and container.host["MemorySwap"] > 0
+            and given["Memory"] > container.host["MemorySwap"]
+        ):
+            raise Conflict(
+                prefix
+                + "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+            )
+        if given["PidsLimit"] is not None:
+            host["PidsLimit"] = given["PidsLimit"]
+        policy = given["RestartPolicy"] or {}
+        if policy.get("Name"):
+            if container.host["AutoRemove"] and policy["Name"] != "no":
+                raise Conflict(
+                    prefix + "Restart policy cannot be updated because AutoRemove is enabled for the container"
+                )
+            host["RestartPolicy"] = {"Name": policy["Name"], "MaximumRetryCount": policy.get("MaximumRetryCount") or 0}
+        if container.state.running and not container.state.restarting:
+            changed = ocispec.resources(host)
+            if changed and any(host[f] != container.host[f] for f in host if f not in ("RestartPolicy",)):
+                try:
+                    await self.runtime.update(container.id, changed)
+                except (RuntimeFailed, NotRunning) as error:
+                    raise SystemFailure(prefix + str(error)) from None
+        container.host.clear()
+        container.host.update(host)
+        container.save()
+        self.event(container, "update")
+        return warnings
+
+    def sizes(self, container: Container) -> tuple[int, int]:
+        """(SizeRw, SizeRootFs) in bytes. Blocking."""
+        try:
+            written = self.images.usage(container.id)
+        except (EngineError, OSError):
+            return 0, 0
+        image = self.images.get(container.image_id) if container.image_id else None
+        return written, written + (image.size if image else 0)
+
+    # ------------------------------------------------------------------ networks of a container
+
+    async def connect(self, network: Network, container: Container, given: Json) -> None:
+        """Put a container into a further network, live when it runs. Raises EngineError classes."""
+        settings = endpoint(given)
+        mac = settings["MacAddress"]
+        if mac and not network_model.valid_mac(mac):
+            raise InvalidParameter(f"invalid MAC address {mac}")
+        problems = self.networks.check_settings(network, network.name, settings)
+        if problems:
+            text = "\n".join(f"* {p}" if len(problems) > 1 else p for p in problems)
+            raise InvalidParameter(f"invalid endpoint settings:\n{text}")
+        mode = container.network_mode
+        async with container.lock:
+            if container.removed or container.state.removing or container.state.dead:
+                raise Conflict(
+                    f"Container {container.id} is marked for removal and cannot be connected to the network {network.name}"
+                )
+            if mode == "host" or mode.startswith("container:"):
+                raise InvalidParameter(
+                    "container sharing network namespace with another container or host cannot be connected to any other network"
+                )
+            if network.name in ("none",) or "none" in container.networks:
+                raise InvalidParameter(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                )
+            if network.name == "host":
+                raise InvalidParameter("container cannot be connected to host network")
+            if mac:
+                settings["_mac"] = mac
+            if not container.state.running:
+                container.networks[network.name] = settings
+                container.save()
+                return
+            held = self.networks.allocate(network, container, settings)
+            settings["DNSNames"] = lifecycle.dns_names(container, settings) if network.user_defined else None
+            try:
+                interface = held.interface or self._next_interface(container)
+                first = not container.networks
+                await self.in_thread(
+                    lambda: self.networks.build(
+                        self.networks.sandbox_path(container.sandbox_id), [(held, interface, first)], create=False
+                    )
+                )
+            except BaseException as error:
+                self.networks.release(held)
+                if isinstance(error, OSError):
+                    raise SystemFailure(f"failed to connect: {(error.strerror or str(error)).lower()}") from None
+                raise
+            container.networks[network.name] = settings
+            self._rewrite_hosts(container)
+            if network.user_defined and self.networks.resolvers is not None:
+                await self.networks.resolvers.serve(container, self.networks.sandbox_path(container.sandbox_id))
+            container.save()
+        self.networks.announce("connect", network, container.id)
+
+    def _next_interface(self, container: Container) -> str:
+        from longshore.machinery.netlink import Netlink
+
+        with Netlink(self.networks.sandbox_path(container.sandbox_id)) as inside:
+            names = {link.name for link in inside.links()}
+        return next(f"eth{n}" for n in range(1024) if f"eth{n}" not in names)
+
+    def _rewrite_hosts(self, container: Container) -> None:
+        """Put the addresses of all networks into /etc/hosts; the file stays the same, as it is mounted."""
+        file = container.folder / "hosts"
+        if not file.exists():
+            return
+        lines = file.read_text().splitlines()
+        names = container.config["Hostname"]
+        if container.config["Domainname"]:
+            names = f"{names}.{container.config['Domainname']} {names}"
+        kept = [line for line in lines if line.partition("\t")[2] != names]
+        own = [f"{s['IPAddress']}\t{names}" for s in container.networks.values() if s["IPAddress"]]
+        file.write_text("\n".join([*kept, *own]) + "\n")
+
+    async def disconnect(self, network: Network, container: Container) -> None:
+        """Take a container out of a network. Raises EngineError classes."""
+        async with container.lock:
+            if container.network_mode == "host" and network.name == "host":
+                raise InvalidParameter(
+                    "cannot disconnect container from host network - container was created in host network mode"
+                )
+            settings = container.networks.get(network.name)
+            if settings is None:
+                raise SystemFailure(f"container {container.id} is not connected to network {network.name}")
+            del container.networks[network.name]
+            if container.state.running and settings["EndpointID"]:
+                held: Endpoint | None = self.networks.connected(network, container)
+                if held is not None:
+                    await self.in_thread(self.networks.unplug, self.networks.sandbox_path(container.sandbox_id), held)
+                    self.networks.release(held)
+                self._rewrite_hosts(container)
+            container.save()
+        self.networks.announce("disconnect", network, container.id)
+
+    # ------------------------------------------------------------------ prune
+
+    async def prune(self, accept: Callable[[Container], bool]) -> tuple[list[str], int]:
+        """Remove stopped containers; returns their ids and the bytes won back."""
+        gone: list[str] = []
+        space = 0
+        for container in self.store.all():
+            if container.state.running or container.state.removing or not accept(container):
+                continue
+            size = (await self.in_thread(self.sizes, container))[0]
+            with contextlib.suppress(EngineError):
+                await self.lifecycle.remove(container)
+                gone.append(container.id)
+                space += size
+        return gone, space
+
+
+class WaitingAttach(asyncio.Future["Attachment"]):
+    """An attachment to a container that does not run yet."""
+
+    def __init__(self, stdin: bool) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self.wants_stdin = stdin
+
+
+def parse_platform(text: str) -> str:
+    """ "linux/arm64/v8" in its normal form. Raises InvalidParameter."""
+    from longshore.engine.images.model import host_architecture
+
+    parts = text.lower().split("/")
+    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+    if len(parts) > 3 or not all(p and all(c.isalnum() or c in "._-" for c in p) for p in parts):
+        raise InvalidParameter(f'"{text}": cannot parse platform specifier: invalid argument')
+    if len(parts) == 1:
+        if parts[0] in ("linux", "windows", "darwin", "freebsd"):
+            return f"{parts[0]}/{host_architecture()}"
+        return f"linux/{aliases.get(parts[0], parts[0])}"
+    parts[1] = aliases.get(parts[1], parts[1])
+    return "/".join(parts)

@@ -1,0 +1,150 @@
+"""Carry a container's stdio to and from a hijacked connection, and its log into the API's stream.
+
+Source: Docker Engine API, "Attach to a container" (stream format), "Get container logs".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.runtime import logs
+from longshore.engine.runtime.attachment import Attachment
+from longshore.wire import rawstream
+
+from . import detach, logdrivers
+from .model import Container
+
+if TYPE_CHECKING:
+    from longshore.machinery.http import Duplex
+
+Json = dict[str, Any]
+
+
+class Detached(Exception):
+    """The client typed its detach keys."""
+
+
+async def carry(
+    io: Attachment,
+    connection: Duplex,
+    *,
+    tty: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    keys: bytes | None,
+    prefix: bytes = b"",
+) -> bool:
+    """Both ways until the process ends, or the client goes or detaches. Returns whether it detached.
+
+    tty: bytes go through as they are; otherwise each piece is framed. keys: the detach sequence; None: there is none.
+    prefix: sent first (the log, for attach with logs=1).
+    """
+
+    async def output() -> None:
+        if prefix:
+            connection.write(prefix)
+        while (piece := await io.read()) is not None:
+            stream, data = piece
+            if not (stdout if stream == 1 else stderr):
+                continue
+            connection.write(data if tty else rawstream.encode(stream, data))
+            await connection.drain()
+
+    async def input() -> None:
+        watcher = detach.Watcher(keys) if keys else None
+        while data := await connection.read():
+            over = False
+            if watcher is not None:
+                data, over = watcher.feed(data)
+            if data and stdin:
+                await io.write(data)
+            if over:
+                raise Detached
+        if stdin:
+            io.close_input()
+
+    async def gone() -> None:
+        await connection.closed()
+
+    out = asyncio.ensure_future(output())
+    given = asyncio.ensure_future(input() if stdin else gone())
+    detached = False
+    try:
+        await asyncio.wait({out, given}, return_when=asyncio.FIRST_COMPLETED)
+        if not out.done():
+            error = given.exception()
+            if isinstance(error, Detached):
+                detached = True
+            elif stdin and (error is None or isinstance(error, BrokenPipeError)):
+                # The client's input has ended, or the process reads no more; its output goes on while the client listens.
+                closed = asyncio.ensure_future(gone())
+                try:
+                    await asyncio.wait({out, closed}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    closed.cancel()
+        if out.done():
+            with contextlib.suppress(ConnectionError):
+                out.result()
+    finally:
+        for task in (out, given):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+        io.close(keep_input=True if detached else None)
+    return detached
+
+
+def log_text(
+    container: Container,
+    batch: list[Any],
+    *,
+    stdout: bool,
+    stderr: bool,
+    timestamps: bool,
+    attributes: str,
+) -> bytes:
+    """A batch of log lines in the form of the API's stream; raw for a terminal, else a frame a line."""
+    tty = container.tty
+    parts: list[bytes] = []
+    prefix = attributes.encode() + b" " if attributes else b""
+    for line in batch:
+        number = 1 if line.stream == b"stdout" else 2
+        if not (stdout if number == 1 else stderr):
+            continue
+        text = line.message + b"\n" if line.full else line.message
+        if prefix:
+            text = prefix + text
+        if timestamps:
+            text = _stamp(line.time) + b" " + text
+        parts.append(text if tty else rawstream.head(number, len(text)) + text)
+    return b"".join(parts)
+
+
+def _stamp(nanoseconds: int) -> bytes:
+    """RFC 3339 with nine digits, as docker logs --timestamps prints it."""
+    from longshore.wire.crilog import format_time as cri
+
+    return cri(nanoseconds)
+
+
+def attributes_of(container: Container) -> str:
+    """What --details shows of a container: "name=value" pairs joined by commas."""
+    found = logdrivers.details(
+        container.host["LogConfig"]["Config"], container.config["Labels"] or {}, container.config["Env"] or []
+    )
+    return ",".join(f"{name}={value}" for name, value in found.items())
+
+
+async def read_log(
+    container: Container, *, since: int = 0, until: int = 0, tail: int = -1, follow: bool = False
+) -> AsyncIterator[list[Any]]:
+    """The container's log in batches; following ends with the container."""
+    ended: asyncio.Future[object] | None = container.ended
+    if not container.state.running and not container.state.restarting:
+        follow = False
+    async for batch in logs.read(container.log_path, since=since, until=until, tail=tail, follow=follow, ended=ended):
+        yield batch

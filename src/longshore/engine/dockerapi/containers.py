@@ -1,0 +1,569 @@
+"""Containers: /containers, /commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Any
+
+import orjson
+
+from longshore.engine.containers import archive, detach, execs, filters, inspect, signals, stats, streams
+from longshore.engine.containers.model import Container
+from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
+from longshore.machinery.http import Duplex, Response
+
+from .router import HEADERS, Call, Router, empty, json_response
+from .times import parse_timestamp, parse_until
+
+Json = dict[str, Any]
+routes = Router()
+
+_RAW = "application/vnd.docker.raw-stream"
+_MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+
+
+def _stream_type(call: Call, container: Container) -> str:
+    return _MULTIPLEXED if call.version >= (1, 42) and not container.tty else _RAW
+
+
+@routes.route("GET", "/containers/json")
+async def list_containers(call: Call) -> Response:
+    service = call.api.containers
+    limit = call.number("limit")
+    chosen = filters.select(service, call.filters(), all=call.flag("all"), limit=limit)
+    answer = []
+    for container in chosen:
+        size = await service.in_thread(service.sizes, container) if call.flag("size") else None
+        answer.append(inspect.list_entry(service, container, size=size))
+    return json_response(answer)
+
+
+@routes.route("POST", "/containers/create")
+async def create(call: Call) -> Response:
+    name = call.param("name")
+    if "name" in call.request.query and len(name) == 0:
+        name = ""
+    body = await call.json(required=True)
+    container, warnings = await call.api.containers.create(
+        body, name=name, platform=call.param("platform"), version=call.version
+    )
+    return json_response({"Id": container.id, "Warnings": warnings}, 201)
+
+
+@routes.route("POST", "/containers/prune")
+async def prune(call: Call) -> Response:
+    wanted = call.filters()
+    filters.check(wanted, ("label", "label!", "until"))
+    until = max((parse_until(text) for text in wanted.get("until", [])), default=0)
+
+    def accept(container: Container) -> bool:
+        from longshore.engine.containers.model import parse_time
+
+        labels = container.config["Labels"]
+        if until and parse_time(container.created) > until:
+            return False
+        if wanted.get("label") and not filters.labels_match(wanted["label"], labels):
+            return False
+        return not any(filters.labels_match([entry], labels) for entry in wanted.get("label!", []))
+
+    gone, space = await call.api.containers.prune(accept)
+    call.api.events.emit("container", "prune", "", {"reclaimed": str(space)})
+    return json_response({"ContainersDeleted": gone or None, "SpaceReclaimed": space})
+
+
+@routes.route("GET", "/containers/{name}/json")
+async def inspect_container(call: Call) -> Response:
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    size = await service.in_thread(service.sizes, container) if call.flag("size") else None
+    return json_response(inspect.inspect(service, container, size=size))
+
+
+@routes.route("POST", "/containers/{name}/start")
+async def start(call: Call) -> Response:
+    if call.request.has_body and (call.request.content_length or 0) != 0:
+        raw = await call.request.read(65536)
+        if raw.strip() not in (b"", b"{}", b"null"):
+            raise InvalidParameter(
+                "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"
+            )
+    service = call.api.containers
+    keys = call.param("detachKeys")
+    if keys:
+        try:
+            detach.parse(keys)
+        except ValueError as error:
+            raise InvalidParameter(str(error)) from None
+    await service.lifecycle.start(service.find(call.path["name"]))
+    return empty(204)
+
+
+def _timeout(call: Call) -> float | None:
+    text = call.param("t")
+    if not text:
+        return None
+    return float(call.number("t"))
+
+
+@routes.route("POST", "/containers/{name}/stop")
+async def stop(call: Call) -> Response:
+    service = call.api.containers
+    timeout = _timeout(call)
+    signal = call.param("signal") if call.version >= (1, 42) else ""
+    await service.lifecycle.stop(service.find(call.path["name"]), timeout, signal)
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/restart")
+async def restart(call: Call) -> Response:
+    service = call.api.containers
+    timeout = _timeout(call)
+    signal = call.param("signal") if call.version >= (1, 42) else ""
+    await service.lifecycle.restart(service.find(call.path["name"]), timeout, signal)
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/kill")
+async def kill(call: Call) -> Response:
+    name = call.path["name"]
+    try:
+        service = call.api.containers
+        text = call.param("signal")
+        number = signals.parse(text) if text else 9
+        container = service.find(name)
+        if not signals.known(number):
+            raise InvalidParameter(f"the linux daemon does not support signal {number}")
+        await service.lifecycle.kill(container, number)
+    except EngineError as error:
+        raise type(error)(f"cannot kill container: {name}: {error.message}") from None
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/pause")
+async def pause(call: Call) -> Response:
+    service = call.api.containers
+    await service.lifecycle.pause(service.find(call.path["name"]))
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/unpause")
+async def unpause(call: Call) -> Response:
+    service = call.api.containers
+    await service.lifecycle.unpause(service.find(call.path["name"]))
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/rename")
+async def rename(call: Call) -> Response:
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    service.rename(container, call.param("name"))
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/update")
+async def update(call: Call) -> Response:
+    service = call.api.containers
+    body = await call.json()
+    container = service.find(call.path["name"])
+    warnings = await service.update(container, body)
+    return json_response({"Warnings": warnings or None})
+
+
+@routes.route("POST", "/containers/{name}/wait")
+async def wait(call: Call) -> Response | None:
+    service = call.api.containers
+    condition = call.param("condition") or "not-running"
+    container = service.find(call.path["name"])
+    if condition not in ("not-running", "next-exit", "removed"):
+        raise InvalidParameter(f'invalid condition: "{condition}"')
+    if call.version < (1, 30):
+        answer = await service.wait(container, "not-running")
+        return json_response({"StatusCode": answer["StatusCode"]})
+    waiting = asyncio.ensure_future(service.wait(container, condition))
+    # The head goes out at once: a client starts the container when it knows that its wait is heard.
+    await asyncio.sleep(0)
+    writer = await call.start(200)
+    try:
+        writer.write(orjson.dumps(await waiting) + b"\n")
+    finally:
+        waiting.cancel()
+    return None
+
+
+@routes.route("DELETE", "/containers/{name}")
+async def remove(call: Call) -> Response:
+    service = call.api.containers
+    name = call.path["name"]
+    container = service.find(name)
+    if call.flag("link"):
+        raise SystemFailure("could not remove link")
+    await service.lifecycle.remove(container, force=call.flag("force"), volumes=call.flag("v"), shown=name)
+    return empty(204)
+
+
+@routes.route("POST", "/containers/{name}/resize")
+async def resize(call: Call) -> Response:
+    height, width = _size(call)
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    if not container.state.running or container.state.restarting:
+        raise Conflict(f"container {container.id} is not running")
+    with contextlib.suppress(Exception):
+        service.runtime.resize(container.id, height, width)
+    service.event(container, "resize", {"height": str(height), "width": str(width)})
+    return empty(200)
+
+
+def _size(call: Call) -> tuple[int, int]:
+    result = []
+    for name, what in (("h", "height"), ("w", "width")):
+        text = call.param(name)
+        if not re.fullmatch(r"\d+", text):
+            raise InvalidParameter(f'invalid resize {what} "{text}": invalid syntax')
+        if int(text) > 2**32 - 1:
+            raise InvalidParameter(f'invalid resize {what} "{text}": value out of range')
+        result.append(min(int(text), 1000))
+    return result[0], result[1]
+
+
+@routes.route("GET", "/containers/{name}/top")
+async def top(call: Call) -> Response:
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    answer = await stats.top(service, container, call.param("ps_args"))
+    service.event(container, "top")
+    return json_response(answer)
+
+
+@routes.route("GET", "/containers/{name}/changes")
+async def changes(call: Call) -> Response:
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    found = await service.in_thread(service.images.changes, container.id)
+    answer = [{"Path": c.path, "Kind": c.kind} for c in found]
+    return json_response(answer or None)
+
+
+@routes.route("GET", "/containers/{name}/stats")
+async def container_stats(call: Call) -> Response | None:
+    service = call.api.containers
+    stream = call.flag("stream", True)
+    one_shot = call.flag("one-shot") if call.version >= (1, 41) else False
+    if stream and one_shot:
+        raise InvalidParameter("cannot have stream=true and one-shot=true")
+    container = service.find(call.path["name"])
+    if not container.state.running and not stream:
+        return json_response(stats.empty(container))
+    if not stream:
+        first = None
+        if not one_shot:
+            first = await service.in_thread(stats.sample, service, container)
+            await asyncio.sleep(1)
+        return json_response(
+            await service.in_thread(lambda: stats.sample(service, container, first, named=not one_shot))
+        )
+    writer = await call.start(200)
+    previous: Json | None = None
+    while not container.removed:
+        if container.state.running:
+            previous = await service.in_thread(stats.sample, service, container, previous)
+            writer.write(orjson.dumps(previous) + b"\n")
+        else:
+            writer.write(orjson.dumps(stats.empty(container)) + b"\n")
+        await writer.drain()
+        await asyncio.sleep(1)
+    return None
+
+
+@routes.route("GET", "/containers/{name}/logs")
+async def logs(call: Call) -> Response | None:
+    service = call.api.containers
+    stdout, stderr = call.flag("stdout"), call.flag("stderr")
+    if not stdout and not stderr:
+        raise InvalidParameter("Bad parameters: you must choose at least one stream")
+    container = service.find(call.path["name"])
+    if container.host["LogConfig"]["Type"] == "none":
+        raise NotImplementedUpstream("configured logging driver does not support reading")
+    since, until = parse_timestamp(call.param("since")), parse_timestamp(call.param("until"))
+    text = call.param("tail")
+    tail = int(text) if re.fullmatch(r"\d+", text) else -1
+    attributes = streams.attributes_of(container) if call.flag("details") else ""
+    timestamps = call.flag("timestamps")
+    writer = await call.start(200, _stream_type(call, container))
+    async for batch in streams.read_log(container, since=since, until=until, tail=tail, follow=call.flag("follow")):
+        writer.write(
+            streams.log_text(
+                container, batch, stdout=stdout, stderr=stderr, timestamps=timestamps, attributes=attributes
+            )
+        )
+        await writer.drain()
+    return None
+
+
+@routes.route("POST", "/containers/{name}/attach")
+async def attach(call: Call) -> Response | None:
+    try:
+        container, keys = _check_attach(call)
+    except EngineError as error:
+        return plain_failure(error)
+    logs_too = call.flag("logs")
+    stream = call.flag("stream")
+    stdin, stdout, stderr = call.flag("stdin"), call.flag("stdout"), call.flag("stderr")
+    service = call.api.containers
+    # Ask for the stdio before the head goes out: the client starts the container when it has seen that.
+    waiting = asyncio.ensure_future(service.attachment(container, stdin=stdin)) if stream else None
+    await asyncio.sleep(0)
+    prefix = b""
+    if logs_too and container.host["LogConfig"]["Type"] != "none":
+        async for batch in streams.read_log(container):
+            prefix += streams.log_text(container, batch, stdout=stdout, stderr=stderr, timestamps=False, attributes="")
+    connection = await hijack(call, _stream_type(call, container))
+    service.event(container, "attach")
+    if waiting is None:
+        connection.write(prefix)
+        await connection.drain()
+        return None
+    try:
+        gone = asyncio.ensure_future(connection.closed())
+        done, _ = await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if waiting not in done:
+            return None
+        io = waiting.result()
+    except (asyncio.CancelledError, EngineError):
+        if not waiting.cancelled() and not waiting.done():
+            raise
+        return None
+    finally:
+        waiting.cancel()
+    detached = await streams.carry(
+        io,
+        connection,
+        tty=container.tty,
+        stdin=stdin and container.config["OpenStdin"],
+        stdout=stdout,
+        stderr=stderr,
+        keys=keys if container.tty or stdin else None,
+        prefix=prefix,
+    )
+    if detached:
+        service.event(container, "detach")
+    return None
+
+
+def _check_attach(call: Call) -> tuple[Container, bytes]:
+    try:
+        keys = detach.parse(call.param("detachKeys"))
+    except ValueError:
+        raise InvalidParameter(f"Invalid detach keys ({call.param('detachKeys')}) provided") from None
+    container = call.api.containers.find(call.path["name"])
+    if container.state.paused:
+        raise Conflict(f"container {call.path['name']} is paused, unpause the container before attach")
+    if container.state.restarting:
+        raise Conflict(f"container {call.path['name']} is restarting, wait until the container is running")
+    return container, keys
+
+
+def plain_failure(error: EngineError) -> Response:
+    """Attach and exec tell failures in plain text on what may become a raw connection."""
+    return Response(error.status, error.message.encode() + b"\r\n", HEADERS, "application/vnd.docker.raw-stream")
+
+
+async def hijack(call: Call, content_type: str) -> Duplex:
+    """Take the connection over: 101 for clients that asked to upgrade, 200 for older ones."""
+    headers = [("Content-Type", content_type)]
+    if call.request.wants_upgrade:
+        return await call.request.upgrade(101, [*headers, ("Connection", "Upgrade"), ("Upgrade", "tcp")])
+    return await call.request.upgrade(200, headers)
+
+
+@routes.route("GET", "/containers/{name}/attach/ws")
+async def attach_websocket(call: Call) -> Response | None:
+    container, keys = _check_attach(call)
+    from .websocket import serve
+
+    return await serve(call, container, keys)
+
+
+@routes.route("HEAD", "/containers/{name}/archive")
+async def archive_head(call: Call) -> Response:
+    service = call.api.containers
+    try:
+        container = service.find(call.path["name"])
+        with archive.View(service, container) as view:
+            value, _ = archive.path_stat(view, container, call.param("path"))
+    except EngineError as error:
+        return Response(error.status, b"", HEADERS)
+    return Response(200, b"", [*HEADERS, ("X-Docker-Container-Path-Stat", value)])
+
+
+@routes.route("GET", "/containers/{name}/archive")
+async def archive_get(call: Call) -> Response | None:
+    from longshore.engine.images.streams import pieces
+
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    with archive.View(service, container) as view:
+        value, _ = archive.path_stat(view, container, call.param("path"))
+        source = archive.get(view, container, call.param("path"))
+        writer = await call.start(200, "application/x-tar", [("X-Docker-Container-Path-Stat", value)])
+        async for data in pieces(source):
+            writer.write(data)
+            await writer.drain()
+    service.event(container, "archive-path")
+    return None
+
+
+@routes.route("PUT", "/containers/{name}/archive")
+async def archive_put(call: Call) -> Response:
+    import os
+
+    from longshore.engine.images.streams import consume
+
+    service = call.api.containers
+    path = call.param("path")
+    container = service.find(call.path["name"])
+    with archive.View(service, container) as view:
+        fd, clean = archive.check_put(view, container, path)
+        try:
+            owner = None
+            if call.flag("copyUIDGID") and container.config["User"]:
+                from longshore.engine.containers import ocispec
+
+                user = ocispec.user_of(container, view.root, container.config["User"])
+                owner = (user.uid, user.gid)
+            if call.request.has_body:
+                no_overwrite = call.flag("noOverwriteDirNonDir")
+                await consume(
+                    call.request.chunks(),
+                    lambda read: archive.put(fd, read, path=clean, no_overwrite=no_overwrite, copy_owner=owner),
+                )
+        finally:
+            os.close(fd)
+    service.event(container, "extract-to-dir")
+    return empty(200)
+
+
+@routes.route("GET", "/containers/{name}/export")
+async def export(call: Call) -> Response | None:
+    from longshore.engine.images.pack import Packer
+    from longshore.engine.images.streams import pieces
+
+    service = call.api.containers
+    container = service.find(call.path["name"])
+    with archive.View(service, container) as view:
+        writer = await call.start(200, "application/octet-stream")
+        async for data in pieces(iter(Packer(view.root, layer=False))):
+            writer.write(data)
+            await writer.drain()
+    service.event(container, "export")
+    return None
+
+
+@routes.route("POST", "/containers/{name}/exec")
+async def exec_create(call: Call) -> Response:
+    service = call.api.containers
+    body = await call.json(required=True)
+    container = service.find(call.path["name"])
+    lower = {k.lower(): v for k, v in body.items()}
+    settings = {
+        name: lower.get(name.lower())
+        for name in ("User", "Privileged", "Tty", "ConsoleSize", "AttachStdin", "AttachStderr", "AttachStdout", "DetachKeys",
+                     "Env", "WorkingDir", "Cmd")
+    }  # fmt: skip
+    for name, kind in (("User", str), ("DetachKeys", str), ("WorkingDir", str), ("Privileged", bool), ("Tty", bool)):
+        if settings[name] is not None and not isinstance(settings[name], kind):
+            raise InvalidParameter(f"invalid JSON: json: cannot unmarshal value into Go struct field .{name}")
+    for name in ("Env", "Cmd"):
+        value = settings[name]
+        if (
+            value is not None
+            and not isinstance(value, str)
+            and not (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        ):
+            raise InvalidParameter(
+                f"invalid JSON: json: cannot unmarshal value into Go struct field .{name} of type []string"
+            )
+    entry = await execs.create(service, container, settings)
+    return json_response({"Id": entry.id}, 201)
+
+
+@routes.route("POST", "/exec/{id}/start")
+async def exec_start(call: Call) -> Response | None:
+    service = call.api.containers
+    body = await call.json()
+    entry = execs.find(service, call.path["id"])
+    size = body.get("ConsoleSize")
+    console = (
+        (size[0], size[1])
+        if isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+        else None
+    )
+    if body.get("Detach"):
+        await execs.start(service, entry, attach=False, console=console)
+        return empty(200)
+    if entry.running:
+        raise Conflict(f"exec command {entry.id} is already running")
+    tty = bool(entry.settings.get("Tty"))
+    kind = _MULTIPLEXED if call.version >= (1, 42) and not tty else _RAW
+    from longshore.wire import rawstream
+
+    early: EngineError | None = None
+    io = None
+    try:
+        io = await execs.start(service, entry, attach=True, console=console)
+    except EngineError as error:
+        early = error
+    connection = await hijack(call, kind)
+    if early is not None:
+        text = early.message.encode() + b"\r\n"
+        connection.write(text if tty else rawstream.encode(1, text))
+        await connection.drain()
+        return None
+    assert io is not None
+    try:
+        keys = detach.parse(entry.settings.get("DetachKeys") or "")
+    except ValueError:
+        keys = detach.DEFAULT
+    stdin = bool(entry.settings.get("AttachStdin"))
+    detached = await streams.carry(
+        io,
+        connection,
+        tty=tty,
+        stdin=stdin,
+        stdout=bool(entry.settings.get("AttachStdout")),
+        stderr=bool(entry.settings.get("AttachStderr")),
+        keys=keys if tty or stdin else None,
+    )
+    if not detached and entry.session is not None:
+        # A client asks for the exit code as soon as the stream ends; so it ends with the exit code known.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await entry.session.wait()
+                await asyncio.sleep(0)
+    return None
+
+
+@routes.route("POST", "/exec/{id}/resize")
+async def exec_resize(call: Call) -> Response:
+    height, width = _size(call)
+    entry = execs.find(call.api.containers, call.path["id"])
+    await execs.resize(entry, height, width)
+    return empty(200)
+
+
+@routes.route("GET", "/exec/{id}/json")
+async def exec_inspect(call: Call) -> Response:
+    return json_response(execs.find(call.api.containers, call.path["id"]).show())
+
+
+@routes.route("POST", "/commit")
+async def commit(call: Call) -> Response:
+    from .commit import commit as work
+
+    body = await call.json()
+    image_id = await work(call, body)
+    return json_response({"Id": image_id}, 201)

@@ -1,0 +1,340 @@
+"""Images: /images, /distribution, /build."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import orjson
+
+from longshore.engine.containers.service import parse_platform
+from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
+from longshore.engine.images import references
+from longshore.machinery.http import Response
+
+from .commit import apply_changes
+from .router import Call, Router, empty, json_response
+
+Json = dict[str, Any]
+routes = Router()
+
+
+def _platform(call: Call, *, plain: bool = False) -> str:
+    """The platform parameter: "os/arch" (plain) or the JSON object of API 1.48. Raises InvalidParameter."""
+    text = call.param("platform")
+    if not text:
+        return ""
+    if plain:
+        return parse_platform(text)
+    try:
+        value = orjson.loads(text)
+        parts = [value.get("os") or "", value.get("architecture") or "", value.get("variant") or ""]
+    except (orjson.JSONDecodeError, AttributeError):
+        raise InvalidParameter(f"failed to parse platform: {text}") from None
+    return "/".join(part for part in parts if part)
+
+
+async def stream(call: Call, work: Callable[[Callable[[Json], None]], Awaitable[Any]]) -> Response | None:
+    """Messages as they come, each ended by CR LF. An error before the first message is an HTTP error, after it a message."""
+    queue: asyncio.Queue[Json | None] = asyncio.Queue()
+    task = asyncio.ensure_future(work(queue.put_nowait))
+    task.add_done_callback(lambda _: queue.put_nowait(None))
+    writer = None
+    try:
+        while (message := await queue.get()) is not None:
+            if writer is None:
+                writer = await call.start(200)
+            writer.write(orjson.dumps(message) + b"\r\n")
+            await writer.drain()
+        try:
+            task.result()
+        except EngineError as error:
+            if writer is None:
+                raise
+            detail: Json = {"message": error.message}
+            writer.write(orjson.dumps({"errorDetail": detail, "error": error.message}) + b"\r\n")
+        if writer is None:
+            await call.start(200)
+        return None
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@routes.route("GET", "/images/json")
+async def list_images(call: Call) -> Response:
+    images = call.api.images
+    wanted = call.filters()
+    if call.version < (1, 41) and call.param("filter"):
+        wanted.setdefault("reference", []).append(call.param("filter"))
+    shown = await call.api.containers.in_thread(
+        lambda: images.list(all=call.flag("all"), filters=wanted, shared_size=call.flag("shared-size"))
+    )
+    if call.version < (1, 44):
+        for entry in shown:
+            entry["VirtualSize"] = entry["Size"]
+            entry["Containers"] = -1
+    return json_response(shown)
+
+
+@routes.route("POST", "/images/create")
+async def create(call: Call) -> Response | None:
+    images = call.api.images
+    name, tag, message = call.param("fromImage"), call.param("tag"), call.param("message")
+    if name:
+        reference = references.parse(name.rstrip())
+        all_tags = False
+        if tag:
+            reference = reference.with_digest(tag) if tag.startswith("sha256:") else reference.with_tag(tag)
+        elif not reference.tag and not reference.digest:
+            all_tags = "tag" not in call.request.query and call.version < (1, 25)
+            if not all_tags:
+                reference = reference.with_default_tag()
+        platform = _platform(call, plain=True)
+        from longshore.engine.images.registries import decode_auth
+
+        auth = decode_auth(call.request.headers.get("x-registry-auth"))
+        return await stream(
+            call, lambda say: images.pull(reference, auth=auth, platform=platform, progress=say, all_tags=all_tags)
+        )
+    source = call.param("fromSrc")
+    named = None
+    if call.param("repo"):
+        named = references.parse(call.param("repo"))
+        if named.digest:
+            raise InvalidParameter("cannot import digest reference")
+        if tag:
+            named = named.with_tag(tag)
+        named = named.with_default_tag()
+    changes = [line for text in call.params("changes") for line in text.split("\n")]
+    run_config = apply_changes({}, changes)
+    wanted = _platform(call, plain=True).split("/") if call.param("platform") else ["linux", "", ""]
+    wanted += [""] * (3 - len(wanted))
+    message = message or f"Imported from {source}"
+
+    async def work(say: Callable[[Json], None]) -> None:
+        body = call.request.chunks() if source == "-" else _download(source, say)
+        image = await images.import_(
+            body, name=named, message=message, run_config=run_config, platform=(wanted[0], wanted[1], wanted[2])
+        )
+        say({"status": image.id})
+
+    return await stream(call, work)
+
+
+async def _download(source: str, say: Callable[[Json], None]) -> AsyncIterator[bytes]:
+    """The content behind a URL. Raises SystemFailure with Go's text."""
+    from longshore.engine.images.distribution import connection_text
+    from longshore.machinery.http import Client, ClientError
+
+    url = source if re.match(r"^https?://", source) else f"http://{source}"
+    client = Client()
+    try:
+        try:
+            answer = await client.request("GET", url)
+        except (OSError, ClientError, ValueError) as error:
+            raise SystemFailure(connection_text("Get", url, error)) from None
+        if answer.status >= 400:
+            raise SystemFailure(f'failed to GET {url} with status {answer.status} {answer.reason}: ""')
+        say({"status": "Downloading from " + url})
+        async for data in answer.chunks():
+            yield data
+    finally:
+        await client.close()
+
+
+@routes.route("GET", "/images/search")
+async def search(call: Call) -> Response:
+    from longshore.engine.containers import filters
+
+    text = call.param("limit")
+    if text and not re.fullmatch(r"[+-]?\d+", text):
+        raise InvalidParameter(f'invalid limit specified: strconv.Atoi: parsing "{text}": invalid syntax')
+    limit = int(text or 0)
+    if limit and not 1 <= limit <= 100:
+        raise SystemFailure(f"limit {limit} is outside the range of [1, 100]")
+    wanted = call.filters()
+    filters.check(wanted, ("is-automated", "is-official", "stars"))
+    for name in ("is-automated", "is-official"):
+        filters.boolean(wanted, name, False)
+    for stars in wanted.get("stars", []):
+        if not stars.isdigit():
+            raise InvalidParameter(f"invalid filter 'stars=[{stars}]'")
+    term = call.param("term")
+    url = f"https://index.docker.io/v1/search?q={term}&n={limit or 25}"
+    from longshore.engine.images.distribution import connection_text
+    from longshore.machinery.http import Client, ClientError
+
+    client = Client()
+    try:
+        try:
+            answer = await client.request("GET", url, timeout=10)
+            found = orjson.loads(await answer.read(2**20)).get("results") or []
+        except (OSError, ClientError, ValueError, TimeoutError) as error:
+            raise SystemFailure(connection_text("Get", url, error)) from None
+    finally:
+        await client.close()
+    return json_response(found)
+
+
+@routes.route("POST", "/images/prune")
+async def prune(call: Call) -> Response:
+    answer = await call.api.images.prune(dict(call.filters()))
+    call.api.events.emit("image", "prune", "", {"reclaimed": str(answer["SpaceReclaimed"])})
+    return json_response(answer)
+
+
+@routes.route("POST", "/images/load")
+async def load(call: Call) -> Response | None:
+    images = call.api.images
+    quiet = call.flag("quiet", True)
+
+    async def work(say: Callable[[Json], None]) -> None:
+        try:
+            await images.load(call.request.chunks(), progress=say, quiet=quiet)
+        except EngineError as error:
+            say({"errorDetail": {"message": error.message}, "error": error.message})
+
+    return await stream(call, work)
+
+
+@routes.route("GET", "/images/get")
+async def save_many(call: Call) -> Response | None:
+    return await _save(call, call.params("names"))
+
+
+@routes.route("GET", "/images/{name:*}/get")
+async def save_one(call: Call) -> Response | None:
+    return await _save(call, [call.path["name"]])
+
+
+async def _save(call: Call, names: list[str]) -> Response | None:
+    source = call.api.images.save(names, platform=_platform(call))
+    first = await anext(source, b"")
+    writer = await call.start(200, "application/x-tar")
+    writer.write(first)
+    async for data in source:
+        writer.write(data)
+        await writer.drain()
+    return None
+
+
+@routes.route("GET", "/images/{name:*}/json")
+async def inspect(call: Call) -> Response:
+    images = call.api.images
+    image = images.resolve(call.path["name"])
+    options: Json = {}
+    if call.version < (1, 44):
+        options["legacy"] = True
+    platform = _platform(call)
+    if platform:
+        options.update(platform=platform, reference=call.path["name"])
+    return json_response(await call.api.containers.in_thread(lambda: images.inspect(image, **options)))
+
+
+@routes.route("GET", "/images/{name:*}/history")
+async def history(call: Call) -> Response:
+    return json_response(call.api.images.history(call.path["name"]))
+
+
+@routes.route("POST", "/images/{name:*}/tag")
+async def tag(call: Call) -> Response:
+    images = call.api.images
+    repository = call.param("repo")
+    if not repository:
+        images.resolve(call.path["name"])
+        return empty(200)
+    name = references.parse(repository)
+    if name.digest:
+        raise InvalidParameter("cannot import digest reference")
+    if call.param("tag"):
+        name = name.with_tag(call.param("tag"))
+    images.tag(call.path["name"], name)
+    return empty(201)
+
+
+@routes.route("POST", "/images/{name:*}/push")
+async def push(call: Call) -> Response | None:
+    from longshore.engine.images.registries import decode_auth
+
+    images = call.api.images
+    name = references.parse(call.path["name"])
+    if call.param("tag"):
+        name = name.with_tag(call.param("tag"))
+    auth = decode_auth(call.request.headers.get("x-registry-auth"))
+    platform = _platform(call)
+    return await stream(call, lambda say: images.push(name, auth=auth, progress=say, platform=platform))
+
+
+@routes.route("DELETE", "/images/{name:*}")
+async def remove(call: Call) -> Response:
+    name = call.path["name"]
+    if not name.strip():
+        raise InvalidParameter("image name cannot be blank")
+    gone = await call.api.images.remove(name, force=call.flag("force"), prune=not call.flag("noprune"))
+    return json_response(gone)
+
+
+@routes.route("GET", "/distribution/{name:*}/json")
+async def distribution(call: Call) -> Response:
+    from longshore.engine.images.pull import distribution_inspect
+    from longshore.engine.images.registries import decode_auth
+
+    auth = decode_auth(call.request.headers.get("x-registry-auth"))
+    return json_response(await distribution_inspect(call.api.images, call.path["name"], auth=auth))
+
+
+@routes.route("POST", "/auth")
+async def login(call: Call) -> Response:
+    raw = await call.request.read(65536)
+    if not raw.strip():
+        raise SystemFailure("EOF")
+    try:
+        given = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise SystemFailure("unexpected EOF") from None
+    status = await call.api.images.registries.login({k.lower(): v for k, v in given.items() if isinstance(v, str)})
+    return json_response({"IdentityToken": "", "Status": status or "Login Succeeded"})
+
+
+@routes.route("POST", "/build")
+async def build(call: Call) -> Response | None:
+    if call.api.build is None:
+        raise NotImplementedUpstream("the builder is not available")
+    return await call.api.build(call)
+
+
+@routes.route("POST", "/build/prune")
+async def build_prune(call: Call) -> Response:
+    from longshore.engine.containers import filters
+
+    try:
+        filters.check(
+            call.filters(),
+            (
+                "description",
+                "id",
+                "inuse",
+                "label",
+                "label!",
+                "parent",
+                "private",
+                "shared",
+                "type",
+                "until",
+                "unused-for",
+            ),
+        )
+    except InvalidParameter as error:
+        raise InvalidParameter(f"failed to prune build cache: {error.message}") from None
+    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
+
+
+@routes.route("POST", "/build/cancel")
+async def build_cancel(call: Call) -> Response:
+    if not call.param("id"):
+        raise InvalidParameter("build ID not provided")
+    return empty(200)

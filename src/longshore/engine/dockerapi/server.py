@@ -1,0 +1,87 @@
+"""`DockerAPI`: the Docker Engine API on a unix socket (and on TCP when asked)."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longshore.machinery import process
+from longshore.machinery.http import Response, Server
+
+from . import containers, images, networks, swarm, system, volumes
+from .router import HEADERS, Call, Dispatcher, Router, error_response
+
+if TYPE_CHECKING:
+    from longshore.engine.containers.events import Events
+    from longshore.engine.containers.service import ContainerService
+    from longshore.engine.images.store import ImageStore
+    from longshore.engine.networks.service import NetworkService
+    from longshore.engine.volumes.service import VolumeService
+
+
+class DockerAPI:
+    """What the routes work on. folder: the engine's data root. build: answers POST /build; None: there is no builder."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        containers: ContainerService,
+        images: ImageStore,
+        networks: NetworkService,
+        volumes: VolumeService,
+        events: Events,
+        build: Callable[[Call], Awaitable[Response | None]] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.containers, self.images, self.networks, self.volumes, self.events = (
+            containers,
+            images,
+            networks,
+            volumes,
+            events,
+        )
+        self.build = build
+        self.builder_version = "1"
+        self.runtime_version: tuple[str, str] | None = None
+        self._features: str | None = None
+        self.router = make_router()
+        self.server = Server(Dispatcher(self, self.router), error=_core_error, idle_timeout=0)
+
+    async def runtime_features(self) -> str:
+        """What `runc features` says, as one line of JSON; "" when the runtime cannot tell. Asked once."""
+        if self._features is None:
+            import orjson
+
+            self._features = ""
+            done = await process.run([self.containers.runtime.runtimes["runc"], "features"], check=False)
+            if done.returncode == 0:
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    self._features = orjson.dumps(orjson.loads(done.stdout)).decode()
+        return self._features
+
+    async def listen(self, socket: Path) -> None:
+        """Serve on a unix socket of mode 0660, owned by the group docker where there is one."""
+        group: int | None = None
+        with contextlib.suppress(KeyError):
+            group = grp.getgrnam("docker").gr_gid
+        await self.server.listen_unix(socket, mode=0o660, gid=group)
+
+    async def close(self) -> None:
+        await self.server.close()
+
+
+def _core_error(status: int, message: str) -> Response:
+    answer = error_response(status, message)
+    return Response(status, answer.body, HEADERS, "application/json")
+
+
+def make_router() -> Router:
+    """All routes."""
+    router = Router()
+    for module in (system, containers, images, networks, volumes, swarm):
+        router.include(module.routes)
+    return router

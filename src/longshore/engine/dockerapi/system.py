@@ -1,0 +1,346 @@
+"""The engine as a whole: ping, version, info, events, disk usage. Source: Docker Engine API, System."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from longshore.engine.containers import filters, inspect
+from longshore.engine.errors import InvalidParameter
+from longshore.engine.runtime import cgroups
+from longshore.machinery import process
+from longshore.machinery.http import Response
+
+from .router import ENGINE_VERSION, HEADERS, Call, Router, json_response
+from .times import parse_unix
+
+Json = dict[str, Any]
+routes = Router()
+
+
+def _ping_headers(call: Call) -> list[tuple[str, str]]:
+    return [
+        *HEADERS,
+        ("Builder-Version", call.api.builder_version),
+        ("Cache-Control", "no-cache, no-store, must-revalidate"),
+        ("Pragma", "no-cache"),
+        ("Swarm", "inactive"),
+    ]
+
+
+@routes.route("GET", "/_ping")
+async def ping(call: Call) -> Response:
+    return Response(200, b"OK", _ping_headers(call), "text/plain; charset=utf-8")
+
+
+@routes.route("HEAD", "/_ping")
+async def ping_head(call: Call) -> Response:
+    return Response(200, b"", [*_ping_headers(call)], "text/plain; charset=utf-8")
+
+
+@functools.cache
+def _architecture() -> str:
+    from longshore.engine.images.model import host_architecture
+
+    return host_architecture()
+
+
+async def _runtime_version(call: Call) -> tuple[str, str]:
+    """(version, commit) of the default runtime; asked once."""
+    if call.api.runtime_version is None:
+        version, commit = "unknown", "unknown"
+        done = await process.run([call.api.containers.runtime.runtimes["runc"], "--version"], check=False)
+        for line in done.stdout.decode(errors="replace").splitlines():
+            if line.startswith("runc version "):
+                version = line.split()[2]
+            elif line.startswith("commit: "):
+                commit = line.split()[1]
+        call.api.runtime_version = (version, commit)
+    return call.api.runtime_version
+
+
+@routes.route("GET", "/version")
+async def version(call: Call) -> Response:
+    from longshore import __version__
+
+    runtime, commit = await _runtime_version(call)
+    kernel, built = platform.release(), "1970-01-01T00:00:00.000000000+00:00"
+    go = f"python{platform.python_version()}"
+    details = {
+        "ApiVersion": "1.51", "Arch": _architecture(), "BuildTime": built, "Experimental": "false",
+        "GitCommit": f"longshore-{__version__}", "GoVersion": go, "KernelVersion": kernel, "MinAPIVersion": "1.24", "Os": "linux",
+    }  # fmt: skip
+    return json_response(
+        {
+            "Platform": {"Name": ""},
+            "Components": [
+                {"Name": "Engine", "Version": ENGINE_VERSION, "Details": details},
+                {"Name": "containerd", "Version": f"longshore-{__version__}", "Details": {"GitCommit": ""}},
+                {"Name": "runc", "Version": runtime, "Details": {"GitCommit": commit}},
+                {"Name": "docker-init", "Version": "0.19.0", "Details": {"GitCommit": ""}},
+            ],
+            "Version": ENGINE_VERSION,
+            "ApiVersion": "1.51",
+            "MinAPIVersion": "1.24",
+            "GitCommit": f"longshore-{__version__}",
+            "GoVersion": go,
+            "Os": "linux",
+            "Arch": _architecture(),
+            "KernelVersion": kernel,
+            "BuildTime": built,
+        }
+    )
+
+
+@functools.cache
+def _os_release() -> tuple[str, str]:
+    values = {}
+    for file in ("/etc/os-release", "/usr/lib/os-release"):
+        if Path(file).exists():
+            for line in Path(file).read_text().splitlines():
+                name, _, value = line.partition("=")
+                values[name] = value.strip('"')
+            break
+    return values.get("PRETTY_NAME", "Linux"), values.get("VERSION_ID", "")
+
+
+def _engine_id(folder: Path) -> str:
+    file = folder / "engine-id"
+    if not file.exists():
+        file.write_text(str(uuid.uuid4()))
+    return file.read_text().strip()
+
+
+@functools.cache
+def _filesystem(folder: str) -> str:
+    from longshore.machinery import mounts
+
+    best = max(
+        (m for m in mounts.table() if folder == m.path or folder.startswith(m.path.rstrip("/") + "/")),
+        key=lambda m: len(m.path),
+    )
+    return {"ext4": "extfs", "ext3": "extfs", "ext2": "extfs"}.get(best.kind, best.kind)
+
+
+@routes.route("GET", "/info")
+async def info(call: Call) -> Response:
+    api = call.api
+    service = api.containers
+    states = [c.state for c in service.store]
+    running = sum(1 for s in states if s.running and not s.paused)
+    paused = sum(1 for s in states if s.paused)
+    _, commit = await _runtime_version(call)
+    features = await api.runtime_features()
+    name, release = _os_release()
+    v2 = cgroups.unified()
+    runtimes: Json = {}
+    for known in sorted({"runc", "io.containerd.runc.v2", *service.runtime.runtimes}):
+        path = service.runtime.runtimes.get(known, "runc")
+        entry: Json = {"path": os.path.basename(path)}
+        if features and entry["path"] == "runc":
+            entry["status"] = {"org.opencontainers.runtime-spec.features": features}
+        runtimes[known] = entry
+    insecure = ["::1/128", "127.0.0.0/8"]
+    security = ["name=seccomp,profile=builtin"]
+    if v2:
+        security.append("name=cgroupns")
+    shown: Json = {
+        "ID": _engine_id(api.folder),
+        "Containers": len(states),
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": len(states) - running - paused,
+        "Images": len(api.images.images()),
+        "Driver": "overlay2",
+        "DriverStatus": [
+            ["Backing Filesystem", _filesystem(str(api.folder))],
+            ["Supports d_type", "true"],
+            ["Using metacopy", "false"],
+            ["Native Overlay Diff", "true"],
+            ["userxattr", "false"],
+        ],
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "null"],
+            "Authorization": None,
+            "Log": ["json-file", "local"],
+        },
+        "MemoryLimit": True,
+        "SwapLimit": True,
+        "KernelMemoryTCP": True,
+        "CpuCfsPeriod": True,
+        "CpuCfsQuota": True,
+        "CPUShares": True,
+        "CPUSet": True,
+        "PidsLimit": True,
+        "IPv4Forwarding": True,
+        "Debug": False,
+        "NFd": len(os.listdir("/proc/self/fd")),
+        "OomKillDisable": not v2,
+        "NGoroutines": 1,
+        "SystemTime": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() % 10**9:09d}Z",
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": "2" if v2 else "1",
+        "NEventsListener": 0,
+        "KernelVersion": platform.release(),
+        "OperatingSystem": name,
+        "OSVersion": release,
+        "OSType": "linux",
+        "Architecture": platform.machine(),
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": {
+            "IndexConfigs": {"docker.io": {"Mirrors": [], "Name": "docker.io", "Official": True, "Secure": True}},
+            "InsecureRegistryCIDRs": insecure,
+            "Mirrors": None,
+        },
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "GenericResources": None,
+        "DockerRootDir": str(api.folder),
+        "HttpProxy": os.environ.get("HTTP_PROXY", ""),
+        "HttpsProxy": os.environ.get("HTTPS_PROXY", ""),
+        "NoProxy": os.environ.get("NO_PROXY", ""),
+        "Name": socket.gethostname(),
+        "Labels": [],
+        "ExperimentalBuild": False,
+        "ServerVersion": ENGINE_VERSION,
+        "Runtimes": runtimes,
+        "DefaultRuntime": service.runtime.default_runtime,
+        "Swarm": {
+            "NodeID": "",
+            "NodeAddr": "",
+            "LocalNodeState": "inactive",
+            "ControlAvailable": False,
+            "Error": "",
+            "RemoteManagers": None,
+        },
+        "LiveRestoreEnabled": True,
+        "Isolation": "",
+        "InitBinary": "docker-init",
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": commit},
+        "InitCommit": {"ID": ""},
+        "SecurityOptions": security,
+        "FirewallBackend": {"Driver": "nftables"},
+        "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+        "Containerd": {"Address": "", "Namespaces": {"Containers": "moby", "Plugins": "plugins.moby"}},
+        "Warnings": None,
+    }
+    if call.version < (1, 49):
+        del shown["FirewallBackend"]
+    if call.version < (1, 46):
+        del shown["Containerd"]
+    if call.version < (1, 44):
+        shown["BridgeNfIptables"] = shown["BridgeNfIp6tables"] = False
+    return json_response(shown)
+
+
+_EVENT_KINDS = (
+    "container",
+    "image",
+    "volume",
+    "network",
+    "daemon",
+    "plugin",
+    "service",
+    "node",
+    "secret",
+    "config",
+    "builder",
+)
+
+
+def matcher(wanted: filters.Filters) -> Any:
+    """Whether an event passes the filters of /events; names that are no filters are passed over, as dockerd does."""
+
+    def one(values: list[str], *candidates: str) -> bool:
+        return any(v in candidates for v in values)
+
+    def matches(event: Json) -> bool:
+        attributes = event["Actor"]["Attributes"]
+        kind, id = event["Type"], event["Actor"]["ID"]
+        if wanted.get("type") and kind not in wanted["type"]:
+            return False
+        if wanted.get("event"):
+            action = event["Action"]
+            if not any(action == e or action.startswith(f"{e}:") for e in wanted["event"]):
+                return False
+        if wanted.get("scope") and event["scope"] not in wanted["scope"]:
+            return False
+        if wanted.get("label") and not filters.labels_match(wanted["label"], attributes):
+            return False
+        for name in ("container", "volume", "network", "daemon"):
+            values = wanted.get(name)
+            if values and (kind != name or not any(id.startswith(v) or attributes.get("name") == v for v in values)):
+                return False
+        if wanted.get("image"):
+            shown = attributes.get("image", "") if kind == "container" else attributes.get("name", "")
+            if kind not in ("container", "image"):
+                return False
+            if not any(v in (id, shown, shown.partition(":")[0]) for v in wanted["image"]):
+                return False
+        return True
+
+    return matches
+
+
+@routes.route("GET", "/events")
+async def events(call: Call) -> Response | None:
+    since_text, until_text = call.param("since"), call.param("until")
+    since, until = parse_unix(since_text), parse_unix(until_text)
+    if since_text and until_text and since > until:
+        raise InvalidParameter(f"`since` time ({since_text}) cannot be after `until` time ({until_text})")
+    wanted = call.filters()
+    writer = await call.start(200)
+    listener = call.api.events.listen(matcher(wanted), since if since_text else None, until)
+    async for event in listener:
+        writer.write(orjson.dumps(event) + b"\n")
+        await writer.drain()
+    return None
+
+
+@routes.route("GET", "/system/df")
+async def disk_usage(call: Call) -> Response:
+    api = call.api
+    kinds = set(call.params("type"))
+    for kind in kinds:
+        if kind not in ("container", "image", "volume", "build-cache"):
+            raise InvalidParameter(f"unknown object type: {kind}")
+    if call.version < (1, 42):
+        kinds = set()
+
+    def work() -> Json:
+        shown: Json = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None}
+        if not kinds or "image" in kinds:
+            shown["LayersSize"] = api.images.disk_usage()["layers"]
+            shown["Images"] = api.images.list(all=False, filters={}, shared_size=True)
+        if not kinds or "container" in kinds:
+            service = api.containers
+            shown["Containers"] = [inspect.list_entry(service, c, size=service.sizes(c)) for c in service.store.all()]
+        if not kinds or "volume" in kinds:
+            volumes = []
+            for name in sorted(api.volumes.list()):
+                entry = api.volumes.show(name)
+                entry["UsageData"] = {"RefCount": len(api.volumes.users(name)), "Size": api.volumes.size(name)}
+                volumes.append(entry)
+            shown["Volumes"] = volumes
+        if not kinds or "build-cache" in kinds:
+            shown["BuildCache"] = []
+        return shown
+
+    shown = await api.containers.in_thread(work)
+    if call.version < (1, 44):
+        for image in shown["Images"] or []:
+            image["VirtualSize"] = image["Size"]
+    if call.version < (1, 42):
+        shown["BuilderSize"] = 0
+    return json_response(shown)

@@ -1,0 +1,86 @@
+"""Address pools and addresses: which ranges networks get, and which address each container.
+
+Source: Docker's documented default address pools; RFC 1918.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+
+from longshore.engine.errors import Forbidden, InvalidParameter, SystemFailure
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def default_pools() -> Iterator[ipaddress.IPv4Network]:
+    """172.17.0.0/16 to 172.31.0.0/16, then 192.168.0.0/16 in pieces of /20."""
+    for second in range(17, 32):
+        yield ipaddress.IPv4Network(f"172.{second}.0.0/16")
+    yield from ipaddress.IPv4Network("192.168.0.0/16").subnets(new_prefix=20)
+
+
+def choose_pool(taken: Iterable[Network]) -> ipaddress.IPv4Network:
+    """The first default pool that overlaps nothing taken. Raises SystemFailure."""
+    used = [n for n in taken if isinstance(n, ipaddress.IPv4Network)]
+    for pool in default_pools():
+        if not any(pool.overlaps(other) for other in used):
+            return pool
+    raise SystemFailure("all predefined address pools have been fully subnetted")
+
+
+def choose_pool6(network_id: str) -> ipaddress.IPv6Network:
+    """A unique local /64 made from the network's id (RFC 4193)."""
+    return ipaddress.IPv6Network((int("fd" + network_id[:14], 16) << 64, 64))
+
+
+class Pool:
+    """The addresses of one subnet. Gives the next free one, going round, so that a freed address is not reused at once."""
+
+    def __init__(self, subnet: Network, within: Network | None = None) -> None:
+        self.subnet = subnet
+        self._range = within or subnet
+        self._taken: set[int] = set()
+        first, last = int(self._range.network_address), int(self._range.broadcast_address)
+        if self._range == subnet:
+            # The network's own address, and in IPv4 the broadcast address.
+            if subnet.prefixlen < subnet.max_prefixlen - 1:
+                first += 1
+                if subnet.version == 4:
+                    last -= 1
+        else:
+            self._taken.update(
+                {int(subnet.network_address), int(subnet.broadcast_address)} if subnet.version == 4 else set()
+            )
+        self._first, self._last = first, last
+        self._next = first
+
+    def reserve(self, address: Address) -> None:
+        """Take a certain address. Raises InvalidParameter outside the subnet, Forbidden when it is taken."""
+        if address not in self.subnet:
+            raise InvalidParameter(f"no configured subnet or ip-range contain the IP address {address}")
+        number = int(address)
+        if number in self._taken:
+            raise Forbidden("Address already in use")
+        self._taken.add(number)
+
+    def allocate(self) -> Address:
+        """Take the next free address. Raises SystemFailure when there is none."""
+        number = self._next
+        for _ in range(min(self._last - self._first + 1, len(self._taken) + 1)):
+            if number > self._last:
+                number = self._first
+            if number not in self._taken:
+                self._taken.add(number)
+                self._next = number + 1
+                return ipaddress.ip_address(number) if self.subnet.version == 4 else ipaddress.IPv6Address(number)
+            number += 1
+        raise SystemFailure(
+            "no available IPv4 addresses on this network's address pools"
+            if self.subnet.version == 4
+            else "no available addresses on this pool"
+        )
+
+    def release(self, address: Address) -> None:
+        self._taken.discard(int(address))

@@ -1,0 +1,498 @@
+"""`NetworkService`: Docker's networks and the endpoints of containers in them.
+
+Drivers: bridge, host, null. A container's namespace (sandbox) is a pinned network namespace; plugging an endpoint in makes a
+veth pair whose far end is born inside it. Source: Docker Engine API, Network; the texts of errors are dockerd's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longshore.engine.errors import (
+    Conflict,
+    EngineError,
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    SystemFailure,
+)
+from longshore.machinery import netns
+from longshore.machinery.netlink import Netlink, NetlinkError
+
+from . import ipam, ports
+from .firewall import BridgeRule, Firewall, PortRule
+from .model import Endpoint, Network, check_endpoint, ipam_errors
+
+log = logging.getLogger("longshore.engine.networks")
+Json = dict[str, Any]
+
+_UNREACHABLE_METRIC = 0xFF001000
+_NOT_MANAGER = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
+
+
+class NetworkService:
+    """Networks kept under `data`, namespaces pinned under `run`.
+
+    bridge: interface of the default network. emit: takes events. The engine's own network namespace is where bridges lie.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        run: Path,
+        emit: Callable[[str, str, str, Mapping[str, str]], None],
+        *,
+        bridge: str = "longshore0",
+        reserved: Iterable[str] = (),
+        name: str = "engine",
+    ) -> None:
+        """reserved: ranges that no network may get (those of pods and Services)."""
+        self._data = data
+        self._run = run
+        self._emit = emit
+        self._bridge = bridge
+        self._reserved = [ipaddress.ip_network(r) for r in reserved]
+        self._networks: dict[str, Network] = {}
+        self._endpoints: dict[str, dict[str, Endpoint]] = {}
+        self._ports = ports.Ports()
+        self._firewall = Firewall(name)
+        self._netlink = Netlink()
+        self.resolvers: Any = None
+        data.mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+
+    # ------------------------------------------------------------------ start and stop
+
+    def start(self) -> None:
+        """Read the networks back, make the predefined ones and what is missing of their interfaces and rules."""
+        for file in sorted(self._data.glob("*.json")):
+            try:
+                network = Network.load(file)
+            except (OSError, ValueError, KeyError):
+                log.warning("network record %s is damaged", file)
+                continue
+            self._networks[network.id] = network
+        for name, driver in (("none", "null"), ("host", "host")):
+            if not any(n.name == name for n in self._networks.values()):
+                self._keep(Network(name=name, driver=driver))
+        if not any(n.name == "bridge" for n in self._networks.values()):
+            network = Network(name="bridge", driver="bridge")
+            network.options = {
+                "com.docker.network.bridge.default_bridge": "true",
+                "com.docker.network.bridge.enable_icc": "true",
+                "com.docker.network.bridge.enable_ip_masquerade": "true",
+                "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
+                "com.docker.network.bridge.name": self._bridge,
+                "com.docker.network.driver.mtu": "1500",
+            }
+            self._assign_pools(network, {})
+            self._keep(network)
+        with contextlib.suppress(OSError):
+            netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
+        for network in self._networks.values():
+            if network.driver == "bridge":
+                network.make_pools()
+                self._make_bridge(network)
+        self.refresh_firewall([])
+
+    def refresh_firewall(self, published: Iterable[PortRule]) -> None:
+        """Write the table of rules anew, with these ports."""
+        bridges = [self._bridge_rule(n) for n in self._networks.values() if n.driver == "bridge" and not n.config_only]
+        self._firewall.reset(bridges, list(published))
+
+    def close(self) -> None:
+        """Let go of sockets; networks stay as they are."""
+        self._ports.close()
+        self._firewall.close()
+        self._netlink.close()
+
+    def remove_everything(self) -> None:
+        """Take interfaces, routes and rules away (for `longshore down`)."""
+        self._firewall.remove()
+        for network in self._networks.values():
+            if network.driver == "bridge":
+                self._unmake_bridge(network)
+
+    def _keep(self, network: Network) -> None:
+        self._networks[network.id] = network
+        self._endpoints.setdefault(network.id, {})
+        network.save(self._data)
+
+    # ------------------------------------------------------------------ bridges
+
+    def _bridge_rule(self, network: Network) -> BridgeRule:
+        subnet = next((str(p.subnet) for p in network.pools if p.subnet.version == 4), "")
+        options = network.options
+        return BridgeRule(
+            network.bridge,
+            subnet,
+            options.get("com.docker.network.bridge.enable_icc", "true") != "false",
+            network.internal,
+            options.get("com.docker.network.bridge.enable_ip_masquerade", "true") != "false",
+        )
+
+    def _make_bridge(self, network: Network) -> None:
+        """The interface, its addresses, and an unreachable route below them, so that no packet for the range gets out."""
+        nl = self._netlink
+        link = nl.link(network.bridge)
+        index = link.index if link else nl.add_bridge(network.bridge, mtu=network.mtu)
+        have = {address for _, address in nl.addresses(index)}
+        for pool, gateway in zip(network.pools, network.gateways, strict=True):
+            if gateway is None:
+                continue
+            address = ipaddress.ip_interface(f"{gateway}/{pool.subnet.prefixlen}")
+            if address not in have:
+                with contextlib.suppress(NetlinkError):
+                    nl.add_address(index, address)
+            with contextlib.suppress(NetlinkError):
+                nl.add_route(pool.subnet, kind="unreachable", metric=_UNREACHABLE_METRIC)
+        nl.set_link(index, up=True)
+        with contextlib.suppress(OSError):
+            # Published ports are reachable at 127.0.0.1 too; the firewall masquerades what comes from there.
+            netns.write_sysctl(None, f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
+
+    def _unmake_bridge(self, network: Network) -> None:
+        link = self._netlink.link(network.bridge)
+        if link is not None:
+            with contextlib.suppress(NetlinkError):
+                self._netlink.delete_link(link.index)
+        for pool in network.pools:
+            with contextlib.suppress(NetlinkError):
+                self._netlink.delete_route(pool.subnet, kind="unreachable", metric=_UNREACHABLE_METRIC)
+
+    # ------------------------------------------------------------------ networks
+
+    def networks(self) -> list[Network]:
+        return list(self._networks.values())
+
+    def resolve(self, term: str) -> Network:
+        """By name, id or an id's beginning. Raises NotFound, InvalidParameter."""
+        for network in self._networks.values():
+            if network.name == term:
+                return network
+        if term in self._networks:
+            return self._networks[term]
+        found = [n for n in self._networks.values() if term and n.id.startswith(term)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InvalidParameter(f"network {term} is ambiguous ({len(found)} matches found based on ID prefix)")
+        raise NotFound(f"network {term} not found")
+
+    def find(self, term: str) -> Network | None:
+        """As resolve; None when there is none."""
+        try:
+            return self.resolve(term)
+        except EngineError:
+            return None
+
+    def endpoints(self, network: Network) -> dict[str, Endpoint]:
+        """The endpoints in a network, by endpoint id."""
+        return self._endpoints.setdefault(network.id, {})
+
+    def create(self, body: Json) -> Network:
+        """Make a network from the API's body. Raises EngineError classes."""
+        name = body.get("Name") or ""
+        if not name.strip():
+            raise InvalidParameter("invalid name: name is empty")
+        if name in ("bridge", "host", "none", "default"):
+            raise Forbidden(f"operation is not permitted on predefined {name} network ")
+        driver = body.get("Driver") or "bridge"
+        if driver == "overlay" or body.get("Scope") == "swarm":
+            raise Forbidden(_NOT_MANAGER)
+        if any(n.name == name for n in self._networks.values()):
+            raise Conflict(f"network with name {name} already exists")
+        if body.get("Ingress"):
+            raise Forbidden("Ingress network can only be global scope network")
+        network = Network(name=name, driver=driver)
+        network.scope = body.get("Scope") or "local"
+        network.internal = bool(body.get("Internal"))
+        network.attachable = bool(body.get("Attachable"))
+        network.config_only = bool(body.get("ConfigOnly"))
+        network.config_from = (body.get("ConfigFrom") or {}).get("Network") or ""
+        network.options = {str(k): str(v) for k, v in sorted((body.get("Options") or {}).items())}
+        network.labels = {str(k): str(v) for k, v in sorted((body.get("Labels") or {}).items())}
+        network.enable_ipv4 = body.get("EnableIPv4") is not False
+        network.enable_ipv6 = bool(body.get("EnableIPv6"))
+        given = body.get("IPAM") or {}
+        problems = ipam_errors(given.get("Config") or [], network.enable_ipv6)
+        if problems:
+            raise InvalidParameter("invalid network config:\n" + "\n".join(problems))
+        if network.config_from:
+            source = self.resolve(network.config_from)
+            if not source.config_only:
+                raise Forbidden("configuration network must be configuration-only")
+            network.options, network.labels = dict(source.options), dict(source.labels)
+            network.internal, network.enable_ipv6 = source.internal, source.enable_ipv6
+            given = {"Driver": source.ipam_driver, "Config": source.ipam_config, "Options": source.ipam_options}
+        if network.config_only:
+            network.driver = "null"
+            network.ipam_driver = given.get("Driver") or "default"
+            network.ipam_options = given.get("Options")
+            network.ipam_config = given.get("Config") or []
+            self._keep(network)
+            self._announce("create", network)
+            return network
+        if driver in ("host", "null"):
+            raise Forbidden(f'only one instance of "{driver}" network is allowed')
+        if driver in ("macvlan", "ipvlan"):
+            return self._create_vlan(network, given)
+        if driver != "bridge":
+            raise NotFound(f'plugin "{driver}" not found')
+        if not network.enable_ipv4 and not network.enable_ipv6:
+            raise InvalidParameter("IPv4 or IPv6 must be enabled")
+        if given.get("Driver") not in (None, "", "default", "null"):
+            raise NotFound(f'plugin "{given["Driver"]}" not found')
+        if given.get("Driver") == "null":
+            raise InvalidParameter("ipv4 pool is empty")
+        network.check_options()
+        other = next((n for n in self._networks.values() if n.driver == "bridge" and n.bridge == network.bridge), None)
+        if other is not None:
+            raise Forbidden(
+                f"cannot create network {network.id} ({network.bridge}): conflicts with network {other.id} ({other.bridge}): "
+                "networks have same bridge name"
+            )
+        self._assign_pools(network, given)
+        try:
+            self._make_bridge(network)
+            self._firewall.add_bridge(self._bridge_rule(network))
+        except Exception as error:
+            self._unmake_bridge(network)
+            raise SystemFailure(f"failed to create network {name}: {error}") from None
+        self._keep(network)
+        self._announce("create", network)
+        return network
+
+    def _create_vlan(self, network: Network, given: Json) -> Network:
+        raise SystemFailure("operation not supported")
+
+    def _assign_pools(self, network: Network, given: Json) -> None:
+        taken = [p.subnet for n in self._networks.values() for p in n.pools] + self._reserved
+        taken += [route.destination for route in self._netlink.routes(4) if route.destination.prefixlen]
+        network.ipam_driver = given.get("Driver") or "default"
+        network.ipam_options = given.get("Options") or None
+        config = [dict(c) for c in given.get("Config") or [] if c]
+        for entry in config:
+            if entry.get("Subnet"):
+                subnet = ipaddress.ip_network(entry["Subnet"])
+                if any(
+                    subnet.version == t.version and subnet.overlaps(t)
+                    for t in (p.subnet for n in self._networks.values() for p in n.pools)
+                ):
+                    raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
+        if len([c for c in config if c.get("Subnet") and ":" not in c["Subnet"]]) > 1:
+            raise Forbidden("bridge driver doesn't support multiple subnets")
+        if network.enable_ipv4 and not any(c.get("Subnet") and ":" not in c["Subnet"] for c in config):
+            pool = ipam.choose_pool(taken)
+            free: Json | None = next(
+                (c for c in config if not c.get("Subnet") and (c.get("Gateway") or c.get("IPRange"))), None
+            )
+            if free is None:
+                config.append({"Subnet": str(pool), "Gateway": str(pool[1])})
+            else:
+                free["Subnet"] = str(pool)
+            network.auto_ipv4 = True
+        if network.enable_ipv6 and not any(c.get("Subnet") and ":" in c["Subnet"] for c in config):
+            pool6 = ipam.choose_pool6(network.id)
+            config.append({"Subnet": str(pool6), "Gateway": str(pool6[1])})
+            network.auto_ipv6 = True
+        network.ipam_config = config
+        network.make_pools()
+
+    def _announce(self, action: str, network: Network, container: str = "") -> None:
+        attributes = {"name": network.name, "type": network.driver}
+        if container:
+            attributes["container"] = container
+        self._emit("network", action, network.id, attributes)
+
+    def remove(self, network: Network) -> None:
+        """Remove a network without endpoints. Raises Forbidden."""
+        if network.predefined:
+            raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+        active = self.endpoints(network)
+        if active:
+            shown = ", ".join(f'name:"{e.name}" id:"{e.id[:12]}"' for e in active.values())
+            raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({shown})")
+        if network.config_only and any(n.config_from == network.name for n in self._networks.values()):
+            raise Forbidden(f"configuration network {network.name!r} is in use")
+        del self._networks[network.id]
+        self._endpoints.pop(network.id, None)
+        network.delete(self._data)
+        if network.driver == "bridge":
+            self._unmake_bridge(network)
+            with contextlib.suppress(Exception):
+                self.refresh_firewall(self._all_rules())
+        self._announce("destroy", network)
+
+    def _all_rules(self) -> list[PortRule]:
+        return [rule for group in self._endpoints.values() for e in group.values() for rule in e.rules]
+
+    # ------------------------------------------------------------------ sandboxes and endpoints
+
+    def sandbox_path(self, sandbox_id: str) -> Path:
+        return self._run / sandbox_id[:12]
+
+    def allocate(self, network: Network, container: Any, settings: Json) -> Endpoint:
+        """Take addresses for a container in a network and write them into its endpoint settings. Raises EngineError."""
+        name = container.name.lstrip("/")
+        active = self.endpoints(network)
+        if any(e.name == name for e in active.values()):
+            raise Forbidden(f"endpoint with name {name} already exists in network {network.name}")
+        endpoint = Endpoint(network, container.id, name)
+        wanted = settings.get("IPAMConfig") or {}
+        try:
+            for pool in network.pools:
+                asked = wanted.get("IPv4Address" if pool.subnet.version == 4 else "IPv6Address")
+                if asked:
+                    address = ipaddress.ip_address(asked)
+                    pool.reserve(address)
+                else:
+                    address = pool.allocate()
+                endpoint.addresses.append((address, pool.subnet.prefixlen))
+        except EngineError:
+            self._free(endpoint)
+            raise
+        endpoint.mac = settings.get("_mac") or network.make_mac(endpoint)
+        endpoint.interface = (settings.get("DriverOpts") or {}).get("com.docker.network.endpoint.ifname", "")
+        endpoint.fill(settings)
+        active[endpoint.id] = endpoint
+        return endpoint
+
+    def adopt(self, network: Network, container: Any, settings: Json) -> Endpoint | None:
+        """Take over the endpoint of a container that ran on while the engine was away."""
+        if not settings.get("EndpointID"):
+            return None
+        endpoint = Endpoint(network, container.id, container.name.lstrip("/"), id=settings["EndpointID"])
+        for text, prefix in (
+            (settings["IPAddress"], settings["IPPrefixLen"]),
+            (settings["GlobalIPv6Address"], settings["GlobalIPv6PrefixLen"]),
+        ):
+            if text:
+                address = ipaddress.ip_address(text)
+                endpoint.addresses.append((address, prefix))
+                for pool in network.pools:
+                    if address in pool.subnet:
+                        with contextlib.suppress(EngineError):
+                            pool.reserve(address)
+        endpoint.mac = settings["MacAddress"]
+        self.endpoints(network)[endpoint.id] = endpoint
+        return endpoint
+
+    def build(self, sandbox: Path, plugs: list[tuple[Endpoint, str, bool]], *, create: bool = True) -> None:
+        """Make a namespace (create) and plug endpoints in: (endpoint, interface name, default route). Blocking."""
+        if create:
+            netns.create(sandbox)
+        if not plugs:
+            return
+        with netns.opened(sandbox) as fd, Netlink() as host, Netlink(fd) as inside:
+            for endpoint, interface, default in plugs:
+                network = endpoint.network
+                name = "veth" + endpoint.id[:7]
+                bridge = host.index(network.bridge)
+                for attempt in range(2):
+                    try:
+                        host.add_veth(
+                            name,
+                            interface,
+                            peer_namespace=fd,
+                            peer_mac=endpoint.mac,
+                            mtu=network.mtu,
+                            master=bridge,
+                            up=True,
+                        )
+                        break
+                    except NetlinkError as error:
+                        # An interface of a dead namespace lingers until the kernel has taken it down.
+                        if attempt or error.errno != 17:
+                            raise
+                        host.delete_link(host.index(name))
+                index = inside.index(interface)
+                for address, prefix in endpoint.addresses:
+                    inside.add_address(index, ipaddress.ip_interface(f"{address}/{prefix}"))
+                inside.set_link(index, up=True)
+                if default and not network.internal:
+                    for gateway in network.gateways:
+                        if gateway is not None:
+                            inside.add_route(
+                                ipaddress.ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"),
+                                gateway=gateway,
+                                replace=True,
+                            )
+
+    def unplug(self, sandbox: Path, endpoint: Endpoint) -> None:
+        """Take an endpoint's interface out of a living namespace. Blocking."""
+        with Netlink() as host:
+            link = host.link("veth" + endpoint.id[:7])
+            if link is not None:
+                host.delete_link(link.index)
+
+    def publish(self, endpoint: Endpoint, bindings: Json) -> Json:
+        """Take host ports and set the rules; returns NetworkSettings.Ports. Raises SystemFailure, nothing published."""
+        shown: Json = {}
+        try:
+            for port, wanted in bindings.items():
+                number, _, protocol = port.partition("/")
+                protocol = protocol or "tcp"
+                entries: list[Json] = []
+                for binding in wanted or []:
+                    ip, host_port = self._ports.take(endpoint.id, protocol, binding or {})
+                    for address in [ip] if ip else ["0.0.0.0", "::"]:
+                        entries.append({"HostIp": address, "HostPort": str(host_port)})
+                shown[f"{number}/{protocol}"] = entries or None
+            endpoint.rules = ports.rules(shown, endpoint.ipv4)
+            self._firewall.add_ports(endpoint.rules)
+        except BaseException as error:
+            self._ports.release(endpoint.id)
+            if isinstance(error, SystemFailure):
+                raise SystemFailure(
+                    f"driver failed programming external connectivity on endpoint {endpoint.name} ({endpoint.id}): {error.message}"
+                ) from None
+            raise
+        return shown
+
+    def republish(self, endpoint: Endpoint, shown: Json) -> None:
+        """Take the ports of a container that ran on; the rules are set by refresh_firewall."""
+        for port, entries in shown.items():
+            _, _, protocol = port.partition("/")
+            for entry in entries or []:
+                if entry["HostIp"] == "::":
+                    continue
+                with contextlib.suppress(SystemFailure):
+                    self._ports.take(endpoint.id, protocol, entry)
+        endpoint.rules = ports.rules(shown, endpoint.ipv4)
+
+    def release(self, endpoint: Endpoint) -> None:
+        """Give addresses and ports of an endpoint back."""
+        if endpoint.rules:
+            self._firewall.remove_ports(endpoint.rules)
+            endpoint.rules = []
+        self._ports.release(endpoint.id)
+        self._free(endpoint)
+        self.endpoints(endpoint.network).pop(endpoint.id, None)
+
+    def _free(self, endpoint: Endpoint) -> None:
+        for address, _ in endpoint.addresses:
+            for pool in endpoint.network.pools:
+                if address in pool.subnet:
+                    pool.release(address)
+
+    def check_settings(self, network: Network | None, mode_name: str, settings: Json) -> list[str]:
+        """What is wrong with asked endpoint settings, in dockerd's words."""
+        return check_endpoint(network, mode_name, settings)
+
+    def connected(self, network: Network, container: Any) -> Endpoint | None:
+        return next((e for e in self.endpoints(network).values() if e.container == container.id), None)
+
+    def announce(self, action: str, network: Network, container: str) -> None:
+        self._announce(action, network, container)
+
+
+def remove_sandbox(path: Path) -> None:
+    """Unpin a namespace; its interfaces go with it. Blocking."""
+    with contextlib.suppress(OSError):
+        netns.delete(path)

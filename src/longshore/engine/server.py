@@ -1,0 +1,237 @@
+"""The engine's process: Docker Engine API, CRI and builds on one runtime and one image store.
+
+`serve` runs until it is cancelled. Containers belong to their monitors and go on; the next engine takes them over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.containers.events import Events
+from longshore.engine.containers.service import ContainerService
+from longshore.engine.dockerapi.server import DockerAPI
+from longshore.engine.images.store import ImageStore, ImageUser
+from longshore.engine.networks.service import NetworkService
+from longshore.engine.runtime.runtime import Runtime
+from longshore.engine.volumes.service import VolumeService
+from longshore.machinery.paths import Layout, NodeLayout
+
+if TYPE_CHECKING:
+    from longshore.engine.images.registries import Registries
+
+log = logging.getLogger("longshore.engine")
+
+PODS, SERVICES = "10.244.0.0/16", "10.96.0.0/16"
+
+
+class Engine:
+    """One engine, put together. `start()` recovers and listens, `close()` lets go; nothing that runs notices."""
+
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        node_layout: NodeLayout,
+        node: str = "",
+        bridge: str = "longshore0",
+        runtimes: dict[str, str] | None = None,
+        reserved: Iterable[str] = (PODS, SERVICES),
+        registries: Registries | None = None,
+    ) -> None:
+        """node: this engine's name among those that share the image store. bridge: interface of Docker's default network.
+        runtimes: name to program; the first is the default. reserved: ranges that no Docker network may get."""
+        self.layout, self.node_layout = layout, node_layout
+        data, run = node_layout.engine_data, node_layout.engine_run
+        for folder in (data, run):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.data, self.run = data, run
+        self.events = Events()
+        suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
+        self.runtime = Runtime(run, cgroup_parent=f"/longshore/{node}" if node else "/longshore", runtimes=runtimes)
+        self.images = ImageStore(
+            layout.images,
+            state=data / "overlay2",
+            owner=node,
+            users=self._image_users,
+            registries=registries,
+            on_event=self._image_event,
+        )
+        self.volumes = VolumeService(data / "volumes", self.events.emit)
+        self.networks = NetworkService(
+            data / "networks",
+            run / "netns",
+            self.events.emit,
+            bridge=bridge,
+            reserved=reserved,
+            name=f"docker_{suffix}",
+        )
+        self.containers = ContainerService(
+            data,
+            runtime=self.runtime,
+            images=self.images,
+            networks=self.networks,
+            volumes=self.volumes,
+            events=self.events,
+            state=data / "overlay2",
+            cgroup_parent=f"/longshore/{node}/docker" if node else "/longshore/docker",
+        )
+        self.docker: DockerAPI | None = None
+        self.cri: Any = None
+
+    def _image_users(self) -> list[ImageUser]:
+        users = list(self.containers.image_users())
+        if self.cri is not None:
+            users += self.cri.image_users()
+        return users
+
+    def _image_event(self, action: str, image: str, name: str) -> None:
+        attributes = {"name": name}
+        found = self.images.get(image)
+        if found is not None:
+            attributes = {**found.labels, "name": name}
+        self.events.emit("image", action, image, attributes)
+
+    async def start(
+        self,
+        *,
+        docker_socket: Path | None,
+        cri_socket: Path | None,
+        gateway: str = "pods0",
+        mtu: int = 0,
+        cluster_cidrs: Sequence[str] = (PODS, SERVICES),
+        cni_folder: Path | None = None,
+    ) -> None:
+        """Take over what an earlier engine left, then serve. Raises OSError when a socket cannot be made."""
+        await self.runtime.recover()
+        if docker_socket is not None:
+            await asyncio.to_thread(self.networks.start)
+            self._resolvers()
+            await self.containers.start()
+            self.docker = DockerAPI(
+                folder=self.data,
+                containers=self.containers,
+                images=self.images,
+                networks=self.networks,
+                volumes=self.volumes,
+                events=self.events,
+            )
+            self._builder(self.docker)
+            await self.docker.listen(docker_socket)
+        if cri_socket is not None:
+            from longshore.engine.cri import cni
+            from longshore.engine.cri.server import CriServer
+
+            self.cri = CriServer(
+                runtime=self.runtime,
+                images=self.images,
+                data=self.data / "cri",
+                run=self.run / "cri",
+                gateway=gateway,
+                mtu=mtu,
+                cluster_cidrs=cluster_cidrs,
+                cni_folder=cni_folder or cni.CONFIG_FOLDER,
+            )
+            await self.cri.start(cri_socket)
+
+    def _resolvers(self) -> None:
+        try:
+            from longshore.engine.networks.resolver import Resolvers
+        except ImportError:
+            return
+        self.networks.resolvers = Resolvers(self.networks)
+
+    def _builder(self, docker: DockerAPI) -> None:
+        """Give the Docker API its builder."""
+        try:
+            from longshore.engine.build.api import make
+        except ImportError:
+            return
+        docker.build = make(self)
+
+    async def close(self) -> None:
+        """Stop serving; containers and pods go on."""
+        for part in (self.docker, self.cri):
+            if part is not None:
+                with contextlib.suppress(Exception):
+                    await part.close()
+        await self.containers.close()
+        self.runtime.close()
+        if self.docker is not None:
+            self.networks.close()
+        self.images.close()
+
+    async def purge(self) -> None:
+        """Remove every container, pod, network interface, rule and route of this engine (`longshore down`)."""
+        for container in self.containers.store.all():
+            with contextlib.suppress(Exception):
+                await self.containers.lifecycle.remove(container, force=True)
+        if self.cri is not None:
+            await self.cri.purge()
+        if self.docker is not None:
+            await asyncio.to_thread(self.networks.remove_everything)
+
+
+async def serve(
+    *,
+    layout: Layout,
+    node_layout: NodeLayout,
+    docker_socket: Path | None = None,
+    cri_socket: Path | None = None,
+    node: str = "",
+    bridge: str = "longshore0",
+    gateway: str = "pods0",
+    mtu: int = 0,
+    cluster_cidrs: Sequence[str] = (PODS, SERVICES),
+    cni_folder: Path | None = None,
+    runtimes: dict[str, str] | None = None,
+    registries: Registries | None = None,
+    beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    ready: Callable[[Engine], None] | None = None,
+) -> None:
+    """Run an engine until cancelled.
+
+    docker_socket, cri_socket: unix sockets to serve the Docker Engine API and CRI v1 on; None: not at all. node: the
+    engine's name among those that share the machine's image store. bridge: interface of Docker's default network.
+    gateway, mtu, cluster_cidrs, cni_folder: the pod network, see engine.cri.CriServer. beside: further servers to run in
+    this process (the registry). ready: called when everything listens. Raises OSError when a socket cannot be made.
+    """
+    # conmon leaves a mark named "oom" in the folder it was started in when memory runs out.
+    node_layout.engine_run.mkdir(parents=True, exist_ok=True)
+    os.chdir(node_layout.engine_run)
+    engine = Engine(
+        layout=layout, node_layout=node_layout, node=node, bridge=bridge, runtimes=runtimes,
+        reserved=cluster_cidrs, registries=registries,
+    )  # fmt: skip
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await engine.start(
+            docker_socket=docker_socket,
+            cri_socket=cri_socket,
+            gateway=gateway,
+            mtu=mtu,
+            cluster_cidrs=cluster_cidrs,
+            cni_folder=cni_folder,
+        )
+        tasks = [asyncio.create_task(make()) for make in beside]
+        gc.collect()
+        gc.freeze()
+        if ready is not None:
+            ready(engine)
+        log.info("engine is ready")
+        if tasks:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        await asyncio.Event().wait()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await engine.close()
