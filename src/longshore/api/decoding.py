@@ -279,7 +279,9 @@ def parse_yaml(data: bytes) -> Parsed:
     try:
         value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
-        line = (error.problem_mark.line if error.problem_mark else 0) + 1
+        # As go-yaml counts: its parser's marks are taken as they are, its scanner's are raised by one.
+        line = error.problem_mark.line if error.problem_mark else 0
+        line = line + 1 if isinstance(error, yaml.scanner.ScannerError) or not line else line
         raise ValueError(f"yaml: line {line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"yaml: {error}") from None

@@ -23,7 +23,9 @@ def _tokens(path: Any) -> list[str]:
         raise PatchFailed("path is no text")
     if path == "":
         return []
-    return [token.replace("~1", "/").replace("~0", "~") for token in path.split("/")[1:]] if path[0] == "/" else [""]
+    if path[0] != "/":
+        raise PatchFailed("path does not begin with a slash")
+    return [token.replace("~1", "/").replace("~0", "~") for token in path.split("/")[1:]]
 
 
 def _index(token: str, length: int, grow: bool) -> int:

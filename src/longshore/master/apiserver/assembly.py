@@ -9,6 +9,7 @@ from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access
 from longshore.master.apiserver.leases import EventLeases
 from longshore.master.apiserver.podwrites import PodWrites
+from longshore.master.apiserver.proxying import Proxying
 from longshore.master.apiserver.reviews import ReviewHandlers
 from longshore.master.apiserver.scale import ScaleHandler
 
@@ -30,6 +31,11 @@ async def assemble(server: APIServer) -> None:
     server.writer.ttl["", "events"] = EventLeases(server.store, config.event_ttl).lease
     _access(server)
     _admission(server)
+    proxying = Proxying(
+        server.api, server.admission, certificate=config.kubelet_certificate, key=config.kubelet_key, ca=config.kubelet_ca
+    )
+    special.update(proxying.handlers())
+    server.closers.append(proxying.close)
 
 
 def _access(server: APIServer) -> None:
@@ -39,7 +45,7 @@ def _access(server: APIServer) -> None:
     server.authenticators = [access.authentication]
     server.authorizers = [access.authorization]
     server.api.authorizers = server.authorizers
-    reviews = ReviewHandlers(access, server.admission, lambda: server.discovery.server_address)
+    reviews = ReviewHandlers(access, server.admission, server.scheme, lambda: server.discovery.server_address)
     server.dispatcher.special.update(reviews.handlers)
     server.path_handlers[".well-known"] = reviews.well_known
     server.path_handlers["openid"] = reviews.jwks

@@ -29,7 +29,7 @@ _OBJECT_SUBRESOURCES = frozenset(("status", "finalize", "approval", "ephemeralco
 def verb_of(request: Request, info: PathInfo) -> str:
     """The API verb; "" for methods that no resource has."""
     method = request.method
-    if method == "GET":
+    if method == "GET" or (method == "HEAD" and info.subresource == "proxy"):
         if info.legacy_watch:
             return "watch"
         if info.name:
@@ -68,7 +68,9 @@ class Dispatcher:
             if sub is None:
                 raise route_not_found()
             wanted = "create" if verb == "create" else verb
-            if not verb or (wanted not in sub.verbs and not (verb == "watch" and "get" in sub.verbs)):
+            if info.subresource == "proxy":  # any method is carried through
+                pass
+            elif not verb or (wanted not in sub.verbs and not (verb == "watch" and "get" in sub.verbs)):
                 raise method_not_allowed()
         else:
             if not verb or (verb not in endpoint.verbs):

@@ -28,19 +28,19 @@ VERSION: dict[str, Any] = {
 }
 _HEADERS = (("Cache-Control", "no-cache, private"), ("X-Content-Type-Options", "nosniff"))
 _HOOKS = (
-    "aggregator-reload-proxy-client-cert", "apiservice-discovery-controller", "apiservice-openapi-controller",
-    "apiservice-openapiv3-controller", "apiservice-registration-controller",
-    "apiservice-status-local-available-controller", "apiservice-status-remote-available-controller",
-    "apiservice-wait-for-first-sync", "bootstrap-controller", "crd-informer-synced", "generic-apiserver-start-informers",
-    "kube-apiserver-autoregistration", "peer-endpoint-reconciler-controller", "priority-and-fairness-config-consumer",
-    "priority-and-fairness-config-producer", "priority-and-fairness-filter", "rbac/bootstrap-roles",
-    "scheduling/bootstrap-system-priority-classes", "start-apiextensions-controllers", "start-apiextensions-informers",
-    "start-apiserver-admission-initializer", "start-cluster-authentication-info-controller",
-    "start-kube-aggregator-informers", "start-kube-apiserver-identity-lease-controller",
-    "start-kube-apiserver-identity-lease-garbage-collector", "start-kubernetes-service-cidr-controller",
-    "start-legacy-token-tracking-controller", "start-service-ip-repair-controllers", "start-system-namespaces-controller",
-    "storage-object-count-tracker-hook", "storage-readiness",
-)  # fmt: skip
+    "start-apiserver-admission-initializer", "generic-apiserver-start-informers", "priority-and-fairness-config-consumer",
+    "priority-and-fairness-filter", "storage-object-count-tracker-hook", "start-apiextensions-informers",
+    "start-apiextensions-controllers", "crd-informer-synced", "start-system-namespaces-controller",
+    "peer-endpoint-reconciler-controller", "start-cluster-authentication-info-controller",
+    "start-kube-apiserver-identity-lease-controller", "start-kube-apiserver-identity-lease-garbage-collector",
+    "storage-readiness", "start-legacy-token-tracking-controller", "start-service-ip-repair-controllers",
+    "rbac/bootstrap-roles", "scheduling/bootstrap-system-priority-classes", "priority-and-fairness-config-producer",
+    "bootstrap-controller", "start-kubernetes-service-cidr-controller", "aggregator-reload-proxy-client-cert",
+    "start-kube-aggregator-informers", "apiservice-status-local-available-controller",
+    "apiservice-status-remote-available-controller", "apiservice-registration-controller", "apiservice-wait-for-first-sync",
+    "apiservice-discovery-controller", "kube-apiserver-autoregistration",
+)
+_LATE_HOOKS = ("apiservice-openapi-controller", "apiservice-openapiv3-controller")  # fmt: skip
 
 
 class Health:
@@ -51,7 +51,8 @@ class Health:
         self.stopping = False
         hooks: dict[str, Check] = {f"poststarthook/{name}": self._started for name in _HOOKS}
         common: dict[str, Check] = {"ping": _well, "log": _well, "etcd": store_alive}
-        last: dict[str, Check] = {**hooks, "autoregister-completion": self._started}
+        late: dict[str, Check] = {f"poststarthook/{name}": self._started for name in _LATE_HOOKS}
+        last: dict[str, Check] = {**hooks, "autoregister-completion": self._started, **late}
         self.checks: dict[str, dict[str, Check]] = {
             "healthz": {**common, **last, "loopback-serving-certificate": _well},
             "livez": {**common, **last, "loopback-serving-certificate": _well},

@@ -28,7 +28,7 @@ from longshore.master.apiserver.cache import Item
 from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.options import WriteOptions, write_options
 from longshore.master.apiserver.rendering import ordered_metadata
-from longshore.master.apiserver.writes import Writer, copy_tree
+from longshore.master.apiserver.writes import Writer, converted, copy_tree
 
 Object = dict[str, Any]
 JSON_PATCH, MERGE_PATCH, STRATEGIC, APPLY = (
@@ -80,6 +80,7 @@ class Patcher:
             self.writer._match_name(metadata, name)
             self.writer._match_namespace(endpoint, metadata, call.info.namespace)
             endpoint.resource.default(new, endpoint.version)
+            converted(endpoint, new)
             # A version that the patch itself sets is a condition; the one that was there is not.
             given = metadata.get("resourceVersion")
             if given == live["metadata"].get("resourceVersion") and not (
@@ -171,6 +172,7 @@ class Patcher:
                 ) from None
             decoded["apiVersion"], decoded["kind"] = endpoint.api_version, endpoint.kind
             endpoint.resource.default(decoded, endpoint.version)
+            converted(endpoint, decoded)
             if entries:
                 decoded["metadata"]["managedFields"] = entries
             if not (config.get("metadata") or {}).get("name"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from longshore.api import decoding
 from longshore.api.kinds import kind_schema
-from longshore.machinery.errors import Cause, StatusError, bad_request, invalid, modified, not_found
+from longshore.machinery.errors import Cause, StatusError, apply_conflict, bad_request, invalid, modified, not_found
 from longshore.machinery.http import Response
 from longshore.machinery.patch import managedfields, typed
 from longshore.machinery.patch.schema import DEDUCED
@@ -223,9 +223,11 @@ class ScaleHandler:
                     chosen.force, "",
                 )  # fmt: skip
             except managedfields.ApplyConflict as error:
-                from longshore.machinery.errors import apply_conflict
-
-                raise apply_conflict([Cause(**c) for c in error.causes()], error.message()) from None
+                # Managers of the parent are shown as owners of the Scale.
+                shown = managedfields.ApplyConflict(
+                    [(m._replace(api_version="autoscaling/v1" if m.api_version else ""), p) for m, p in error.conflicts]
+                )
+                raise apply_conflict([Cause(**c) for c in shown.causes()], shown.message()) from None
             except typed.TypedError as error:
                 raise StatusError(500, "", str(error)) from None
             scale = self.show(call, new)

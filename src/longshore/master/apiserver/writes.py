@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+import orjson
+
 from longshore.api import times
 from longshore.machinery.errors import (
     Cause,
@@ -25,6 +27,7 @@ from longshore.machinery.errors import (
     request_entity_too_large,
 )
 from longshore.machinery.patch import managedfields
+from longshore.machinery.patch.typed import equal
 from longshore.master.apiserver import rendering
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.cache import Hub, Item, with_version
@@ -188,6 +191,7 @@ class Writer:
         self._match_name(metadata, info.name)
         self._match_namespace(endpoint, metadata, info.namespace)
         endpoint.resource.default(obj, endpoint.version)
+        converted(endpoint, obj)
         version = metadata.get("resourceVersion") or ""
         uid = metadata.get("uid") or ""
 
@@ -393,7 +397,11 @@ class Writer:
 
     def _same(self, current: Item, value: bytes) -> bool:
         """Whether a value is what is stored already."""
-        return with_version(value, current.version) == current.body
+        body = with_version(value, current.version)
+        if body == current.body:
+            return True
+        # The same content may have its keys in another order.
+        return len(body) == len(current.body) and equal(orjson.loads(b"{" + body), current.decode())
 
     def _may_vanish(self, endpoint: Endpoint, stored: Object) -> bool:
         """Whether an object that is being deleted goes when its last finalizer does."""
@@ -456,6 +464,18 @@ class Writer:
             f" AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {have}"
         )
         return conflict(endpoint.group, endpoint.plural, current.name, why)
+
+
+def converted(endpoint: Endpoint, obj: Object) -> None:
+    """What upstream's conversion to the internal form makes equal: a pod's podIP and the first of its podIPs."""
+    if endpoint.plural != "pods" or endpoint.group:
+        return
+    status = obj.get("status") or {}
+    first, every = status.get("podIP"), status.get("podIPs")
+    if first and (not every or every[0].get("ip") != first):
+        status["podIPs"] = [{"ip": first}]
+    elif every and not first:
+        status["podIP"] = every[0].get("ip", "")
 
 
 def _copy(value: Any) -> Any:
