@@ -218,7 +218,8 @@ class TokenIssuer:
         told = datetime.fromtimestamp(now + seconds, UTC)
         spec = {**spec, "audiences": audiences, "boundObjectRef": bound, "expirationSeconds": seconds}
         status = {"token": jwt.sign(key, claims), "expirationTimestamp": told.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        return {**request, "spec": spec, "status": status}
+        metadata = {**(request.get("metadata") or {}), "uid": account["metadata"]["uid"]}
+        return {**request, "metadata": metadata, "spec": spec, "status": status}
 
     def _bind(self, bound: dict[str, Any], namespace: str, account: str) -> dict[str, Any]:
         """The claims for the object that a token is bound to."""
