@@ -1,0 +1,55 @@
+"""What a kubelet is told at its start. Names and defaults are those of upstream's KubeletConfiguration and flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class Config:
+    """node_ips: the node's addresses, one a family, the primary first. Times in seconds."""
+
+    node_name: str
+    node_ips: list[str]
+    root: Path
+    pod_logs: Path
+    cluster_dns: list[str] = field(default_factory=list)
+    cluster_domain: str = "cluster.local"
+    static_pods: Path | None = None
+    address: str = "0.0.0.0"
+    port: int = 10250
+    cgroup_root: str = "/"
+    cgroups_per_qos: bool = True
+    resolv_conf: str = "/etc/resolv.conf"
+    max_pods: int = 110
+    pod_pids_limit: int = -1
+    cpu_cfs_quota: bool = True
+    node_labels: dict[str, str] = field(default_factory=dict)
+    register_with_taints: list[dict[str, str]] = field(default_factory=list)
+    register_node: bool = True
+    kube_reserved: dict[str, str] = field(default_factory=dict)
+    system_reserved: dict[str, str] = field(default_factory=dict)
+    allowed_unsafe_sysctls: list[str] = field(default_factory=list)
+    lease_seconds: int = 40
+    status_report_seconds: float = 300.0
+    status_update_seconds: float = 10.0
+    max_container_restart_period: float = 300.0
+    container_log_max_size: int = 10 * 2**20
+    container_log_max_files: int = 5
+    image_gc_high_percent: int = 85
+    image_gc_low_percent: int = 80
+    image_minimum_age: float = 120.0
+    eviction_hard: dict[str, str] = field(
+        default_factory=lambda: {
+            "memory.available": "100Mi", "nodefs.available": "10%", "nodefs.inodesFree": "5%",
+            "imagefs.available": "15%", "imagefs.inodesFree": "5%",
+        }
+    )  # fmt: skip
+    version: str = "v1.36.1"
+
+    def pod_folder(self, uid: str) -> Path:
+        return self.root / "pods" / uid
+
+    def pod_log_folder(self, namespace: str, name: str, uid: str) -> Path:
+        return self.pod_logs / f"{namespace}_{name}_{uid}"

@@ -1,0 +1,188 @@
+"""Images of containers: present, pulled by policy, backed off from; credentials from the pod's secrets.
+
+Sources: kubernetes pkg/kubelet/images/image_manager.go, pkg/credentialprovider (how .dockerconfigjson entries match).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fnmatch
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from longshore.machinery.grpc import RpcError, Status
+from longshore.node.kubelet.backoff import BackOff
+from longshore.node.kubelet.runtime import Runtime
+from longshore.wire.cri import cri
+
+Pod = dict[str, Any]
+#: (container, type, reason, message)
+Tell = Callable[[Mapping[str, Any], str, str, str], None]
+
+
+class ImageError(Exception):
+    """An image cannot be had now. reason: the container's waiting reason; message: its text; wait: seconds to back off."""
+
+    def __init__(self, reason: str, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.reason, self.message, self.wait = reason, message, wait
+
+
+def default_tag(image: str) -> str:
+    """The name with :latest when it has neither tag nor digest, otherwise as it is."""
+    if "@" in image:
+        return image
+    return image if ":" in image.rpartition("/")[2] else f"{image}:latest"
+
+
+def policy_of(container: Mapping[str, Any]) -> str:
+    found = container.get("imagePullPolicy")
+    if found:
+        return str(found)
+    return "Always" if default_tag(container.get("image", "")).endswith(":latest") else "IfNotPresent"
+
+
+def registry_of(image: str) -> str:
+    """The registry's host of an image name."""
+    head, slash, _ = image.partition("/")
+    if slash and ("." in head or ":" in head or head == "localhost"):
+        return head
+    return "index.docker.io"
+
+
+def credentials(image: str, secrets: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Logins of image pull secrets that fit the image, the most specific first."""
+    registry = registry_of(image)
+    path = image.partition("/")[2] if image.startswith(registry) else image
+    wanted = f"{registry}/{path}".partition("@")[0]
+    found: list[tuple[int, dict[str, str]]] = []
+    for secret in secrets:
+        data = secret.get("data") or {}
+        text = data.get(".dockerconfigjson") or data.get(".dockercfg")
+        if not text:
+            continue
+        try:
+            config = orjson.loads(base64.b64decode(text))
+        except ValueError:
+            continue
+        if ".dockerconfigjson" in data:
+            config = config.get("auths") or {}
+        for key, entry in (config or {}).items():
+            pattern = key.removeprefix("https://").removeprefix("http://").rstrip("/")
+            for suffix in ("/v1", "/v2"):
+                pattern = pattern.removesuffix(suffix)
+            if pattern in ("docker.io", "registry-1.docker.io"):
+                pattern = "index.docker.io"
+            host, _, prefix = pattern.partition("/")
+            if fnmatch.fnmatchcase(registry, host) and wanted.partition("/")[2].startswith(prefix):
+                found.append((len(pattern), _login(entry)))
+    return [login for _, login in sorted(found, key=lambda pair: -pair[0]) if login]
+
+
+def _login(entry: Mapping[str, Any]) -> dict[str, str]:
+    user, password = entry.get("username") or "", entry.get("password") or ""
+    if not user and entry.get("auth"):
+        try:
+            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+        except ValueError:
+            return {}
+    found = {"username": user, "password": password}
+    if entry.get("identitytoken"):
+        found["identity_token"] = entry["identitytoken"]
+    return found
+
+
+class ImageManager:
+    """Has images present before their containers are made."""
+
+    def __init__(self, runtime: Runtime, tell: Callable[[Pod, Mapping[str, Any], str, str, str], None]) -> None:
+        self._runtime, self._tell = runtime, tell
+        self.backoff = BackOff()
+        self._pulls: dict[str, asyncio.Task[str]] = {}
+        self._errors: dict[tuple[str, str], str] = {}
+
+    async def status(self, image: str) -> Any:
+        """The runtime's Image message; None when it is not present. Raises RpcError."""
+        answer = await self._runtime.image_call("ImageStatus", image=cri.ImageSpec(image=image))
+        return answer.image if answer.HasField("image") else None
+
+    async def ensure(self, pod: Pod, container: Mapping[str, Any], secrets: Iterable[Mapping[str, Any]], config: Any) -> str:  # fmt: skip
+        """The image's reference for CreateContainer. Raises ImageError."""
+        name = container["image"]
+        image = default_tag(name)
+        policy = policy_of(container)
+        if name != name.strip() or not name:
+            raise ImageError("InvalidImageName", f'Failed to apply default image tag "{name}": couldn\'t parse image name "{name}": invalid reference format')  # fmt: skip
+        try:
+            present = await self.status(image)
+        except RpcError as error:
+            message = f'Failed to inspect image "{image}": {error.message}'
+            self._tell(pod, container, "Warning", "InspectFailed", message)
+            raise ImageError("ImageInspectError", message) from error
+        if policy != "Always" and present is not None:
+            message = f'Container image "{name}" already present on machine and can be accessed by the pod'
+            self._tell(pod, container, "Normal", "Pulled", message)
+            return str(present.id)
+        if policy == "Never":
+            message = f'Container image "{name}" is not present with pull policy of Never'
+            self._tell(pod, container, "Warning", "ErrImageNeverPull", message)
+            raise ImageError("ErrImageNeverPull", message, 60.0)
+        key = (pod["metadata"]["uid"], image)
+        wait = self.backoff.since_update(key)
+        if wait > 0:
+            reason = self._errors.get(key, "")
+            message = f'Back-off pulling image "{name}"' + (f": {reason}" if reason else "")
+            self._tell(pod, container, "Normal", "BackOff", f'Back-off pulling image "{name}"')
+            raise ImageError("ImagePullBackOff", message, wait)
+        self._tell(pod, container, "Normal", "Pulling", f'Pulling image "{name}"')
+        begin = time.monotonic()
+        try:
+            reference = await self._pull(image, list(credentials(image, secrets)), config)
+        except RpcError as error:
+            text = f"rpc error: code = {_go_code(error.status)} desc = {error.message}"
+            self._tell(pod, container, "Warning", "Failed", f'Failed to pull image "{name}": {text}')
+            self.backoff.step(key)
+            self._errors[key] = f"ErrImagePull: {text}"
+            kind = "ErrImagePull"
+            if error.status is Status.INVALID_ARGUMENT and "invalid reference format" in (error.message or ""):
+                kind = "InvalidImageName"
+            raise ImageError(kind, text, self.backoff.since_update(key)) from error
+        took = time.monotonic() - begin
+        self._errors.pop(key, None)
+        self.backoff.reset(key)
+        self.backoff.collect()
+        size = ""
+        present = await self.status(reference)
+        if present is not None:
+            size = f" Image size: {present.size} bytes."
+        span = f"{took * 1000:.0f}ms" if took < 1 else f"{took:.3f}s"
+        self._tell(pod, container, "Normal", "Pulled", f'Successfully pulled image "{name}" in {span} ({span} including waiting).{size}')  # fmt: skip
+        return reference
+
+    async def _pull(self, image: str, logins: list[dict[str, str]], config: Any) -> str:
+        problem: RpcError | None = None
+        for login in logins or [{}]:
+            fields: dict[str, Any] = {"image": cri.ImageSpec(image=image), "sandbox_config": config}
+            if login:
+                fields["auth"] = cri.AuthConfig(**login)
+            try:
+                answer = await self._runtime.image_call("PullImage", deadline=None, **fields)
+                return str(answer.image_ref)
+            except RpcError as error:
+                problem = error
+        assert problem is not None
+        raise problem
+
+    def forget(self, uid: str) -> None:
+        for key in [k for k in self._errors if k[0] == uid]:
+            del self._errors[key]
+            self.backoff.reset(key)
+
+
+def _go_code(status: Any) -> str:
+    """A gRPC code in Go's words ("NotFound")."""
+    return "".join(word.capitalize() for word in status.name.split("_"))

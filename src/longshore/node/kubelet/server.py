@@ -1,0 +1,205 @@
+"""The kubelet as a process: put together, registered, serving until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from longshore.client.config import load
+from longshore.client.events import EventRecorder
+from longshore.client.rest import Client
+from longshore.machinery.grpc import RpcError
+from longshore.machinery.http import Request, Response, Server, server_context
+from longshore.node.kubelet import cgroups, resources
+from longshore.node.kubelet.api import KubeletApi, Pages
+from longshore.node.kubelet.auth import Gate
+from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.kubelet import Kubelet
+from longshore.node.kubelet.nodestatus import NodeStatus
+from longshore.node.kubelet.runtime import Runtime
+
+log = logging.getLogger("longshore.kubelet")
+
+
+async def serve(
+    *,
+    kubeconfig: Path | str,
+    node_name: str,
+    node_ip: str | Sequence[str],
+    cri_endpoint: str,
+    root_dir: Path,
+    pod_logs_dir: Path,
+    cluster_dns: Sequence[str] = (),
+    cluster_domain: str = "cluster.local",
+    client_ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    address: str = "0.0.0.0",
+    port: int = 10250,
+    pod_manifest_path: Path | None = None,
+    cgroup_root: str = "",
+    max_pods: int = 110,
+    node_labels: Mapping[str, str] | None = None,
+    register_with_taints: Sequence[Mapping[str, str]] = (),
+    resolv_conf: str = "/etc/resolv.conf",
+    allowed_unsafe_sysctls: Sequence[str] = (),
+    ready: asyncio.Event | None = None,
+) -> None:
+    """Run a node's pods until cancelled; its containers go on then.
+
+    Flags have upstream's names. kubeconfig: who the node is (system:node:NAME in system:nodes). node_ip: its addresses,
+    the primary first. cri_endpoint: unix:///path of the runtime. root_dir: the kubelet's state; pod_logs_dir: as
+    /var/log/pods. certificate, key: of the port (None: made here, self-signed). client_ca: who signs the API server's
+    client certificate. cgroup_root: under which "kubepods" is made ("": one that no other node of the machine has).
+    ready: set once the first lists are there.
+    """
+    ips = [node_ip] if isinstance(node_ip, str) else list(node_ip)
+    cgroup_root = cgroup_root or default_cgroup_root(node_name, Path(root_dir))
+    config = Config(
+        node_name=node_name,
+        node_ips=ips,
+        root=Path(root_dir),
+        pod_logs=Path(pod_logs_dir),
+        cluster_dns=list(cluster_dns),
+        cluster_domain=cluster_domain,
+        static_pods=pod_manifest_path,
+        address=address,
+        port=port,
+        cgroup_root=cgroup_root,
+        max_pods=max_pods,
+        node_labels=dict(node_labels or {}),
+        register_with_taints=[dict(t) for t in register_with_taints],
+        resolv_conf=resolv_conf,
+        allowed_unsafe_sysctls=list(allowed_unsafe_sysctls),
+    )
+    config.root.mkdir(parents=True, exist_ok=True, mode=0o750)
+    config.pod_logs.mkdir(parents=True, exist_ok=True, mode=0o755)
+    client = Client(load(kubeconfig), user_agent="longshore-kubelet/v1.36.1")
+    runtime = Runtime(cri_endpoint)
+    recorder = EventRecorder(client, "kubelet", host=node_name)
+    kubelet = Kubelet(config, client, runtime, recorder)
+    node = NodeStatus(config, client, runtime, recorder, healthy=kubelet.unhealthy, pressures=dict)
+    kubelet.allocatable = node.allocatable
+    api = KubeletApi(kubelet, Gate(client, node_name), _pages(config))
+    certificate, key = await asyncio.to_thread(_certificate, config, certificate, key)
+    http = Server(api.handle)
+    try:
+        await asyncio.to_thread(
+            cgroups.ensure_qos,
+            cgroup_root,
+            resources.milli(node.allocatable["cpu"]),
+            resources.amount(node.allocatable["memory"]),
+        )
+        await _wait_for(runtime)
+        await node.ask_runtime()
+        await node.ask_images()
+        config.port = await http.listen_tcp(address, port, ssl=server_context(certificate, key, client_ca=client_ca))
+        async with asyncio.TaskGroup() as group:
+            await node.register()
+            group.create_task(_follow_node(kubelet, node))
+            group.create_task(node.renew_forever())
+            running = group.create_task(kubelet.run())
+            group.create_task(node.run())
+            group.create_task(_report_ready(kubelet, node, ready))
+            await running
+    finally:
+        await http.close()
+        await api.close()
+        await recorder.stop()
+        runtime.close()
+        await client.close()
+
+
+def default_cgroup_root(node_name: str, root: Path) -> str:
+    """A cgroup of this node's own, also beside another cluster's node of the same name."""
+    return f"/longshore-{node_name}-{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=3).hexdigest()}"
+
+
+async def _wait_for(runtime: Runtime) -> None:
+    """Return when the runtime answers."""
+    pause = 0.05
+    while True:
+        try:
+            await runtime.hello()
+            return
+        except RpcError as error:
+            log.log(
+                logging.INFO if pause > 1 else logging.DEBUG, "waiting for the container runtime: %s", error.message
+            )
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 2.0)
+
+
+async def _follow_node(kubelet: Kubelet, node: NodeStatus) -> None:
+    """Give the runtime the node's pod ranges as they are known, and pods the network's state."""
+    changed = asyncio.Event()
+    kubelet.node.on(lambda _: changed.set(), lambda *_: changed.set(), None)
+    given: list[str] = []
+    while True:
+        await changed.wait()
+        changed.clear()
+        obj = kubelet.node.store.named("", kubelet.config.node_name)
+        if obj is None:
+            continue
+        spec = obj.get("spec") or {}
+        ranges = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+        if ranges and ranges != given:
+            try:
+                await node.give_pod_cidr(obj)
+                given = ranges
+            except RpcError as error:
+                log.warning("pod ranges %s: %s", ranges, error.message)
+                await asyncio.sleep(1)
+                changed.set()
+                continue
+            await node.ask_runtime()
+            kubelet.set_network(node.network_problem)
+
+
+async def _report_ready(kubelet: Kubelet, node: NodeStatus, ready: asyncio.Event | None) -> None:
+    """Tell the node's readiness as soon as the first lists are there."""
+    kubelet.set_network(node.network_problem)
+    await kubelet.synced.wait()
+    node.nudge()
+    if ready is not None:
+        ready.set()
+
+
+def _pages(config: Config) -> Pages:
+    """Answers by path that need nothing of the pods."""
+
+    async def configz(_: Request) -> Response:
+        shown: dict[str, Any] = {
+            "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1", "address": config.address,
+            "port": config.port, "clusterDomain": config.cluster_domain, "clusterDNS": config.cluster_dns,
+            "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "cgroupsPerQOS": config.cgroups_per_qos,
+            "cgroupDriver": "cgroupfs", "cpuCFSQuota": config.cpu_cfs_quota, "evictionHard": config.eviction_hard,
+            "resolvConf": config.resolv_conf, "containerLogMaxFiles": config.container_log_max_files,
+        }  # fmt: skip
+        return Response(200, orjson.dumps({"kubeletconfig": shown}), (), "application/json")
+
+    return {"/configz": configz}
+
+
+def _certificate(config: Config, certificate: Path | None, key: Path | None) -> tuple[Path, Path]:
+    """The port's certificate: the given one, or one of our own. Blocking."""
+    if certificate is not None and key is not None:
+        return certificate, key
+    from longshore.machinery import pki
+
+    folder = config.root / "pki"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own, own_key = folder / "kubelet.crt", folder / "kubelet.key"
+    names = [config.node_name, *config.node_ips]
+    if own.exists() and pki.covers(own.read_bytes(), names):
+        return own, own_key
+    ca = pki.make_ca(f"{config.node_name}-ca")
+    pki.issue(ca, config.node_name, names=names, server=True).write(own, own_key)
+    return own, own_key
