@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.master.etcd.etcd_reference import Reference
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.master.etcd.etcd_reference import Reference
 
 from longshore.master.etcd import model as m
 from longshore.master.etcd.embedded import EmbeddedStore

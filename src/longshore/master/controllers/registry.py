@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from longshore.master.controllers.base import Controller
+from longshore.master.controllers.cronjob import CronJobController
+from longshore.master.controllers.daemonset import DaemonSetController
 from longshore.master.controllers.deployment import DeploymentController
 from longshore.master.controllers.endpoints import EndpointsController
 from longshore.master.controllers.endpointslice import EndpointSliceController
 from longshore.master.controllers.garbagecollector import GarbageCollector
+from longshore.master.controllers.job import JobController
 from longshore.master.controllers.namespace import NamespaceController
 from longshore.master.controllers.nodeipam import NodeIPAMController
 from longshore.master.controllers.nodelifecycle import NodeLifecycleController
 from longshore.master.controllers.replicaset import ReplicaSetController
 from longshore.master.controllers.replicationcontroller import ReplicationControllerController
 from longshore.master.controllers.serviceaccount import RootCAPublisher, ServiceAccountController
+from longshore.master.controllers.statefulset import StatefulSetController
 from longshore.master.controllers.tainteviction import TaintEvictionController
 
 CONTROLLERS: tuple[type[Controller], ...] = (
@@ -26,6 +30,10 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     DeploymentController,
     EndpointsController,
     EndpointSliceController,
+    DaemonSetController,
+    StatefulSetController,
+    JobController,
+    CronJobController,
     NamespaceController,
     GarbageCollector,
     TaintEvictionController,

@@ -1,0 +1,507 @@
+"""Jobs: pods that run to their end, each counted exactly once.
+
+A finalizer holds every pod until it is counted: its uid goes into the status first, then the finalizer goes, then the
+number grows. So a crash at any point neither loses nor doubles a pod.
+Source: kubernetes pkg/controller/job, described behaviour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from longshore.client.objects import (
+    controller_of,
+    copy,
+    is_deleting,
+    is_ready,
+    is_terminal,
+    now,
+    phase,
+    seconds,
+)
+from longshore.client.resources import JOBS, PODS
+from longshore.client.rest import is_namespace_terminating, is_not_found
+from longshore.client.selectors import matcher
+from longshore.client.store import Object, by_controller, key_of, split_key
+from longshore.machinery.errors import StatusError
+from longshore.master.controllers import jobrules as rules
+from longshore.master.controllers import pods as pod_control
+from longshore.master.controllers.adoption import claim
+from longshore.master.controllers.base import Controller
+from longshore.master.controllers.expectations import Expectations
+
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
+UNCOUNTED_LIMIT = 500
+MANAGER = "kubernetes.io/job-controller"
+
+
+def is_finished(job: Object) -> bool:
+    return any(
+        c["type"] in ("Complete", "Failed") and c.get("status") == "True"
+        for c in (job.get("status") or {}).get("conditions") or ()
+    )
+
+
+class JobController(Controller):
+    """Runs each Job's pods until enough have succeeded or too many have failed."""
+
+    name = "job-controller"
+    component = "job-controller"
+
+    def setup(self) -> None:
+        self.expectations = Expectations()
+        self.jobs = self.watch(JOBS, add=self.enqueue, update=self.enqueue_update, delete=self.enqueue)
+        self.pods = self.watch(
+            PODS, add=self._pod, update=self._pod_changed, delete=self._pod_gone, indexers={"controller": by_controller}
+        )
+
+    def _owner(self, pod: Object) -> str | None:
+        ref = controller_of(pod)
+        if ref is None or ref["kind"] != "Job":
+            return None
+        found = self.jobs.store.named(pod["metadata"]["namespace"], ref["name"])
+        return key_of(found) if found is not None and found["metadata"]["uid"] == ref["uid"] else None
+
+    def _pod(self, pod: Object) -> None:
+        key = self._owner(pod)
+        if key is not None:
+            self.expectations.observed_creation(key, pod["metadata"]["name"])
+            if is_deleting(pod):
+                self.expectations.observed_deletion(key, pod["metadata"]["name"])
+            self.queue.add(key)
+            return
+        ref = controller_of(pod)
+        if ref is None:
+            labels = pod["metadata"].get("labels") or {}
+            for job in self.jobs.store.list(pod["metadata"]["namespace"]) if labels else ():
+                if matcher(job["spec"].get("selector"))(labels):
+                    self.enqueue(job)
+        elif ref["kind"] == "Job" and rules.FINALIZER in (pod["metadata"].get("finalizers") or ()):
+            self.queue.add("orphan:" + key_of(pod))
+
+    def _pod_changed(self, old: Object, new: Object) -> None:
+        before = self._owner(old)
+        if before is not None and before != self._owner(new):
+            self.queue.add(before)
+        self._pod(new)
+
+    def _pod_gone(self, pod: Object) -> None:
+        key = self._owner(pod)
+        if key is not None:
+            self.expectations.observed_deletion(key, pod["metadata"]["name"])
+            self.queue.add(key)
+
+    # -- reconcile -------------------------------------------------------------------------------------------------------
+
+    async def reconcile(self, key: str) -> float | None:
+        if key.startswith("orphan:"):
+            await self._release_orphan(key.removeprefix("orphan:"))
+            return None
+        namespace, name = split_key(key)
+        job = self.jobs.store.named(namespace, name)
+        if job is None:
+            self.expectations.forget(key)
+            return None
+        if job["spec"].get("managedBy", MANAGER) != MANAGER:
+            return None
+        candidates = [
+            *self.pods.store.index("controller", job["metadata"]["uid"]),
+            *self.pods.store.index("controller", "orphans/" + namespace),
+        ]
+        if is_finished(job):
+            await asyncio.gather(*(self.release(p) for p in candidates if controller_of(p) is not None))
+            return None
+        fresh = self.expectations.satisfied(key)
+        pods = await claim(
+            self.client,
+            job,
+            JOBS,
+            PODS,
+            candidates,
+            matcher(job["spec"].get("selector")),
+            finalizer=rules.FINALIZER,
+        )
+        return await Run(self, key, copy(job), pods).go(fresh)
+
+    async def release(self, pod: Object) -> None:
+        """Take our finalizer off a pod."""
+        if rules.FINALIZER not in (pod["metadata"].get("finalizers") or ()):
+            return
+        meta = {"uid": pod["metadata"]["uid"], "$deleteFromPrimitiveList/finalizers": [rules.FINALIZER]}
+        try:
+            await self.client.patch(
+                PODS, pod["metadata"]["name"], {"metadata": meta}, pod["metadata"]["namespace"], kind="strategic"
+            )
+        except StatusError as error:
+            if error.code not in (404, 409):
+                raise
+
+    async def _release_orphan(self, key: str) -> None:
+        """A pod whose Job is gone must not wait for being counted."""
+        pod = self.pods.store.get(key)
+        if pod is not None and self._owner(pod) is None:
+            await self.release(pod)
+
+
+class Run:
+    """One reconciliation of one Job."""
+
+    def __init__(self, controller: JobController, key: str, job: Object, pods: list[Object]) -> None:
+        self.c, self.key, self.job, self.pods = controller, key, job, pods
+        self.spec = job["spec"]
+        self.status: Object = job.get("status") or {}
+        self.before = copy(self.status)
+        self.indexed = rules.is_indexed(job)
+        self.completions = self.spec.get("completions")
+        self.parallelism = int(self.spec.get("parallelism", 1))
+        self.per_index = self.spec.get("backoffLimitPerIndex")
+        self.live = [p for p in pods if not is_terminal(p)]
+        self.active = [p for p in self.live if not is_deleting(p)]
+        self.terminating = [p for p in self.live if is_deleting(p)]
+        self.now = time.time()
+        self.conditions: list[Object] = list(self.status.get("conditions") or [])
+        limit = int(self.completions or 0) if self.indexed else 2**31
+        self.done = rules.parse_indexes(self.status.get("completedIndexes"), limit)
+        self.bad = rules.parse_indexes(self.status.get("failedIndexes"), limit)
+        self.fail_message: tuple[str, str] | None = None
+        self.again: float | None = None
+
+    # conditions
+
+    def _has(self, type: str) -> bool:
+        return any(c["type"] == type and c.get("status") == "True" for c in self.conditions)
+
+    def _put(self, type: str, status: str, reason: str, message: str) -> bool:
+        known = next((c for c in self.conditions if c["type"] == type), None)
+        if known is not None and known.get("status") == status:
+            return False
+        stamp = now()
+        fresh = {"type": type, "status": status, "reason": reason, "message": message}
+        fresh.update(lastProbeTime=stamp, lastTransitionTime=stamp)
+        self.conditions = [*(c for c in self.conditions if c["type"] != type), fresh]
+        return True
+
+    # the steps
+
+    async def go(self, fresh: bool) -> float | None:
+        suspended = bool(self.spec.get("suspend"))
+        if not self.status.get("startTime") and not suspended:
+            self.status["startTime"] = now()
+        counted = self._count_released()
+        to_release = self._take_in()
+        succeeded, failed = self._totals()
+        self._judge(succeeded, failed)
+        ending = self._has("FailureTarget") or self._has("SuccessCriteriaMet") or is_deleting(self.job)
+        active = list(self.active)
+        failure: BaseException | None = None
+        if fresh and not is_deleting(self.job):
+            if ending or suspended:
+                active = await self._delete(active)
+            else:
+                active, failure = await self._manage(active, succeeded, failed)
+        if not is_deleting(self.job):
+            self._suspend(suspended, active)
+        self._finish(active, bool(to_release))
+        await self._write(active, counted)
+        if to_release:
+            await asyncio.gather(*(self.c.release(p) for p in to_release))
+        if failure is not None and not is_namespace_terminating(failure):
+            raise failure
+        return self._deadline_wait()
+
+    def _uncounted(self) -> tuple[list[str], list[str]]:
+        entry = self.status.get("uncountedTerminatedPods") or {}
+        return list(entry.get("succeeded") or ()), list(entry.get("failed") or ())
+
+    def _count_released(self) -> bool:
+        """Uncounted pods that have lost the finalizer become numbers."""
+        held = {p["metadata"]["uid"] for p in self.pods if rules.FINALIZER in (p["metadata"].get("finalizers") or ())}
+        succeeded, failed = self._uncounted()
+        kept_s, kept_f = [u for u in succeeded if u in held], [u for u in failed if u in held]
+        if not self.indexed:
+            self.status["succeeded"] = int(self.status.get("succeeded") or 0) + len(succeeded) - len(kept_s)
+        self.status["failed"] = int(self.status.get("failed") or 0) + len(failed) - len(kept_f)
+        self.status["uncountedTerminatedPods"] = _only({"succeeded": kept_s, "failed": kept_f})
+        return (kept_s, kept_f) != (succeeded, failed)
+
+    def _take_in(self) -> list[Object]:
+        """Note pods that have ended and are not yet counted; those whose finalizer may go after the status is written."""
+        succeeded, failed = self._uncounted()
+        known = {*succeeded, *failed}
+        release = []
+        for pod in self.pods:
+            if rules.FINALIZER not in (pod["metadata"].get("finalizers") or ()):
+                continue
+            uid, index = pod["metadata"]["uid"], rules.index_of(pod)
+            if uid in known:
+                release.append(pod)
+                continue
+            if len(known) >= UNCOUNTED_LIMIT:
+                break
+            if phase(pod) == "Succeeded":
+                if self.indexed:
+                    if 0 <= index < int(self.completions or 0):
+                        self.done.add(index)
+                else:
+                    succeeded.append(uid)
+                    known.add(uid)
+                release.append(pod)
+            elif rules.has_failed(self.job, pod):
+                verdict = rules.judge(self.job, pod)
+                if verdict.action == "FailJob" and self.fail_message is None:
+                    self.fail_message = ("PodFailurePolicy", verdict.message)
+                if verdict.action != "Ignore":
+                    failed.append(uid)
+                    known.add(uid)
+                self._index_failed(index, pod, verdict)
+                release.append(pod)
+        self.status["uncountedTerminatedPods"] = _only({"succeeded": succeeded, "failed": failed})
+        if self.indexed:
+            self.status["succeeded"] = len(self.done)
+            self.status["completedIndexes"] = rules.format_indexes(self.done)
+            if self.per_index is not None:
+                self.bad -= self.done
+                self.status["failedIndexes"] = rules.format_indexes(self.bad)
+        return release
+
+    def _index_failed(self, index: int, pod: Object, verdict: rules.Verdict) -> None:
+        if self.per_index is None or index < 0:
+            return
+        failures = rules.count_of(pod, rules.FAILURES) + (verdict.action != "Ignore")
+        if verdict.action == "FailIndex" or failures > int(self.per_index):
+            self.bad.add(index)
+
+    def _totals(self) -> tuple[int, int]:
+        succeeded, failed = self._uncounted()
+        if self.indexed:
+            return len(self.done), int(self.status.get("failed") or 0) + len(failed)
+        return (
+            int(self.status.get("succeeded") or 0) + len(succeeded),
+            int(self.status.get("failed") or 0) + len(failed),
+        )
+
+    def _judge(self, succeeded: int, failed: int) -> None:
+        """Whether the Job has succeeded or failed: the first condition that says where it goes."""
+        if self._has("FailureTarget") or self._has("SuccessCriteriaMet"):
+            return
+        limit = self.spec.get("backoffLimit")
+        limit = 6 if limit is None else int(limit)
+        deadline = self.spec.get("activeDeadlineSeconds")
+        if self.fail_message is not None:
+            self._put("FailureTarget", "True", *self.fail_message)
+        elif failed > limit or self._restarts_exceed(limit):
+            message = "Job has reached the specified backoff limit"
+            self._put("FailureTarget", "True", "BackoffLimitExceeded", message)
+        elif deadline is not None and not self.spec.get("suspend") and self.status.get("startTime"):
+            if self.now - seconds(self.status["startTime"]) >= int(deadline):
+                message = "Job was active longer than specified deadline"
+                self._put("FailureTarget", "True", "DeadlineExceeded", message)
+        if self._has("FailureTarget"):
+            return
+        if self.per_index is not None:
+            most = self.spec.get("maxFailedIndexes")
+            if most is not None and len(self.bad) > int(most):
+                message = "Job has exceeded the specified maximal number of failed indexes"
+                self._put("FailureTarget", "True", "MaxFailedIndexesExceeded", message)
+                return
+            if self.bad and len(self.bad) + len(self.done) >= int(self.completions or 0):
+                self._put("FailureTarget", "True", "FailedIndexes", "Job has failed indexes")
+                return
+        if self.indexed and (rule := rules.success_rule(self.job, self.done)) is not None:
+            self._put("SuccessCriteriaMet", "True", "SuccessPolicy", f"Matched rules at index {rule}")
+            return
+        if self.completions is None:
+            complete = succeeded > 0 and not self.active
+        else:
+            complete = succeeded >= int(self.completions)
+        if complete:
+            message = "Reached expected number of succeeded pods"
+            self._put("SuccessCriteriaMet", "True", "CompletionsReached", message)
+
+    def _restarts_exceed(self, limit: int) -> bool:
+        if (self.spec["template"].get("spec") or {}).get("restartPolicy") != "OnFailure":
+            return False
+        restarts = 0
+        for pod in self.pods:
+            if phase(pod) in ("Running", "Pending"):
+                status = pod.get("status") or {}
+                for entry in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+                    restarts += int(entry.get("restartCount") or 0)
+        return restarts > 0 if limit == 0 else restarts >= limit
+
+    # pods
+
+    async def _delete(self, chosen: list[Object]) -> list[Object]:
+        """Delete pods; those that could not be deleted."""
+        rest = iter(chosen)
+        left: list[Object] = []
+
+        async def one() -> None:
+            pod = next(rest)
+            name = pod["metadata"]["name"]
+            self.c.expectations.deleting(self.key, name)
+            try:
+                await pod_control.delete(self.c.client, self.c.recorder, self.job, pod)
+            except (StatusError, OSError) as error:
+                self.c.expectations.observed_deletion(self.key, name)
+                if not is_not_found(error):
+                    left.append(pod)
+                    raise
+
+        await pod_control.in_batches(len(chosen), one)
+        return left
+
+    async def _manage(
+        self, active: list[Object], succeeded: int, failed: int
+    ) -> tuple[list[Object], BaseException | None]:
+        """Bring the number of running pods to what is wanted."""
+        if self.completions is None:
+            wanted = len(active) if succeeded > 0 else self.parallelism
+        else:
+            left = int(self.completions) - succeeded - (len(self.bad) if self.per_index is not None else 0)
+            wanted = max(0, min(left, self.parallelism))
+        if len(active) > wanted:
+            doomed = pod_control.deletion_order(active)[: len(active) - wanted]
+            if self.indexed:
+                doomed = sorted(active, key=rules.index_of, reverse=True)[: len(active) - wanted]
+            names = {p["metadata"]["uid"] for p in doomed}
+            stuck = await self._delete(doomed)
+            return [p for p in active if p["metadata"]["uid"] not in names] + stuck, None
+        missing = wanted - len(active)
+        if rules.only_failed(self.job):
+            missing -= len(self.terminating)
+        if missing <= 0:
+            return active, None
+        pause = self._pause(failed)
+        if pause > 0:
+            self.again = pause
+            return active, None
+        return await self._create(active, min(missing, pod_control.BURST))
+
+    def _pause(self, failed: int) -> float:
+        """Seconds to wait before new pods: longer with each failure in a row, from the last one's end."""
+        ends = sorted(rules.finished_at(p) for p in self.pods if phase(p) == "Failed")
+        good = max((rules.finished_at(p) for p in self.pods if phase(p) == "Succeeded"), default=0.0)
+        streak = [e for e in ends if e > good]
+        if not streak or self.per_index is not None:
+            return 0.0
+        wait = min(FIRST_PAUSE * 2 ** (len(streak) - 1), LONGEST_PAUSE)
+        return max(0.0, float(streak[-1] + wait - self.now))
+
+    async def _create(self, active: list[Object], count: int) -> tuple[list[Object], BaseException | None]:
+        indexes = iter(self._free_indexes(active, count)) if self.indexed else None
+        if indexes is not None:
+            count = min(count, len(self._free_indexes(active, count)))
+        made: list[Object] = []
+
+        async def one() -> None:
+            pod = self._pod(next(indexes) if indexes is not None else None)
+            self.c.expectations.creating(self.key)
+            name: str | None = None
+            try:
+                fresh = await pod_control.create(self.c.client, self.c.recorder, self.job, pod)
+                name = fresh["metadata"]["name"]
+                made.append(fresh)
+            finally:
+                self.c.expectations.created(self.key, name)
+
+        _, error = await pod_control.in_batches(count, one)
+        return [*active, *made], error
+
+    def _free_indexes(self, active: list[Object], count: int) -> list[int]:
+        taken = {rules.index_of(p) for p in active} | self.done | self.bad
+        if rules.only_failed(self.job):
+            taken |= {rules.index_of(p) for p in self.terminating}
+        return [i for i in range(int(self.completions or 0)) if i not in taken][:count]
+
+    def _pod(self, index: int | None) -> Object:
+        pod = pod_control.from_template(self.spec["template"], self.job)
+        meta = pod["metadata"]
+        meta["finalizers"] = [*meta.get("finalizers", ()), rules.FINALIZER]
+        if index is None:
+            return pod
+        meta["generateName"] = f"{self.job['metadata']['name']}-{index}-"
+        meta.setdefault("annotations", {})[rules.INDEX] = str(index)
+        meta.setdefault("labels", {})[rules.INDEX] = str(index)
+        if self.per_index is not None:
+            last = [p for p in self.pods if rules.index_of(p) == index and rules.has_failed(self.job, p)]
+            counts = [rules.count_of(p, rules.FAILURES) + (rules.judge(self.job, p).action != "Ignore") for p in last]
+            meta["annotations"][rules.FAILURES] = str(max(counts, default=0))
+        pod["spec"]["hostname"] = f"{self.job['metadata']['name']}-{index}"
+        source = {"fieldRef": {"fieldPath": f"metadata.labels['{rules.INDEX}']"}}
+        for container in [*(pod["spec"].get("initContainers") or ()), *(pod["spec"].get("containers") or ())]:
+            if not any(e["name"] == "JOB_COMPLETION_INDEX" for e in container.get("env") or ()):
+                container.setdefault("env", []).append({"name": "JOB_COMPLETION_INDEX", "valueFrom": source})
+        return pod
+
+    # the end
+
+    def _suspend(self, suspended: bool, active: list[Object]) -> None:
+        if self._has("FailureTarget") or self._has("SuccessCriteriaMet"):
+            return
+        known = next((c for c in self.conditions if c["type"] == "Suspended"), None)
+        if suspended and (known is None or known["status"] != "True"):
+            self._put("Suspended", "True", "JobSuspended", "Job suspended")
+            self.status.pop("startTime", None)
+            self.c.event(self.job, "Normal", "Suspended", "Job suspended")
+        elif not suspended and known is not None and known["status"] == "True":
+            self._put("Suspended", "False", "JobResumed", "Job resumed")
+            self.status["startTime"] = now()
+            self.c.event(self.job, "Normal", "Resumed", "Job resumed")
+
+    def _finish(self, active: list[Object], pending: bool) -> None:
+        """The last condition comes when no pod runs any more and every end is counted."""
+        succeeded, failed = self._uncounted()
+        if active or self.terminating or pending or succeeded or failed:
+            return
+        for first, last in (("FailureTarget", "Failed"), ("SuccessCriteriaMet", "Complete")):
+            known = next((c for c in self.conditions if c["type"] == first and c.get("status") == "True"), None)
+            if known is None or self._has(last):
+                continue
+            self._put(last, "True", known["reason"], known["message"])
+            if last == "Complete":
+                self.status["completionTime"] = now()
+            return
+
+    async def _write(self, active: list[Object], counted: bool) -> None:
+        status = self.status
+        numbers = {"active": len(active), "succeeded": status.get("succeeded"), "failed": status.get("failed")}
+        for field, value in numbers.items():
+            status.pop(field, None)
+            if value:
+                status[field] = value
+        status["ready"] = sum(1 for p in active if is_ready(p))
+        status["terminating"] = (
+            len(self.terminating)
+            + len(self.active)
+            - len([p for p in self.active if any(p["metadata"]["uid"] == a["metadata"]["uid"] for a in active)])
+        )
+        for field in ("completedIndexes", "failedIndexes"):
+            if not status.get(field) and not (field == "failedIndexes" and self.per_index is not None):
+                status.pop(field, None)
+        if self.conditions:
+            status["conditions"] = self.conditions
+        if status == self.before:
+            return
+        await self.c.client.update(JOBS, {**self.job, "status": status}, subresource="status")
+        was = {c["type"] for c in self.before.get("conditions") or ()}
+        for entry in self.conditions:
+            if entry["type"] in was:
+                continue
+            if entry["type"] == "Complete":
+                self.c.event(self.job, "Normal", "Completed", "Job completed")
+            elif entry["type"] == "Failed":
+                self.c.event(self.job, "Warning", entry["reason"], entry["message"])
+
+    def _deadline_wait(self) -> float | None:
+        waits = [self.again] if self.again is not None else []
+        deadline, started = self.spec.get("activeDeadlineSeconds"), self.status.get("startTime")
+        if deadline is not None and started and not self.spec.get("suspend"):
+            if not (self._has("FailureTarget") or self._has("SuccessCriteriaMet")):
+                waits.append(max(0.1, seconds(started) + int(deadline) - time.time()))
+        return min(waits) if waits else None
+
+
+def _only(lists: dict[str, list[str]]) -> Object:
+    return {key: value for key, value in lists.items() if value}

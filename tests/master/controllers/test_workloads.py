@@ -1,0 +1,359 @@
+"""DaemonSets, StatefulSets, Jobs, CronJobs against the API in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.client.resources import (
+    CONTROLLER_REVISIONS,
+    CRON_JOBS,
+    DAEMON_SETS,
+    JOBS,
+    NODES,
+    PERSISTENT_VOLUME_CLAIMS,
+    PODS,
+    STATEFUL_SETS,
+)
+from longshore.master.controllers import jobrules
+from longshore.master.controllers.cronjob import last_due
+from longshore.master.controllers.cronschedule import Schedule, ScheduleError
+
+LABELS = {"a": "b"}
+
+
+def template(image: str = "i:1", **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"labels": LABELS}, "spec": {"containers": [{"name": "c", "image": image}], **spec}}
+
+
+def node(name: str, **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": {}}, "spec": spec}
+
+
+def images(manager: Any) -> list[str]:
+    return sorted(p["spec"]["containers"][0]["image"] for p in manager.api.all(PODS))
+
+
+# -- DaemonSets
+
+
+def daemon_set(**spec: Any) -> dict[str, Any]:
+    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    annotations = {"deprecated.daemonset.template.generation": "1"}
+    return {
+        "metadata": {"name": "ds", "namespace": "default", "annotations": annotations},
+        "spec": {"selector": {"matchLabels": LABELS}, "template": template(), "updateStrategy": strategy, **spec},
+    }
+
+
+async def test_daemon_set_as_recorded(manager: Any) -> None:
+    manager.api.put(NODES, node("n1"))
+    manager.api.put(NODES, node("n2"))
+    manager.api.put(NODES, node("tainted", taints=[{"key": "k", "effect": "NoSchedule"}]))
+    await manager.start("daemonset-controller")
+    await manager.api.create(DAEMON_SETS, daemon_set())
+    wanted = {
+        "currentNumberScheduled": 2,
+        "desiredNumberScheduled": 2,
+        "numberAvailable": 2,
+        "numberMisscheduled": 0,
+        "numberReady": 2,
+        "observedGeneration": 1,
+        "updatedNumberScheduled": 2,
+    }
+
+    def bind() -> bool:
+        for pod in manager.api.all(PODS):
+            if not pod["spec"].get("nodeName"):
+                terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+                pod["spec"]["nodeName"] = terms["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
+                manager.set_pod(pod)
+        return manager.api.all(DAEMON_SETS)[0].get("status") == wanted
+
+    await manager.settle(bind, pods=False)
+    pod = manager.api.all(PODS)[0]
+    letters = manager.api.all(CONTROLLER_REVISIONS)[0]["metadata"]["labels"]["controller-revision-hash"]
+    assert pod["metadata"]["labels"] == {**LABELS, "controller-revision-hash": letters, "pod-template-generation": "1"}
+    assert [t["key"].split("/")[1] for t in pod["spec"]["tolerations"]] == [
+        "not-ready",
+        "unreachable",
+        "disk-pressure",
+        "memory-pressure",
+        "pid-pressure",
+        "unschedulable",
+    ]
+    await manager.api.patch(DAEMON_SETS, "ds", {"spec": {"template": template("i:2")}}, "default")
+    await manager.settle(lambda: bind() is not None and images(manager) == ["i:2", "i:2"], pods=False)
+    assert [r["revision"] for r in manager.api.all(CONTROLLER_REVISIONS)] == [1, 2]
+    manager.api.put(NODES, node("n3"))
+    await manager.settle(lambda: bind() is not None and len(manager.api.all(PODS)) == 3, pods=False)
+    await manager.api.patch(NODES, "n3", {"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}})
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 2, pods=False)
+
+
+# -- StatefulSets
+
+
+def stateful_set(replicas: int = 2, **spec: Any) -> dict[str, Any]:
+    claim = {"metadata": {"name": "data"}, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}
+    base = {
+        "replicas": replicas,
+        "serviceName": "s",
+        "selector": {"matchLabels": LABELS},
+        "template": template(),
+        "podManagementPolicy": "OrderedReady",
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
+        "volumeClaimTemplates": [claim],
+    }
+    return {"metadata": {"name": "sts", "namespace": "default"}, "spec": {**base, **spec}}
+
+
+def names(manager: Any) -> list[str]:
+    return sorted(p["metadata"]["name"] for p in manager.api.all(PODS))
+
+
+async def test_stateful_set_goes_in_order(manager: Any) -> None:
+    await manager.start("statefulset-controller")
+    await manager.api.create(STATEFUL_SETS, stateful_set(3))
+    await manager.settle(lambda: names(manager) == ["sts-0"], pods=False)
+    await asyncio.sleep(0.05)
+    assert names(manager) == ["sts-0"]
+    await manager.settle(lambda: manager.api.all(STATEFUL_SETS)[0]["status"].get("readyReplicas") == 3)
+    assert names(manager) == ["sts-0", "sts-1", "sts-2"]
+    pod = manager.api.all(PODS)[0]
+    revision = manager.api.all(CONTROLLER_REVISIONS)[0]["metadata"]["name"]
+    assert pod["metadata"]["labels"] == {
+        **LABELS,
+        "apps.kubernetes.io/pod-index": "0",
+        "controller-revision-hash": revision,
+        "statefulset.kubernetes.io/pod-name": "sts-0",
+    }
+    assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == ("sts-0", "s")
+    assert [c["metadata"]["name"] for c in manager.api.all(PERSISTENT_VOLUME_CLAIMS)] == [
+        f"data-sts-{i}" for i in range(3)
+    ]
+    status = manager.api.all(STATEFUL_SETS)[0]["status"]
+    assert status == {
+        "availableReplicas": 3,
+        "collisionCount": 0,
+        "currentReplicas": 3,
+        "currentRevision": revision,
+        "observedGeneration": 1,
+        "readyReplicas": 3,
+        "replicas": 3,
+        "updateRevision": revision,
+        "updatedReplicas": 3,
+    }
+    for text in (
+        "Create Claim data-sts-1 Pod sts-1 in StatefulSet sts success",
+        "Create Pod sts-1 in StatefulSet sts successful",
+    ):
+        assert "SuccessfulCreate: " + text in manager.events()
+    await manager.api.patch(STATEFUL_SETS, "sts", {"spec": {"replicas": 1}}, "default")
+    await manager.settle(lambda: names(manager) == ["sts-0"])
+    assert len(manager.api.all(PERSISTENT_VOLUME_CLAIMS)) == 3
+
+
+async def test_stateful_set_updates_from_the_last_down_to_the_partition(manager: Any) -> None:
+    await manager.start("statefulset-controller")
+    await manager.api.create(STATEFUL_SETS, stateful_set(3))
+    await manager.settle(lambda: manager.api.all(STATEFUL_SETS)[0]["status"].get("readyReplicas") == 3)
+    spec = {"template": template("i:2"), "updateStrategy": {"rollingUpdate": {"partition": 1}}}
+    await manager.api.patch(STATEFUL_SETS, "sts", {"spec": spec}, "default")
+    await manager.settle(lambda: images(manager) == ["i:1", "i:2", "i:2"] and names(manager)[2] == "sts-2")
+    assert manager.api.all(PODS)[0]["spec"]["containers"][0]["image"] == "i:1"
+    spec = {"updateStrategy": {"rollingUpdate": {"partition": 0}}}
+    await manager.api.patch(STATEFUL_SETS, "sts", {"spec": spec}, "default")
+    await manager.settle(lambda: images(manager) == ["i:2"] * 3)
+    await manager.settle(
+        lambda: (s := manager.api.all(STATEFUL_SETS)[0]["status"])["currentRevision"] == s["updateRevision"]
+    )
+
+
+async def test_parallel_and_claims_that_go_with_the_set(manager: Any) -> None:
+    await manager.start("statefulset-controller")
+    policy = {"whenDeleted": "Delete", "whenScaled": "Retain"}
+    body = stateful_set(4, podManagementPolicy="Parallel", persistentVolumeClaimRetentionPolicy=policy)
+    await manager.api.create(STATEFUL_SETS, body)
+    await manager.settle(lambda: len(names(manager)) == 4, pods=False)
+    owners = {c["metadata"]["ownerReferences"][0]["kind"] for c in manager.api.all(PERSISTENT_VOLUME_CLAIMS)}
+    assert owners == {"StatefulSet"}
+
+
+# -- Jobs
+
+
+def job(name: str = "job", completions: int | None = 2, parallelism: int = 1, **spec: Any) -> dict[str, Any]:
+    labels = {"job": name}
+    body = {
+        "completions": completions,
+        "parallelism": parallelism,
+        "backoffLimit": 6,
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c"}], "restartPolicy": "Never"}},
+    }
+    return {"metadata": {"name": name, "namespace": "default"}, "spec": {**body, **spec}}
+
+
+def run_jobs(manager: Any, how: str = "Succeeded") -> None:
+    for pod in manager.api.all(PODS):
+        if pod["metadata"].get("deletionTimestamp"):
+            pod["metadata"]["finalizers"] = []
+            manager.api.drop(PODS, pod["metadata"]["name"], "default")
+        elif pod["status"].get("phase") == "Pending":
+            state = {"terminated": {"exitCode": 0 if how == "Succeeded" else 3, "finishedAt": "2020-01-01T00:00:00Z"}}
+            pod["status"] = {"phase": how, "containerStatuses": [{"name": "c", "state": state}]}
+            manager.api.put(PODS, pod)
+
+
+def outcome(manager: Any, index: int = 0) -> list[str]:
+    conditions = manager.api.all(JOBS)[index].get("status", {}).get("conditions") or []
+    return [f"{c['type']}: {c['reason']}" for c in conditions]
+
+
+async def test_job_completes_as_recorded(manager: Any) -> None:
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job())
+    await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 2, pods=False)
+    status = manager.api.all(JOBS)[0]["status"]
+    assert outcome(manager) == ["SuccessCriteriaMet: CompletionsReached", "Complete: CompletionsReached"]
+    assert {k: v for k, v in status.items() if not k.endswith("Time") and k != "conditions"} == {
+        "ready": 0,
+        "succeeded": 2,
+        "terminating": 0,
+        "uncountedTerminatedPods": {},
+    }
+    assert not any(p["metadata"].get("finalizers") for p in manager.api.all(PODS))
+    assert "Completed: Job completed" in manager.events()
+
+
+async def test_failing_job_as_recorded(manager: Any) -> None:
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job("pj", 1, backoffLimit=0))
+    await manager.settle(lambda: run_jobs(manager, "Failed") or len(outcome(manager)) == 2, pods=False)
+    assert outcome(manager) == ["FailureTarget: BackoffLimitExceeded", "Failed: BackoffLimitExceeded"]
+    assert manager.api.all(JOBS)[0]["status"]["failed"] == 1
+    assert "BackoffLimitExceeded: Job has reached the specified backoff limit" in manager.events()
+
+
+async def test_indexed_job(manager: Any) -> None:
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job("ij", 3, 3, completionMode="Indexed"))
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 3, pods=False)
+    assert sorted(p["spec"]["hostname"] for p in manager.api.all(PODS)) == ["ij-0", "ij-1", "ij-2"]
+    await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 2, pods=False)
+    assert manager.api.all(JOBS)[0]["status"]["completedIndexes"] == "0-2"
+
+
+async def test_job_policies(manager: Any) -> None:
+    await manager.start("job-controller")
+    rule = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [3]}}
+    await manager.api.create(JOBS, job("policy", 1, podFailurePolicy={"rules": [rule]}))
+    await manager.settle(lambda: run_jobs(manager, "Failed") or len(outcome(manager)) == 2, pods=False)
+    assert outcome(manager)[1] == "Failed: PodFailurePolicy"
+    message = manager.api.all(JOBS)[0]["status"]["conditions"][0]["message"]
+    assert message.endswith("failed with exit code 3 matching FailJob rule at index 0")
+    per_index = job("each", 2, 2, completionMode="Indexed", backoffLimitPerIndex=0)
+    await manager.api.create(JOBS, per_index)
+    await manager.settle(lambda: run_jobs(manager, "Failed") or len(outcome(manager, 1)) == 2, pods=False)
+    assert outcome(manager, 1)[1] == "Failed: FailedIndexes"
+    assert jobrules.parse_indexes(manager.api.all(JOBS)[1]["status"]["failedIndexes"]) == {0, 1}
+
+
+async def test_suspended_job_waits(manager: Any) -> None:
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job(suspend=True))
+    await manager.settle(lambda: outcome(manager) == ["Suspended: JobSuspended"], pods=False)
+    assert not manager.api.all(PODS)
+    await manager.api.patch(JOBS, "job", {"spec": {"suspend": False}}, "default")
+    await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 3, pods=False)
+
+
+async def test_restarts_count_each_pod_once(manager: Any) -> None:
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job(completions=12, parallelism=4))
+    for _ in range(4):
+        await manager.settle(lambda: run_jobs(manager) or len(manager.api.all(PODS)) > 2, pods=False)
+        await manager.stop()
+        await manager.start("job-controller")
+    await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 2, pods=False)
+    assert manager.api.all(JOBS)[0]["status"]["succeeded"] == 12
+    assert len(manager.api.all(PODS)) == 12
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_index_lists_round_trip(numbers: set[int]) -> None:
+    assert jobrules.parse_indexes(jobrules.format_indexes(numbers)) == numbers
+
+
+# -- CronJobs
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after", "due"),
+    [
+        ("* * * * *", "2024-01-01T00:00:30", "2024-01-01T00:01"),
+        ("*/15 9-17 * * mon-fri", "2024-01-05T17:50", "2024-01-08T09:00"),
+        ("0 0 29 2 *", "2024-03-01T00:00", "2028-02-29T00:00"),
+        ("0 0 13 * 5", "2024-01-01T00:00", "2024-01-05T00:00"),
+        ("@monthly", "2024-01-31T12:00", "2024-02-01T00:00"),
+        ("30 4 1,15 * 7", "2024-01-01T05:00", "2024-01-07T04:30"),
+        ("TZ=Europe/Berlin 0 12 * * *", "2024-07-01T00:00", "2024-07-01T10:00"),
+    ],
+)
+def test_schedules(schedule: str, after: str, due: str) -> None:
+    assert Schedule(schedule).after(utc(after)) == utc(due)
+
+
+def test_clocks_that_change() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    assert Schedule("30 2 * * *", berlin).after(utc("2024-03-31T00:00")) == utc("2024-04-01T00:30")
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "* * * *", "60 * * * *", "* * * * mon-", "*/0 * * * *", "5-1 * * * *", "@sometimes"]
+)
+def test_bad_schedules(bad: str) -> None:
+    with pytest.raises(ScheduleError):
+        Schedule(bad)
+
+
+def test_missed_times_are_counted_and_skipped() -> None:
+    since, until = utc("2020-01-01T00:00").timestamp(), utc("2024-01-01T00:00:30").timestamp()
+    due, count = last_due(Schedule("* * * * *"), since, until)
+    assert due == utc("2024-01-01T00:00").timestamp() and count > 100
+    assert last_due(Schedule("@yearly"), until, until + 5) == (None, 0)
+
+
+async def test_cron_job_starts_and_clears(manager: Any) -> None:
+    await manager.start("cronjob-controller")
+    spec = {
+        "schedule": "* * * * *",
+        "concurrencyPolicy": "Forbid",
+        "successfulJobsHistoryLimit": 1,
+        "jobTemplate": {"spec": {"template": {"spec": {}}}},
+    }
+    meta = {"name": "cron", "namespace": "default", "creationTimestamp": "2024-01-01T00:00:10Z"}
+    manager.api.put(CRON_JOBS, {"metadata": meta, "spec": spec, "status": {"lastScheduleTime": "2024-01-01T00:00:00Z"}})
+    await manager.settle(lambda: len(manager.api.all(JOBS)) == 1, pods=False)
+    made = manager.api.all(JOBS)[0]
+    minute = made["metadata"]["name"].removeprefix("cron-")
+    assert abs(int(minute) * 60 - datetime.now(UTC).timestamp()) < 130
+    assert made["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"]
+    await manager.settle(lambda: manager.api.all(CRON_JOBS)[0]["status"].get("active"), pods=False)
+    done = {"type": "Complete", "status": "True"}
+    manager.api.put(JOBS, {**made, "status": {"conditions": [done], "completionTime": "2024-01-01T00:00:30Z"}})
+    await manager.settle(lambda: "active" not in manager.api.all(CRON_JOBS)[0]["status"], pods=False)
+    assert manager.api.all(CRON_JOBS)[0]["status"]["lastSuccessfulTime"] == "2024-01-01T00:00:30Z"
+    name = made["metadata"]["name"]
+    assert f"SawCompletedJob: Saw completed job: {name}, condition: Complete" in manager.events()
