@@ -200,7 +200,7 @@ class TarReader:
             if block == ZERO_BLOCK:
                 self._ended = True
                 return None
-            self._check(block)
+            self.check(block)
             size = _number(block[124:136])
             if size < 0:
                 raise TarError("archive/tar: invalid tar header")
@@ -223,7 +223,8 @@ class TarReader:
                 link = _text(data)
 
     @staticmethod
-    def _check(block: bytes) -> None:
+    def check(block: bytes) -> None:
+        """Is this a header by its checksum? Raises TarError."""
         wanted = _number(block[148:156])
         total = sum(block) - sum(block[148:156]) + 8 * 0x20
         if total != wanted:

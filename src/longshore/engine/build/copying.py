@@ -1,0 +1,300 @@
+"""COPY and ADD: which files are meant, their digest for the cache, and bringing them into a root.
+
+Both sides are roots that others made: every path is opened inside its root (machinery.rooted), links act as in a chroot.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import posixpath
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from longshore.engine.build.ignore import Ignore
+from longshore.engine.images.extract import remove_tree
+from longshore.machinery import rooted
+
+_WILDCARD = re.compile(r"(?<!\\)[*?\[]")
+_PIECE = 1 << 20
+_O_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class CopyError(ValueError):
+    """A source or target that will not do; the text is dockerd's, without "COPY failed: "."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing to copy: its path inside the source root, and whether it is a folder (whose content is meant)."""
+
+    path: str
+    folder: bool
+
+
+class Tree:
+    """A root to read from. hidden: paths that are not to be seen (.dockerignore's)."""
+
+    def __init__(self, root: Path, *, hidden: Ignore | None = None, context: bool = True) -> None:
+        self.root, self.hidden, self.context = root, hidden, context
+
+    def find(self, pattern: str) -> list[Source]:
+        """The sources that a word of COPY means, sorted. Raises CopyError, OSError."""
+        clean = posixpath.normpath("/" + pattern).lstrip("/")
+        if self.context and (posixpath.normpath(pattern) + "/").startswith("../"):
+            raise CopyError(f"forbidden path outside the build context: {pattern} ()")
+        if _WILDCARD.search(pattern):
+            return [self._one(path) for path in sorted(self._glob(clean))]
+        return [self._one(clean.replace("\\", ""))]
+
+    def _one(self, path: str) -> Source:
+        try:
+            if path and self.hidden and self.hidden.matches(path):
+                raise FileNotFoundError
+            with rooted.opened(self.root, path or "/", os.O_PATH) as fd:
+                return Source(path, stat.S_ISDIR(os.fstat(fd).st_mode))
+        except (FileNotFoundError, NotADirectoryError):
+            if self.context:
+                raise CopyError(
+                    f"file not found in build context or excluded by .dockerignore: stat {path}: file does not exist"
+                ) from None
+            raise CopyError(f"stat {path}: file does not exist") from None
+
+    def _glob(self, pattern: str) -> list[str]:
+        parts = [re.sub(r"\\(.)", r"[\1]", part).replace("[^", "[!") for part in pattern.split("/")]
+        found = [""]
+        for depth, part in enumerate(parts):
+            following: list[str] = []
+            for above in found:
+                try:
+                    with rooted.opened(self.root, above or "/", os.O_RDONLY | os.O_DIRECTORY) as fd:
+                        names = os.listdir(fd)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                for name in names:
+                    if fnmatch.fnmatchcase(name, part):
+                        path = f"{above}/{name}" if above else name
+                        if not (depth == len(parts) - 1 and self.hidden and self.hidden.matches(path)):
+                            following.append(path)
+            found = following
+        return found
+
+    def digest(self, sources: list[Source], exclude: Ignore | None = None) -> str:
+        """What the sources hold, as hexadecimal sha256: names, modes, contents, link targets; not times, not owners."""
+        total = hashlib.sha256()
+        for source in sources:
+            base = source.path.rpartition("/")[2]
+            total.update(b"d" if source.folder else b"f" + base.encode("utf-8", "surrogateescape"))
+            with rooted.opened(self.root, source.path or "/", os.O_RDONLY | os.O_NONBLOCK) as fd:
+                if source.folder:
+                    self._digest_folder(fd, source.path, "", total, exclude)
+                else:
+                    _digest_file(fd, os.fstat(fd), total)
+        return total.hexdigest()
+
+    def _digest_folder(self, fd: int, path: str, inner: str, total: hashlib._Hash, exclude: Ignore | None) -> None:
+        for name in sorted(os.listdir(fd)):
+            here = f"{path}/{name}" if path else name
+            inside = f"{inner}/{name}" if inner else name
+            if self.leaves_out(here, inside, exclude):
+                continue
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            total.update(f"\0{inside}\0{info.st_mode:o}\0".encode("utf-8", "surrogateescape"))
+            if stat.S_ISDIR(info.st_mode):
+                below = os.open(name, _O_FOLDER, dir_fd=fd)
+                try:
+                    self._digest_folder(below, here, inside, total, exclude)
+                finally:
+                    os.close(below)
+            elif stat.S_ISLNK(info.st_mode):
+                total.update(os.readlink(name, dir_fd=fd).encode("utf-8", "surrogateescape"))
+            elif stat.S_ISREG(info.st_mode):
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    _digest_file(file, info, total)
+                finally:
+                    os.close(file)
+
+    def leaves_out(self, path: str, inside: str, exclude: Ignore | None) -> bool:
+        """Is a path hidden, or excluded by the instruction? A folder stays while a pattern may take something back."""
+        for rules, which in ((self.hidden, path), (exclude, inside)):
+            if rules and rules.matches(which) and not rules.takes_back:
+                return True
+            if rules and rules.takes_back and rules.matches(which):
+                with rooted.opened(self.root, path, os.O_PATH) as fd:
+                    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                        return True
+        return False
+
+
+def _digest_file(fd: int, info: os.stat_result, total: hashlib._Hash) -> None:
+    total.update(f"\0{info.st_mode & 0o7777:o}\0{info.st_size}\0".encode())
+    while data := os.read(fd, _PIECE):
+        total.update(data)
+
+
+@dataclass(slots=True)
+class Placement:
+    """How copied files are to be: owner (None: root), mode bits in place of their own (None: kept), link, parents."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int | None = None
+    folder_mode: int | None = None
+    keep_owner: bool = False
+    parents: bool = False
+
+
+class Copier:
+    """Copies sources of a tree into a mounted root."""
+
+    def __init__(self, tree: Tree, root: Path, placement: Placement, exclude: Ignore | None = None) -> None:
+        self._tree, self._root, self._placement, self._exclude = tree, root, placement, exclude
+
+    def copy(self, sources: list[Source], target: str, *, into: bool) -> None:
+        """Copy to `target` (absolute inside the root). into: the target is a folder in any case (it ended with a slash).
+
+        Raises OSError.
+        """
+        for source in sources:
+            name = source.path.rpartition("/")[2]
+            where = posixpath.normpath(target)
+            if source.folder:
+                if self._placement.parents:
+                    where = posixpath.join(where, source.path)
+                fd = self._make_folder(where)
+                try:
+                    with rooted.opened(self._tree.root, source.path or "/", os.O_RDONLY | os.O_DIRECTORY) as found:
+                        self._folder(found, source.path, "", fd)
+                finally:
+                    os.close(fd)
+                continue
+            if self._placement.parents:
+                where = posixpath.join(where, source.path)
+            elif into or self._is_folder(where):
+                where = posixpath.join(where, name)
+            above, _, last = where.rpartition("/")
+            parent = self._make_folder(above or "/")
+            try:
+                with rooted.opened(self._tree.root, source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) as found:
+                    self._file(found, os.fstat(found), parent, last)
+            finally:
+                os.close(parent)
+
+    def _is_folder(self, path: str) -> bool:
+        try:
+            with rooted.opened(self._root, path, os.O_PATH) as fd:
+                return stat.S_ISDIR(os.fstat(fd).st_mode)
+        except OSError:
+            return False
+
+    def _make_folder(self, path: str) -> int:
+        """A descriptor of a folder in the root, made with its parents where absent; new ones get the owner asked for."""
+        mode = self._placement.folder_mode or 0o755
+        found = rooted.make_dirs(self._root, path, mode, self._placement.uid, self._placement.gid)
+        try:
+            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+
+    def _owner(self, info: os.stat_result) -> tuple[int, int]:
+        if self._placement.keep_owner:
+            return info.st_uid, info.st_gid
+        return self._placement.uid, self._placement.gid
+
+    def _folder(self, source: int, path: str, inner: str, target: int) -> None:
+        for name in sorted(os.listdir(source)):
+            here = f"{path}/{name}" if path else name
+            inside = f"{inner}/{name}" if inner else name
+            if self._tree.leaves_out(here, inside, self._exclude):
+                continue
+            info = os.stat(name, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                try:
+                    os.mkdir(name, 0o700, dir_fd=target)
+                except FileExistsError:
+                    if not stat.S_ISDIR(os.stat(name, dir_fd=target, follow_symlinks=False).st_mode):
+                        os.unlink(name, dir_fd=target)
+                        os.mkdir(name, 0o700, dir_fd=target)
+                below, made = os.open(name, _O_FOLDER, dir_fd=source), os.open(name, _O_FOLDER, dir_fd=target)
+                try:
+                    self._folder(below, here, inside, made)
+                    os.fchown(made, *self._owner(info))
+                    self._xattrs(below, made)
+                    mode = self._placement.folder_mode
+                    os.fchmod(made, stat.S_IMODE(info.st_mode) if mode is None else mode)
+                    os.utime(made, ns=(info.st_mtime_ns, info.st_mtime_ns))
+                finally:
+                    os.close(below)
+                    os.close(made)
+            elif stat.S_ISREG(info.st_mode):
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+                try:
+                    self._file(file, info, target, name)
+                finally:
+                    os.close(file)
+            else:
+                self._special(source, name, info, target)
+
+    def _special(self, source: int, name: str, info: os.stat_result, target: int) -> None:
+        if stat.S_ISSOCK(info.st_mode):
+            return
+        remove_tree(target, name)
+        if stat.S_ISLNK(info.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        else:
+            os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
+        os.chown(name, *self._owner(info), dir_fd=target, follow_symlinks=False)
+        os.utime(name, ns=(info.st_mtime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+    def _file(self, source: int, info: os.stat_result, parent: int, name: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+        except FileExistsError:
+            remove_tree(parent, name)
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            _copy_content(source, fd, info.st_size)
+            os.fchown(fd, *self._owner(info))
+            self._xattrs(source, fd)
+            mode = self._placement.mode
+            os.fchmod(fd, stat.S_IMODE(info.st_mode) if mode is None else mode)
+            os.utime(fd, ns=(info.st_mtime_ns, info.st_mtime_ns))
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _xattrs(source: int, target: int) -> None:
+        try:
+            keys = os.listxattr(source)
+        except OSError:
+            return
+        for key in keys:
+            if key == "security.capability" or key.startswith("user."):
+                try:
+                    os.setxattr(target, key, os.getxattr(source, key))
+                except OSError:
+                    continue
+
+
+def _copy_content(source: int, target: int, size: int) -> None:
+    left = size
+    while left > 0:
+        try:
+            done = os.copy_file_range(source, target, min(left, 1 << 30))
+        except OSError as error:
+            if left != size or error.errno not in (18, 22, 38, 95):  # EXDEV, EINVAL, ENOSYS, EOPNOTSUPP
+                raise
+            break
+        if done == 0:
+            break
+        left -= done
+    while left > 0 and (data := os.read(source, min(left, _PIECE))):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(target, view) :]
+        left -= len(data)

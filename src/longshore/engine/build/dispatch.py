@@ -1,0 +1,373 @@
+"""Each instruction of the classic builder: what it does to the stage, and how the history tells it.
+
+Source: moby builder/dockerfile/dispatchers.go, internals.go.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from longshore.engine.build.instructions import BUILDKIT_FLAGS, Instruction
+from longshore.engine.build.shell import ExpansionError, expand, expand_words
+from longshore.engine.build.state import StageState
+from longshore.engine.build.step import RunStep, StepRoot
+from longshore.engine.containers import signals
+from longshore.engine.errors import InvalidParameter, SystemFailure
+from longshore.engine.images.commit import make_config
+from longshore.engine.images.model import Image, encode
+from longshore.engine.images.streams import in_thread
+from longshore.machinery import rooted
+
+if TYPE_CHECKING:
+    from longshore.engine.build.classic import _Build
+    from longshore.engine.images.layers import Layer
+
+_NEEDS_BUILDKIT = (
+    "the --{} option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ to learn how to build images with "
+    "BuildKit enabled"
+)
+_PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/([A-Za-z]+))?")
+
+
+class StepFailed(SystemFailure):
+    """A command of RUN ended with a code other than 0. code: it."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def go_quoted(words: list[str]) -> str:
+    """A list as Go's %q prints it: ["a" "b"]."""
+    return "[" + " ".join(orjson.dumps(word).decode() for word in words) + "]"
+
+
+def go_duration(nanoseconds: int) -> str:
+    """A duration as Go prints it: "1m30s"."""
+    if nanoseconds == 0:
+        return "0s"
+    if nanoseconds < 10**9:
+        for unit, size in (("ms", 10**6), ("µs", 10**3), ("ns", 1)):
+            if nanoseconds >= size:
+                return f"{nanoseconds / size:g}{unit}"
+    seconds, rest = divmod(nanoseconds, 10**9)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{seconds + rest / 10**9:.9f}".rstrip("0").rstrip(".") + "s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text
+
+
+class Dispatcher:
+    """Carries out the instructions of one stage."""
+
+    def __init__(self, build: _Build, state: StageState) -> None:
+        self.build, self.state = build, state
+        self._escape = build.program.file.escape
+
+    async def run(self, instruction: Instruction) -> None:
+        """One instruction. Raises EngineError."""
+        for flag in (*instruction.flags, *instruction.lists):
+            if flag in BUILDKIT_FLAGS or flag == "chmod":
+                raise InvalidParameter(_NEEDS_BUILDKIT.format(flag))
+        handler = getattr(self, f"_{instruction.command}")
+        await handler(instruction)
+
+    def expand(self, text: str, instruction: Instruction) -> str:
+        try:
+            return expand(text, self.state.variables(), self._escape)
+        except ExpansionError as error:
+            raise InvalidParameter(f"failed to process {orjson.dumps(text).decode()}: {error}") from None
+
+    def expand_words(self, text: str) -> list[str]:
+        try:
+            return expand_words(text, self.state.variables(), self._escape)
+        except ExpansionError as error:
+            raise InvalidParameter(f"failed to process {orjson.dumps(text).decode()}: {error}") from None
+
+    # -- what only changes the configuration -----------------------------------------------------------------------
+
+    async def _env(self, instruction: Instruction) -> None:
+        pairs = [(self.expand(n, instruction), self.expand(v or "", instruction)) for n, v in instruction.pairs]
+        for name, value in pairs:
+            self.state.set_env(name, value)
+        await self.configured("ENV " + " ".join(f"{name}={value}" for name, value in pairs))
+
+    async def _label(self, instruction: Instruction) -> None:
+        pairs = [(self.expand(n, instruction), self.expand(v or "", instruction)) for n, v in instruction.pairs]
+        self.state.config["Labels"] = {**(self.state.config.get("Labels") or {}), **dict(pairs)}
+        await self.configured("LABEL " + " ".join(f"{name}={value}" for name, value in pairs))
+
+    async def _maintainer(self, instruction: Instruction) -> None:
+        self.state.author = instruction.words[0]
+        await self.configured("MAINTAINER " + instruction.words[0])
+
+    async def _arg(self, instruction: Instruction) -> None:
+        told: list[str] = []
+        for name, default in instruction.pairs:
+            name = self.expand(name, instruction)
+            value = None if default is None else self.expand(default, instruction)
+            told.append(name if value is None else f"{name}={value}")
+            found = self.state.arguments.declared(name, value)
+            if found is not None:
+                self.state.args[name] = found
+        await self.configured("ARG " + " ".join(told))
+
+    async def _user(self, instruction: Instruction) -> None:
+        user = self.expand(instruction.words[0], instruction)
+        self.state.config["User"] = user
+        await self.configured(f"USER {user}")
+
+    async def _stopsignal(self, instruction: Instruction) -> None:
+        name = self.expand(instruction.words[0], instruction)
+        signals.parse(name)
+        self.state.config["StopSignal"] = name
+        await self.configured(f"STOPSIGNAL {name}")
+
+    async def _volume(self, instruction: Instruction) -> None:
+        words = [word for text in instruction.words for word in self.expand_words(text)]
+        volumes = dict(self.state.config.get("Volumes") or {})
+        for word in words:
+            if not word:
+                raise InvalidParameter("VOLUME specified can not be an empty string")
+            volumes[word] = {}
+        self.state.config["Volumes"] = volumes
+        await self.configured(f"VOLUME [{' '.join(words)}]")
+
+    async def _expose(self, instruction: Instruction) -> None:
+        words = [word for text in instruction.words for word in self.expand_words(text)]
+        ports = dict(self.state.config.get("ExposedPorts") or {})
+        for word in words:
+            for port in exposed(word):
+                ports[port] = {}
+        self.state.config["ExposedPorts"] = ports
+        await self.configured("EXPOSE " + " ".join(sorted(words)))
+
+    async def _shell(self, instruction: Instruction) -> None:
+        self.state.config["Shell"] = list(instruction.words)
+        await self.configured(f"SHELL [{' '.join(instruction.words)}]")
+
+    async def _healthcheck(self, instruction: Instruction) -> None:
+        health = dict(instruction.health)
+        if health.get("Test") == ["NONE"]:
+            self.state.config["Healthcheck"] = {"Test": ["NONE"]}
+            await self.configured("HEALTHCHECK NONE")
+            return
+        self.state.config["Healthcheck"] = health
+        times = [
+            go_duration(int(str(health.get(key, 0)))) for key in ("Interval", "Timeout", "StartPeriod", "StartInterval")
+        ]
+        test = " ".join(str(word) for word in health["Test"])  # type: ignore[attr-defined]
+        await self.configured(f"HEALTHCHECK &{{[{test}] {' '.join(times)} {health.get('Retries', 0)}}}")
+
+    def _command(self, instruction: Instruction) -> list[str]:
+        return [*self.state.shell, *instruction.words] if instruction.shell else list(instruction.words)
+
+    async def _cmd(self, instruction: Instruction) -> None:
+        words = self._command(instruction) if instruction.words else []
+        self.state.config["Cmd"] = words
+        self.state.config.pop("ArgsEscaped", None)
+        self.state.cmd_set = bool(words)
+        await self.configured(f"CMD {go_quoted(words)}")
+
+    async def _entrypoint(self, instruction: Instruction) -> None:
+        words = self._command(instruction) if instruction.words else []
+        self.state.config["Entrypoint"] = words or None
+        if not self.state.cmd_set:
+            self.state.config["Cmd"] = None
+        await self.configured(f"ENTRYPOINT {go_quoted(words)}")
+
+    async def _onbuild(self, instruction: Instruction) -> None:
+        self.state.config["OnBuild"] = [*(self.state.config.get("OnBuild") or []), instruction.inner]
+        await self.configured(f"ONBUILD {instruction.inner}")
+
+    async def configured(self, comment: str) -> None:
+        """A step that is configuration only: from the cache, or a new image without a layer."""
+        told = f"{' '.join(self.state.shell)} #(nop)  {comment}"
+        if comment.startswith("SHELL"):
+            told = f"{' '.join(self.state.config['Shell'])} #(nop)  {comment}"
+        key = self.key(told)
+        if self.cached(key):
+            return
+        step = secrets.token_hex(32)
+        self.build.say(f" ---> Running in {step[:12]}\n")
+        if self.build.options.remove:
+            self.build.say(f" ---> Removed intermediate container {step[:12]}\n")
+        self.commit(key, told, None, step)
+
+    # -- images ----------------------------------------------------------------------------------------------------
+
+    def key(self, told: str, *more: Any) -> str:
+        """The cache key of a step: the image below, the configuration that it leaves, its words, what else matters."""
+        image = self.state.image.id if self.state.image else ""
+        return self.build.cache.key(
+            "classic", image, self.state.config, self.state.author, told, self.build.options.platform, more
+        )
+
+    def cached(self, key: str) -> bool:
+        """Take the step from the cache, if it is there."""
+        if self.build.options.no_cache:
+            return False
+        found = self.build.cache.get(key)
+        if found is None:
+            return False
+        self.build.say(" ---> Using cache\n")
+        self.take(found)
+        return True
+
+    def take(self, image: Image) -> None:
+        self.state.image = image
+
+    def commit(self, key: str, told: str, layer: Layer | None, container: str = "") -> None:
+        """The step's image over the stage's, with the stage's configuration."""
+        state = self.state
+        config = make_config(
+            state.image.config if state.image else None,
+            state.config,
+            diff=layer.diff if layer else "",
+            created_by=told,
+            author=state.author,
+            container=container,
+            container_config={**state.config, "Cmd": told.split(" ", 2)},
+        )
+        if state.author:
+            config["author"] = state.author
+        chain = layer.chain if layer else state.chain
+        image = self.build.store.add(encode(config), chain, parent=state.image.id if state.image else "")
+        self.build.cache.put(key, image.id, told[:200], layer.size if layer else 0)
+        self.take(image)
+
+    # -- steps with a root -----------------------------------------------------------------------------------------
+
+    async def _workdir(self, instruction: Instruction) -> None:
+        wanted = self.expand(instruction.words[0], instruction)
+        if not wanted:
+            raise InvalidParameter("WORKDIR specified can not be an empty string")
+        path = posixpath.normpath(posixpath.join("/", self.state.config.get("WorkingDir") or "/", wanted))
+        path = "/" + path.lstrip("/")
+        self.state.config["WorkingDir"] = path
+        told = f"{' '.join(self.state.shell)} #(nop) WORKDIR {path}"
+        key = self.key(told)
+        if self.cached(key):
+            return
+
+        def work(root: StepRoot) -> None:
+            import os
+
+            os.close(rooted.make_dirs(root.merged, path))
+
+        with self.build.store.lease() as lease:
+            lease.add(self.state.chain)
+            root = StepRoot(self.build.store, self.state.chain)
+            self.build.say(f" ---> Running in {root.id[:12]}\n")
+            layer = await self.in_root(root, work, lease)
+            if self.build.options.remove:
+                self.build.say(f" ---> Removed intermediate container {root.id[:12]}\n")
+            self.commit(key, told, layer, root.id)
+
+    async def in_root(self, root: StepRoot, work: Callable[[StepRoot], None], lease: Any) -> Layer | None:
+        """Do `work` on a mounted root in a thread; what it wrote as a layer."""
+
+        def whole() -> Layer | None:
+            try:
+                root.mount()
+                work(root)
+                root.finish()
+                return root.layer(lease)
+            finally:
+                root.discard()
+
+        try:
+            return await in_thread(whole)
+        except OSError as error:
+            shown = f"{error.filename}: " if error.filename else ""
+            raise SystemFailure(f"{shown}{(error.strerror or str(error)).lower()}") from None
+
+    async def _run(self, instruction: Instruction) -> None:
+        if instruction.heredocs and instruction.shell:
+            words = [*self.state.shell, heredoc_script(instruction)]
+        else:
+            words = self._command(instruction)
+        arguments = self.state.run_arguments()
+        told = " ".join(words)
+        if arguments:
+            told = f"|{len(arguments)} {' '.join(arguments)} {told}"
+        options = self.build.options
+        key = self.key(told, words, arguments, options.network)
+        if self.cached(key):
+            return
+        state = self.state
+        if not state.image and not state.chain and not state.config.get("Env"):
+            raise InvalidParameter("Please provide a source image with `from` prior to run")
+        with self.build.store.lease() as lease:
+            lease.add(state.chain)
+            root = StepRoot(self.build.store, state.chain)
+            self.build.say(f" ---> Running in {root.id[:12]}\n")
+            try:
+                await in_thread(root.mount)
+                await in_thread(root.add_mount_points)
+                step = RunStep(
+                    root.id,
+                    root.merged,
+                    words,
+                    [*state.hidden_arguments(), *arguments, *state.env],
+                    state.config.get("WorkingDir") or "/",
+                    user=state.config.get("User") or "",
+                    network=options.network,
+                    hosts=options.hosts,
+                    limits=options.limits,
+                )
+                code = await self.build.runner.run(step, self.build.output)
+                if code != 0:
+                    raise StepFailed(f"The command '{' '.join(words)}' returned a non-zero code: {code}", code)
+                await in_thread(root.finish)
+                layer = await in_thread(root.layer, lease)
+            finally:
+                await in_thread(root.discard)
+            if options.remove:
+                self.build.say(f" ---> Removed intermediate container {root.id[:12]}\n")
+            self.commit(key, told, layer, root.id)
+
+    async def _copy(self, instruction: Instruction) -> None:
+        from longshore.engine.build.transfer import transfer
+
+        await transfer(self, instruction)
+
+    async def _add(self, instruction: Instruction) -> None:
+        from longshore.engine.build.transfer import transfer
+
+        await transfer(self, instruction)
+
+
+def heredoc_script(instruction: Instruction) -> str:
+    """The shell script that a RUN with here-documents means."""
+    words = instruction.words[0]
+    heredocs = instruction.heredocs
+    if len(heredocs) == 1 and re.fullmatch(r"<<-?\S+", words.strip()):
+        # The document alone is the script.
+        return heredocs[0].content
+    script = words
+    for heredoc in heredocs:
+        script += "\n" + heredoc.content + heredoc.name
+    return script
+
+
+def exposed(word: str) -> list[str]:
+    """The ports of an EXPOSE word: "80", "53/udp", "8000-8002". Raises InvalidParameter."""
+    found = _PORT.fullmatch(word)
+    if not found:
+        raise InvalidParameter(f"invalid containerPort: {word}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    protocol = (found[3] or "tcp").lower()
+    if protocol not in ("tcp", "udp", "sctp"):
+        raise InvalidParameter(f"invalid proto: {protocol}")
+    if not 0 < first <= last <= 65535:
+        raise InvalidParameter(f"invalid containerPort: {word}")
+    return [f"{number}/{protocol}" for number in range(first, last + 1)]

@@ -1,0 +1,246 @@
+"""RUN's commands in a container: the OCI runtime in the foreground, its output through two pipes.
+
+A step needs no monitor that outlives the engine: when the engine goes, the build is over. The process is started and
+watched like any other program, which is what makes a step cheap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from longshore.engine.build.step import Output, RunStep
+from longshore.engine.containers import files
+from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
+from longshore.engine.images.extract import remove_path
+from longshore.engine.images.streams import in_thread
+from longshore.engine.runtime import spec as oci
+from longshore.engine.runtime.users import UnknownUser, resolve_user
+from longshore.machinery import process
+
+if TYPE_CHECKING:
+    from longshore.engine.networks.service import NetworkService
+
+_MINIMUM_MEMORY = 6 << 20
+_FAILED = (
+    "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
+)
+
+
+class _Endpoint:
+    """What the network service wants to know of a container."""
+
+    def __init__(self, step_id: str) -> None:
+        self.id, self.name = step_id, f"/build-{step_id[:12]}"
+
+
+class RuncRunner:
+    """Runs steps with an OCI runtime.
+
+    run: a folder for bundles (not kept over a reboot). networks: the engine's networks (None: steps have loopback only,
+    but for "host"). runtime: the program. cgroup: the parent of the steps' cgroups.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        networks: NetworkService | None = None,
+        *,
+        runtime: str = "runc",
+        cgroup: str = "/longshore-build",
+    ) -> None:
+        self._run, self._networks, self._runtime, self._cgroup = run, networks, runtime, cgroup
+
+    async def run(self, step: RunStep, output: Output) -> int:
+        """See step.Runner."""
+        if 0 < step.limits.memory < _MINIMUM_MEMORY:
+            raise InvalidParameter("Minimum memory limit allowed is 6MB")
+        bundle = self._run / step.id[:12]
+        bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sandbox: Path | None = None
+        endpoint: Any = None
+        try:
+            spec = self._spec(step, bundle)
+            sandbox, endpoint = await self._network(step, spec, bundle)
+            (bundle / "config.json").write_bytes(orjson.dumps(spec))
+            return await self._execute(step, bundle, output)
+        finally:
+            await asyncio.shield(self._clean(bundle, sandbox, endpoint))
+
+    def _spec(self, step: RunStep, bundle: Path) -> dict[str, Any]:
+        spec = oci.default_spec(
+            rootfs=step.root,
+            args=step.argv,
+            env=[*_defaults(step.env), *step.env],
+            cwd=step.cwd or "/",
+            hostname=step.id[:12],
+        )
+        try:
+            user = resolve_user(step.root, step.user)
+        except UnknownUser as error:
+            raise InvalidParameter(str(error)) from None
+        oci.set_user(spec, user.uid, user.gid, user.groups)
+        if not any(entry.startswith("HOME=") for entry in step.env):
+            spec["process"]["env"].append(f"HOME={user.home}")
+        for mount in step.mounts:
+            oci.add_mount(spec, mount.source, mount.target, mount.options, mount.kind)
+        limits = step.limits
+        resources = spec["linux"]["resources"]
+        memory = {"limit": limits.memory, "swap": limits.memory_swap}
+        cpu = {
+            "shares": limits.cpu_shares,
+            "period": limits.cpu_period,
+            "quota": limits.cpu_quota,
+            "cpus": limits.cpuset_cpus,
+            "mems": limits.cpuset_mems,
+        }
+        for name, values in (("memory", memory), ("cpu", cpu)):
+            given = {key: value for key, value in values.items() if value}
+            if given:
+                resources[name] = given
+        if limits.shm_size:
+            for mount in spec["mounts"]:
+                if mount["destination"] == "/dev/shm":
+                    mount["options"] = [o for o in mount["options"] if not o.startswith("size=")]
+                    mount["options"].append(f"size={limits.shm_size}")
+        if limits.ulimits:
+            spec["process"]["rlimits"] = [
+                {"type": f"RLIMIT_{str(limit['Name']).upper()}", "soft": limit["Soft"], "hard": limit["Hard"]}
+                for limit in limits.ulimits
+            ]
+        spec["linux"]["cgroupsPath"] = f"{limits.cgroup_parent or self._cgroup}/{step.id}"
+        if step.privileged:
+            oci.make_privileged(spec)
+        oci.sort_mounts(spec)
+        return spec
+
+    async def _network(self, step: RunStep, spec: dict[str, Any], bundle: Path) -> tuple[Path | None, Any]:
+        """Connect the step, and write its hosts, hostname and resolv.conf."""
+        sandbox: Path | None = None
+        endpoint: Any = None
+        own: list[tuple[str, str]] = []
+        if step.network == "host":
+            oci.set_namespace(spec, "network", host=True)
+        elif step.network != "none" and self._networks is not None:
+            networks = self._networks
+            network = networks.resolve("bridge" if step.network in ("default", "") else step.network)
+            sandbox = networks.sandbox_path(step.id)
+            settings: dict[str, Any] = {}
+            endpoint = networks.allocate(network, _Endpoint(step.id), settings)
+            try:
+                await in_thread(lambda: networks.build(sandbox, [(endpoint, "eth0", True)]))
+            except BaseException:
+                networks.release(endpoint)
+                raise
+            oci.set_namespace(spec, "network", sandbox)
+            if settings.get("IPAddress"):
+                own.append((str(settings["IPAddress"]), step.id[:12]))
+        extra = [(address, name) for name, address in step.hosts]
+        servers, search, options = files.resolver_of([], [], [], host_network=step.network == "host")
+        texts = {
+            "hosts": files.hosts(own, extra),
+            "hostname": step.id[:12] + "\n",
+            "resolv.conf": files.resolv_conf(servers, search, options),
+        }
+        for name, text in texts.items():
+            (bundle / name).write_text(text)
+            oci.add_mount(spec, bundle / name, f"/etc/{name}", ("rbind", "rprivate"))
+        return sandbox, endpoint
+
+    async def _execute(self, step: RunStep, bundle: Path, output: Output) -> int:
+        log = bundle / "log.json"
+        ends = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
+        readers: list[asyncio.Task[None]] = []
+        container = f"build-{step.id[:12]}"
+        arguments = ["--root", str(self._run / "state"), "--log", str(log), "--log-format", "json"]
+        try:
+            try:
+                child = process.spawn(
+                    [self._runtime, *arguments, "run", "--bundle", str(bundle), container],
+                    stdout=ends[0][1],
+                    stderr=ends[1][1],
+                    new_session=True,
+                )
+            except OSError as error:
+                for reading, _ in ends:
+                    os.close(reading)
+                raise SystemFailure(f"{self._runtime}: {error.strerror}") from None
+        finally:
+            for _, writing in ends:
+                os.close(writing)
+        # The runtime's own complaint about a command that cannot start comes on the same pipe as the step's errors;
+        # the log file tells which it is, so what comes first on stderr waits until it is known.
+        readers = [asyncio.ensure_future(_read(reading, number, output)) for number, (reading, _) in enumerate(ends, 1)]
+        try:
+            code = await child.wait()
+            await asyncio.wait(readers, timeout=10)
+        except BaseException:
+            child.kill()
+            with contextlib.suppress(EngineError, process.ProcessFailed, OSError, TimeoutError):
+                await asyncio.shield(
+                    process.run([self._runtime, *arguments, "delete", "--force", container], check=False, timeout=20)
+                )
+            raise
+        finally:
+            for reader in readers:
+                reader.cancel()
+        if code != 0:
+            failure = _failure(log)
+            if failure:
+                raise SystemFailure(failure)
+        return code if code >= 0 else 128 - code
+
+    async def _clean(self, bundle: Path, sandbox: Path | None, endpoint: Any) -> None:
+        def work() -> None:
+            from longshore.engine.networks.service import remove_sandbox
+
+            if sandbox is not None:
+                remove_sandbox(sandbox)
+            remove_path(bundle)
+
+        if endpoint is not None and self._networks is not None:
+            self._networks.release(endpoint)
+        await in_thread(work)
+
+
+def _defaults(env: Any) -> list[str]:
+    return [] if any(entry.startswith("PATH=") for entry in env) else [f"PATH={oci.DEFAULT_PATH}"]
+
+
+async def _read(fd: int, number: int, output: Output) -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 18)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb"))
+    try:
+        while data := await reader.read(32768):
+            # The runtime repeats its own complaint on stderr; it is told as the step's error instead.
+            if number == 2 and b'level=error msg="runc run failed' in data:
+                data = b"".join(
+                    line for line in data.splitlines(True) if b'level=error msg="runc run failed' not in line
+                )
+            if data:
+                output(number, data)
+    finally:
+        transport.close()
+
+
+def _failure(log: Path) -> str:
+    """Why the runtime could not start the command, "" when it did start."""
+    try:
+        lines = log.read_bytes().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = orjson.loads(line)
+        except ValueError:
+            continue
+        text = str(entry.get("msg") or "")
+        if entry.get("level") == "error" and text.startswith("runc run failed: "):
+            return _FAILED + text.removeprefix("runc run failed: ")
+    return ""

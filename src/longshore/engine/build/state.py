@@ -1,0 +1,112 @@
+"""What a stage knows while it is built: the image so far, its configuration, its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from longshore.engine.images.model import Image
+
+# Arguments that need no ARG and are not recorded in the history.
+PREDEFINED = {
+    name
+    for upper in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+    for name in (upper, upper.lower())
+}
+DEFAULT_SHELL = ["/bin/sh", "-c"]
+
+
+class Arguments:
+    """Build arguments: what was given, what the file declares, what of it was used."""
+
+    def __init__(self, given: Mapping[str, str | None]) -> None:
+        self.given = dict(given)
+        self.meta: dict[str, str | None] = {}
+        self.used: set[str] = set()
+
+    def declare_meta(self, name: str, default: str | None) -> None:
+        """An ARG before the first FROM."""
+        self.used.add(name)
+        self.meta[name] = default
+
+    def meta_values(self) -> dict[str, str]:
+        """What FROM may use."""
+        found: dict[str, str] = {}
+        for name, default in self.meta.items():
+            value = self.given.get(name) if self.given.get(name) is not None else default
+            if value is not None:
+                found[name] = value
+        return found
+
+    def declared(self, name: str, default: str | None) -> str | None:
+        """The value that an ARG of a stage has; None: none."""
+        self.used.add(name)
+        if self.given.get(name) is not None:
+            return self.given[name]
+        if default is not None:
+            return default
+        return self.meta_values().get(name) if name in self.meta else None
+
+    def unused(self) -> list[str]:
+        return sorted(name for name in self.given if name not in self.used and name not in PREDEFINED)
+
+
+@dataclass
+class StageState:
+    """One stage under way. image: the image so far (None: from scratch, nothing yet); config: its run configuration."""
+
+    arguments: Arguments
+    name: str = ""
+    image: Image | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    author: str = ""
+    args: dict[str, str] = field(default_factory=dict)
+    cmd_set: bool = False
+    started: bool = False
+
+    @property
+    def chain(self) -> str:
+        return self.image.chain if self.image else ""
+
+    @property
+    def shell(self) -> list[str]:
+        return list(self.config.get("Shell") or DEFAULT_SHELL)
+
+    @property
+    def env(self) -> list[str]:
+        return list(self.config.get("Env") or [])
+
+    def env_values(self) -> dict[str, str]:
+        return dict(entry.partition("=")[::2] for entry in self.env)
+
+    def variables(self) -> dict[str, str]:
+        """What expansion sees: arguments, and over them the environment."""
+        given = {
+            name: value for name, value in self.arguments.given.items() if name in PREDEFINED and value is not None
+        }
+        return {**given, **self.args, **self.env_values()}
+
+    def set_env(self, name: str, value: str) -> None:
+        env = self.env
+        for position, entry in enumerate(env):
+            if entry.partition("=")[0] == name:
+                env[position] = f"{name}={value}"
+                break
+        else:
+            env.append(f"{name}={value}")
+        self.config["Env"] = env
+
+    def run_arguments(self) -> list[str]:
+        """The arguments that a RUN gets besides the environment, sorted, as they stand in the history."""
+        env = self.env_values()
+        return [f"{name}={self.args[name]}" for name in sorted(self.args) if name not in env and name not in PREDEFINED]
+
+    def hidden_arguments(self) -> list[str]:
+        """Predefined arguments (proxies): given to RUN, kept out of the history and of the cache key."""
+        env = self.env_values()
+        return [
+            f"{name}={value}"
+            for name, value in sorted(self.arguments.given.items())
+            if name in PREDEFINED and value is not None and name not in env
+        ]
