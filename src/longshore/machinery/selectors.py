@@ -303,3 +303,29 @@ def parse_fields(text: str) -> FieldSelector | None:
         else:
             raise SelectorError(f"invalid selector: '{text}'; can't understand '{part}'")
     return FieldSelector(tuple(terms)) if terms else None
+
+
+_OBJECT_OPERATORS = {"In": "in", "NotIn": "notin", "Exists": "exists", "DoesNotExist": "!"}
+
+
+def from_object(selector: Mapping[str, object] | None) -> LabelSelector:
+    """A LabelSelector object (matchLabels, matchExpressions). None matches nothing, an empty one everything. SelectorError."""
+    if selector is None:
+        return NOTHING
+    labels = selector.get("matchLabels") or {}
+    expressions = selector.get("matchExpressions") or ()
+    assert isinstance(labels, Mapping) and isinstance(expressions, Iterable)
+    found = [Requirement(key, "=", (value,)) for key, value in labels.items()]
+    for expression in expressions:
+        operator = _OBJECT_OPERATORS.get(expression.get("operator", ""))
+        if operator is None:
+            raise SelectorError(f'"{expression.get("operator", "")}" is not a valid label selector operator')
+        values = tuple(expression.get("values") or ())
+        if operator in ("in", "notin") and not values:
+            raise SelectorError("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty")
+        found.append(Requirement(expression.get("key", ""), operator, values))
+    return LabelSelector(tuple(found))
+
+
+# No label is both there and absent.
+NOTHING = LabelSelector((Requirement("", "exists"),))

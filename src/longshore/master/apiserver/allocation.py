@@ -221,10 +221,18 @@ class ServiceAllocator:
             "ipaddress.kubernetes.io/ip-family": family_of(address),
             "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
         }
-        parent = {"group": "", "resource": "services", "namespace": metadata.get("namespace", ""), "name": metadata.get("name", "")}
+        parent = {
+            "group": "",
+            "resource": "services",
+            "namespace": metadata.get("namespace", ""),
+            "name": metadata.get("name", ""),
+        }
         try:
             await self.api.create(
-                _NETWORKING, "ipaddresses", "", {"metadata": {"name": address, "labels": labels}, "spec": {"parentRef": parent}}
+                _NETWORKING,
+                "ipaddresses",
+                "",
+                {"metadata": {"name": address, "labels": labels}, "spec": {"parentRef": parent}},
             )
         except StatusError as error:
             if error.reason == "AlreadyExists":
@@ -247,12 +255,16 @@ class ServiceAllocator:
                     continue
                 await self._take_port(service, asked, f"spec.ports[{index}].nodePort", name, taken, dry_run)
             else:
-                shared = next((n for n, used in ours.items() if protocol not in used and _same_port(service, n, port)), 0)
+                shared = next(
+                    (n for n, used in ours.items() if protocol not in used and _same_port(service, n, port)), 0
+                )
                 asked = shared or await self._any_port(service, taken, dry_run)
                 port["nodePort"] = asked
             ours.setdefault(asked, set()).add(protocol)
 
-    async def _take_port(self, service: Object, port: int, where: str, name: str, taken: list[int], dry_run: bool) -> None:
+    async def _take_port(
+        self, service: Object, port: int, where: str, name: str, taken: list[int], dry_run: bool
+    ) -> None:
         errors = Errors()
         if not self.first_port <= port <= self.last_port:
             if 0 < port < 65536:
@@ -290,7 +302,9 @@ class ServiceAllocator:
         if asked and asked in _ports((old or {}).get("spec") or {}):
             return
         if asked:
-            await self._take_port(service, asked, "spec.healthCheckNodePort", service["metadata"].get("name", ""), taken, dry_run)
+            await self._take_port(
+                service, asked, "spec.healthCheckNodePort", service["metadata"].get("name", ""), taken, dry_run
+            )
         else:
             spec["healthCheckNodePort"] = await self._any_port(service, taken, dry_run)
 
@@ -306,14 +320,18 @@ class ServiceAllocator:
                 ports[port] = f"{metadata['namespace']}/{metadata['name']}"
             for address in _addresses(spec):
                 addresses[address] = service
-        held = {int(kv.key[len(PORTS) :]) for kv in (await self.store.range(PORTS, PORTS[:-1] + b"0", keys_only=True)).kvs}
+        held = {
+            int(kv.key[len(PORTS) :]) for kv in (await self.store.range(PORTS, PORTS[:-1] + b"0", keys_only=True)).kvs
+        }
         for port in held - ports.keys():
             await self.store.delete(PORTS + str(port).encode())
         for port in ports.keys() - held:
             await self.store.create(PORTS + str(port).encode(), ports[port].encode())
         for obj in self.api.list(_NETWORKING, "ipaddresses"):
             name = obj["metadata"]["name"]
-            ours = (obj["metadata"].get("labels") or {}).get("ipaddress.kubernetes.io/managed-by") == "ipallocator.k8s.io"
+            ours = (obj["metadata"].get("labels") or {}).get(
+                "ipaddress.kubernetes.io/managed-by"
+            ) == "ipallocator.k8s.io"
             if ours and name not in addresses:
                 with contextlib.suppress(StatusError):
                     await self.api.delete(_NETWORKING, "ipaddresses", "", name)

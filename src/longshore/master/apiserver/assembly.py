@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access
 from longshore.master.apiserver.leases import EventLeases
+from longshore.master.apiserver.openapi import OpenAPI
 from longshore.master.apiserver.podwrites import PodWrites
 from longshore.master.apiserver.proxying import Proxying
 from longshore.master.apiserver.reviews import ReviewHandlers
@@ -32,7 +33,22 @@ async def assemble(server: APIServer) -> None:
     _access(server)
     _admission(server)
     proxying = Proxying(
-        server.api, server.admission, certificate=config.kubelet_certificate, key=config.kubelet_key, ca=config.kubelet_ca
+        server.api,
+        server.admission,
+        certificate=config.kubelet_certificate,
+        key=config.kubelet_key,
+        ca=config.kubelet_ca,
+    )
+    special.update(proxying.handlers())
+    server.closers.append(proxying.close)
+    server.openapi = OpenAPI(server.scheme, server.discovery)
+    server.path_handlers["openapi"] = server.openapi.handle
+    proxying = Proxying(
+        server.api,
+        server.admission,
+        certificate=config.kubelet_certificate,
+        key=config.kubelet_key,
+        ca=config.kubelet_ca,
     )
     special.update(proxying.handlers())
     server.closers.append(proxying.close)

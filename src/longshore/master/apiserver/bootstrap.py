@@ -64,7 +64,9 @@ class Bootstrap:
         await asyncio.gather(*work)
         self.server.spawn(self._renew(), "identity lease")
 
-    async def ensure(self, group: str, resource: str, namespace: str, obj: Object, manager: str = "kube-apiserver") -> None:
+    async def ensure(
+        self, group: str, resource: str, namespace: str, obj: Object, manager: str = "kube-apiserver"
+    ) -> None:
         """Create an object unless it is there."""
         if self.server.api.get(group, resource, namespace, obj["metadata"]["name"]) is not None:
             return
@@ -75,7 +77,9 @@ class Bootstrap:
                 log.warning("%s %s could not be made: %s", resource, obj["metadata"]["name"], error.message)
 
     async def namespace(self, name: str) -> None:
-        await self.ensure("", "namespaces", "", {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}})
+        await self.ensure(
+            "", "namespaces", "", {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}}
+        )
 
     async def priority_class(self, name: str, value: int, description: str) -> None:
         obj = {"metadata": {"name": name}, "value": value, "description": description}
@@ -92,7 +96,10 @@ class Bootstrap:
         return work
 
     async def _flow_object(self, plural: str, name: str, spec: Object) -> None:
-        obj: Object = {"metadata": {"name": name, "annotations": {"apf.kubernetes.io/autoupdate-spec": "true"}}, "spec": spec}
+        obj: Object = {
+            "metadata": {"name": name, "annotations": {"apf.kubernetes.io/autoupdate-spec": "true"}},
+            "spec": spec,
+        }
         manager = "api-priority-and-fairness-config-producer-v1"
         await self.ensure(_FLOW, plural, "", obj, manager)
         if plural != "flowschemas":
@@ -106,11 +113,19 @@ class Bootstrap:
             message = f'This FlowSchema references the PriorityLevelConfiguration object named "{level}" and it exists'
             made["status"] = {
                 "conditions": [
-                    {"type": "Dangling", "status": "False", "lastTransitionTime": times.now(), "reason": "Found", "message": message}
+                    {
+                        "type": "Dangling",
+                        "status": "False",
+                        "lastTransitionTime": times.now(),
+                        "reason": "Found",
+                        "message": message,
+                    }
                 ]
             }
             with contextlib.suppress(StatusError):
-                await self.server.api.update(_FLOW, plural, "", made, "status", "api-priority-and-fairness-config-consumer-v1")
+                await self.server.api.update(
+                    _FLOW, plural, "", made, "status", "api-priority-and-fairness-config-consumer-v1"
+                )
 
     def _api_services(self) -> list[Any]:
         api = self.server.api
@@ -135,7 +150,9 @@ class Bootstrap:
         """The default range of Service addresses."""
         api = self.server.api
         cidrs = self.server.config.service_cidrs
-        await self.ensure(_NETWORKING, "servicecidrs", "", {"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}})
+        await self.ensure(
+            _NETWORKING, "servicecidrs", "", {"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}}
+        )
         await self.server.hub.fresh()
         made = api.get(_NETWORKING, "servicecidrs", "", "kubernetes")
         if made is not None and not (made.get("status") or {}).get("conditions"):
@@ -157,7 +174,9 @@ class Bootstrap:
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": target}],
         }  # fmt: skip
         labels = {"component": "apiserver", "provider": "kubernetes"}
-        await self.ensure("", "services", "default", {"metadata": {"name": "kubernetes", "labels": labels}, "spec": spec})
+        await self.ensure(
+            "", "services", "default", {"metadata": {"name": "kubernetes", "labels": labels}, "spec": spec}
+        )
         with contextlib.suppress(StatusError):
             await self._endpoints(config.advertise[0], target)
 
@@ -185,7 +204,9 @@ class Bootstrap:
         if there is None:
             await self.ensure("discovery.k8s.io", "endpointslices", "default", piece)
         elif there.get("endpoints") != endpoint_list or there.get("ports") != ports:
-            await api.update("discovery.k8s.io", "endpointslices", "default", {**there, "endpoints": endpoint_list, "ports": ports})
+            await api.update(
+                "discovery.k8s.io", "endpointslices", "default", {**there, "endpoints": endpoint_list, "ports": ports}
+            )
 
     # What others read to trust this server.
 
@@ -214,7 +235,9 @@ class Bootstrap:
 
     async def _token_tracking(self) -> None:
         name = "kube-apiserver-legacy-service-account-token-tracking"
-        await self.ensure("", "configmaps", "kube-system", {"metadata": {"name": name}, "data": {"since": times.now()[:10]}})
+        await self.ensure(
+            "", "configmaps", "kube-system", {"metadata": {"name": name}, "data": {"since": times.now()[:10]}}
+        )
 
     async def _lease(self) -> None:
         """The Lease that tells that this server is alive."""
@@ -237,7 +260,9 @@ class Bootstrap:
             await self.ensure("coordination.k8s.io", "leases", "kube-system", lease)
         else:
             with contextlib.suppress(StatusError):
-                await self.server.api.update("coordination.k8s.io", "leases", "kube-system", {**present, "spec": lease["spec"]})
+                await self.server.api.update(
+                    "coordination.k8s.io", "leases", "kube-system", {**present, "spec": lease["spec"]}
+                )
 
     async def _renew(self) -> None:
         while True:

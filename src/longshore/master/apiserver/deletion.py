@@ -303,4 +303,3 @@ def _again(options: DeleteOptions) -> DeleteOptions:
     for name in DeleteOptions.__slots__:
         setattr(out, name, getattr(options, name))
     return out
-

@@ -65,11 +65,15 @@ class PodWrites:
         def change(pod: Object | None) -> Object:
             assert pod is not None
             if uid and uid != pod["metadata"].get("uid"):
-                why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {pod['metadata'].get('uid')}"
+                why = (
+                    f"Precondition failed: UID in precondition: {uid}, UID in object meta: {pod['metadata'].get('uid')}"
+                )
                 raise conflict("", "pods/binding", name, why)
             version = metadata.get("resourceVersion")
             if version and version != pod["metadata"]["resourceVersion"]:
-                raise conflict("", "pods/binding", name, f"Precondition failed: ResourceVersion in precondition: {version}")
+                raise conflict(
+                    "", "pods/binding", name, f"Precondition failed: ResourceVersion in precondition: {version}"
+                )
             if pod["metadata"].get("deletionTimestamp"):
                 raise conflict("", "pods/binding", name, f"pod {name} is being deleted, cannot be assigned to a host")
             spec = pod.get("spec") or {}
@@ -149,7 +153,14 @@ class PodWrites:
             raise StatusError(403, "Forbidden", f'poddisruptionbudgets.policy "{name}" is forbidden: DisruptedPods map too big - too many evictions not confirmed by PDB controller', {"name": name, "group": "policy", "kind": "poddisruptionbudgets"})  # fmt: skip
         if status.get("disruptionsAllowed", 0) == 0:
             text = f"The disruption budget {name} needs {status.get('desiredHealthy', 0)} healthy pods and has {status.get('currentHealthy', 0)} currently"
-            failed = next((c for c in status.get("conditions") or () if c.get("type") == "DisruptionAllowed" and c.get("status") == "False"), None)
+            failed = next(
+                (
+                    c
+                    for c in status.get("conditions") or ()
+                    if c.get("type") == "DisruptionAllowed" and c.get("status") == "False"
+                ),
+                None,
+            )
             if failed is not None and failed.get("reason") == "SyncFailed":
                 text = f"The disruption budget {name} does not allow evicting pods currently because it failed sync: {failed.get('message', '')}"
             raise _refused("Cannot evict pod as it would violate the pod's disruption budget.", text, 0)
@@ -200,4 +211,3 @@ def _set_condition(pod: Object, kind: str, value: str) -> None:
             condition["status"] = value
             return
     conditions.append({"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": times.now()})
-

@@ -83,7 +83,9 @@ class ReviewHandlers:
             obj = await bodies.read_object(call, endpoint.resource, endpoint.version, chosen.validation)
             namespace = (obj.get("metadata") or {}).get("namespace")
             if endpoint.namespaced and namespace and namespace != call.namespace:
-                raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
+                raise bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request"
+                )
             obj.setdefault("metadata", {})
             self._own(call, obj, chosen.manager, "")
             request = self.admission.request(call, "CREATE", obj, None, chosen.as_object(), chosen.dry_run)
@@ -116,14 +118,22 @@ class ReviewHandlers:
         spec = wanted.setdefault("spec", {})
         if spec.get("expirationSeconds") is None:
             spec["expirationSeconds"] = 3600
-        account = self.admission.api.get("", "serviceaccounts", call.namespace, call.name) if self.admission.api else None
+        account = (
+            self.admission.api.get("", "serviceaccounts", call.namespace, call.name) if self.admission.api else None
+        )
         metadata = wanted["metadata"] = {
             **metadata, "name": call.name, "namespace": call.namespace, "creationTimestamp": times.now(),
             "uid": (account or {}).get("metadata", {}).get("uid", ""),
         }  # fmt: skip
         self._own(call, wanted, chosen.manager, "token")
         request = self.admission.request(
-            call, "CREATE", wanted, None, chosen.as_object(), chosen.dry_run, ("authentication.k8s.io", "v1", "TokenRequest")
+            call,
+            "CREATE",
+            wanted,
+            None,
+            chosen.as_object(),
+            chosen.dry_run,
+            ("authentication.k8s.io", "v1", "TokenRequest"),
         )
         await self.admission.admit(request)
         await self.admission.validate(request)

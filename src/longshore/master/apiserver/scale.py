@@ -46,12 +46,19 @@ def label_text(selector: Any) -> str:
     """A LabelSelector as text."""
     if not selector:
         return ""
-    if not isinstance(selector.get("matchLabels", {}), dict) or ("matchLabels" not in selector and "matchExpressions" not in selector):
+    if not isinstance(selector.get("matchLabels", {}), dict) or (
+        "matchLabels" not in selector and "matchExpressions" not in selector
+    ):
         return ",".join(f"{k}={v}" for k, v in sorted(selector.items()))
     parts = [(k, f"{k}={v}") for k, v in (selector.get("matchLabels") or {}).items()]
     for e in selector.get("matchExpressions") or ():
         key, operator, values = e["key"], e["operator"], ",".join(sorted(e.get("values") or ()))
-        text = {"In": f"{key} in ({values})", "NotIn": f"{key} notin ({values})", "Exists": key, "DoesNotExist": f"!{key}"}[operator]
+        text = {
+            "In": f"{key} in ({values})",
+            "NotIn": f"{key} notin ({values})",
+            "Exists": key,
+            "DoesNotExist": f"!{key}",
+        }[operator]
         parts.append((key, text))
     return ",".join(text for _, text in sorted(parts, key=lambda p: p[0]))
 
@@ -129,7 +136,9 @@ class ScaleHandler:
 
     def _answer(self, call: Call, obj: Object) -> Response:
         out = self.show(call, obj)
-        return rendering.respond(call, 200, rendering.encode(out, call.form._replace(kind=""), call.request), call.form.media)
+        return rendering.respond(
+            call, 200, rendering.encode(out, call.form._replace(kind=""), call.request), call.form.media
+        )
 
     def _view(self, call: Call) -> View:
         replicas = self._paths(call)[0]
@@ -166,7 +175,13 @@ class ScaleHandler:
                 new["metadata"]["managedFields"] = owned
             else:
                 managedfields.update(
-                    self.writer.field_types(endpoint, "scale"), live, new, chosen.manager, endpoint.api_version, "scale", ""
+                    self.writer.field_types(endpoint, "scale"),
+                    live,
+                    new,
+                    chosen.manager,
+                    endpoint.api_version,
+                    "scale",
+                    "",
                 )
             return new
 
@@ -176,7 +191,9 @@ class ScaleHandler:
     def _check(self, call: Call, scale: Object) -> None:
         count = (scale.get("spec") or {}).get("replicas", 0)
         if count < 0:
-            cause = Cause("FieldValueInvalid", f"Invalid value: {count}: must be greater than or equal to 0", "spec.replicas")
+            cause = Cause(
+                "FieldValueInvalid", f"Invalid value: {count}: must be greater than or equal to 0", "spec.replicas"
+            )
             raise invalid("autoscaling", "Scale", call.name, [cause])
 
     async def _patch(self, call: Call, body: bytes, media: str, chosen: WriteOptions) -> Response:
@@ -235,4 +252,3 @@ class ScaleHandler:
             return scale
 
         return await self._write(call, make, chosen)
-

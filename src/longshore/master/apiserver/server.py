@@ -19,7 +19,6 @@ from longshore.machinery.errors import StatusError, request_entity_too_large, un
 from longshore.machinery.http import BodyTooLarge, Request, Response, Server, server_context
 from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
-from longshore.master.apiserver.auth import Access
 from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access, impersonation
 from longshore.master.apiserver.auth.authorization import refusal
@@ -41,6 +40,7 @@ from longshore.master.apiserver.dispatch import Dispatcher, verb_of
 from longshore.master.apiserver.health import VERSION, Health
 from longshore.master.apiserver.local import LocalAPI
 from longshore.master.apiserver.negotiation import negotiate
+from longshore.master.apiserver.openapi import OpenAPI
 from longshore.master.apiserver.reads import Reader
 from longshore.master.apiserver.scheme import Scheme
 from longshore.master.apiserver.watching import Watcher
@@ -157,6 +157,7 @@ class APIServer:
         self.path_handlers: dict[str, PathHandler] = {}
         self.access: Access | None = None
         self.allocator: ServiceAllocator | None = None
+        self.openapi: OpenAPI | None = None
         self.access: Access | None = None
         self.bootstrap = Bootstrap(self)
         self.closers: list[Callable[[], Awaitable[None]]] = []
@@ -315,9 +316,7 @@ class APIServer:
             return self._authorized_later(request, user, info, verb, attributes, decision)
         return self._allowed(request, user, info, verb, attributes, decision)
 
-    async def _impersonated(
-        self, request: Request, info: paths.PathInfo, verb: str, attributes: Attributes
-    ) -> Answer:
+    async def _impersonated(self, request: Request, info: paths.PathInfo, verb: str, attributes: Attributes) -> Answer:
         """Act as the user whom the headers name, if the real one may."""
         user = await impersonation.impersonate(request, attributes, self._decide)
         attributes = replace(attributes, user=user)

@@ -262,7 +262,9 @@ class Writer:
             live = endpoint.present(current.decode())
             made = change(live)
             new = made if isinstance(made, dict) else await made
-            result = await self._update_once(call, current, live, new, options, subresource, version, uid, operation, view)
+            result = await self._update_once(
+                call, current, live, new, options, subresource, version, uid, operation, view
+            )
             if result is not None:
                 return result[0], result[1], False
             await self.hub.fresh()
