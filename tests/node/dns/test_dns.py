@@ -187,6 +187,35 @@ async def test_over_the_wire(zone):
         server.disown_address("10.96.0.10")
 
 
+async def test_finished_answers_are_kept_until_the_zone_changes(zone):
+    kept = server.Ready(lambda: zone.serial)
+    doors = await server.listen(handler(chain(zone, None)), "127.0.0.1", 0, kept)
+    loop = asyncio.get_running_loop()
+
+    async def ask_udp(number, name, kind=dns.A):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ask:
+            ask.setblocking(False)
+            ask.connect(("127.0.0.1", doors[0].port))
+            ask.send(dns.encode(Message(number, dns.RD, questions=[Question(name, kind)])))
+            return dns.decode(await asyncio.wait_for(loop.sock_recv(ask, 4096), 3))
+
+    try:
+        for number in (1, 2, 3):
+            reply = await ask_udp(number, "front.shop.svc.cluster.local.")
+            assert (reply.id, [r.data for r in reply.answers]) == (number, ["10.96.1.1"])
+            assert (await ask_udp(number, "nothing.shop.svc.cluster.local.")).rcode == dns.NXDOMAIN
+            # Several addresses are told in turn, and never kept.
+            assert len((await ask_udp(number, "db.shop.svc.cluster.local.")).answers) == 2
+        assert len(kept._kept) == 2
+        zone.set_service(service("front", ["10.96.9.9"]))
+        zone.set_service(service("nothing", ["10.96.9.10"]))
+        assert [r.data for r in (await ask_udp(4, "front.shop.svc.cluster.local.")).answers] == ["10.96.9.9"]
+        assert (await ask_udp(5, "nothing.shop.svc.cluster.local.")).rcode == dns.NOERROR
+    finally:
+        for door in doors:
+            door.close()
+
+
 def test_resolvers_of_the_host(tmp_path):
     conf = tmp_path / "resolv.conf"
     conf.write_text("search x\nnameserver 10.96.0.10\nnameserver 192.0.2.1\nnameserver bad\n# nameserver 1.1.1.1\n")

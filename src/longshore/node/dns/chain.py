@@ -25,13 +25,14 @@ Next = Callable[[Question], Awaitable["Reply"]]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes into the answer to a question."""
+    """What goes into the answer to a question. lasting: the same for every asker until the zone's serial changes."""
 
     rcode: int = dns.NOERROR
     answers: tuple[Record, ...] = ()
     authority: tuple[Record, ...] = ()
     additional: tuple[Record, ...] = ()
     authoritative: bool = False
+    lasting: bool = False
 
 
 class Plugin(Protocol):
@@ -78,15 +79,14 @@ class Kubernetes:
         name = question.name.lower()
         if not self._zone.contains(name):
             if question.type == dns.PTR and (names := self._zone.reverse(name)):
-                return Reply(
-                    answers=tuple(Record(question.name, dns.PTR, self._zone.ttl, n) for n in names), authoritative=True
-                )
+                records = tuple(Record(question.name, dns.PTR, self._zone.ttl, n) for n in names)
+                return Reply(answers=records, authoritative=True, lasting=True)
             return await next(question)
         found = self._zone.lookup(name, question.type, question.name)
         if not found.exists:
-            return Reply(dns.NXDOMAIN, authority=(self._zone.authority(),), authoritative=True)
+            return Reply(dns.NXDOMAIN, authority=(self._zone.authority(),), authoritative=True, lasting=True)
         if not found.records:
-            return Reply(authority=(self._zone.authority(),), authoritative=True)
+            return Reply(authority=(self._zone.authority(),), authoritative=True, lasting=True)
         records = tuple(found.records)
         if len(records) > 1:
             # Spread over the endpoints, as round-robin DNS does.
@@ -95,7 +95,7 @@ class Kubernetes:
         if found.follow:
             rest = await self.serve(Question(found.follow, question.type), next)
             return Reply(rest.rcode, (*records, *rest.answers), rest.authority, authoritative=True)
-        return Reply(answers=records, additional=tuple(found.additional), authoritative=True)
+        return Reply(answers=records, additional=tuple(found.additional), authoritative=True, lasting=len(records) == 1)
 
 
 class Cache:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from prometheus_client import Counter
 
@@ -27,10 +28,43 @@ REQUESTS = Counter("coredns_dns_requests", "Counter of DNS requests made per typ
 RESPONSES = Counter("coredns_dns_responses", "Counter of response status codes", ["rcode"])
 TYPES = {1: "A", 28: "AAAA", 33: "SRV", 12: "PTR", 5: "CNAME", 16: "TXT", 6: "SOA", 2: "NS"}
 PLAIN_UDP, MOST_UDP = 512, 1232
+MOST_READY = 10_000
+DATAGRAMS_A_TURN = 64
 TCP_IDLE_SECONDS, TCP_CONNECTIONS, UNDER_WAY = 10.0, 256, 2000
 
 
-async def respond(packet: bytes, answer: Next, *, tcp: bool) -> bytes | None:
+class Ready:
+    """Finished answers by question, both without the identifier: what is the same for every asker is encoded once.
+
+    serial(): the zone's; everything kept is dropped when it changes.
+    """
+
+    def __init__(self, serial: Callable[[], int]) -> None:
+        self._serial = serial
+        self._at = serial()
+        self._kept: dict[bytes, tuple[bytes, Counter, Counter]] = {}
+
+    def find(self, packet: bytes) -> bytes | None:
+        """The whole answer to a query's octets, counted; None when it must be made."""
+        if self._at != self._serial():
+            self._kept.clear()
+            self._at = self._serial()
+            return None
+        kept = self._kept.get(packet[2:])
+        if kept is None:
+            return None
+        body, request, response = kept
+        request.inc()
+        response.inc()
+        return packet[:2] + body
+
+    def keep(self, packet: bytes, said: bytes, request: Counter, response: Counter) -> None:
+        if len(self._kept) >= MOST_READY:
+            self._kept.clear()
+        self._kept[packet[2:]] = (said[2:], request, response)
+
+
+async def respond(packet: bytes, answer: Next, *, tcp: bool, ready: Ready | None = None) -> bytes | None:
     """The answer's octets for a query's; None for what deserves none (an answer, less than a header)."""
     try:
         query = dns.decode(packet)
@@ -40,6 +74,7 @@ async def respond(packet: bytes, answer: Next, *, tcp: bool) -> bytes | None:
         return packet[:2] + bytes((0x80 | packet[2] & 0x79, dns.FORMERR, 0, 0, 0, 0, 0, 0, 0, 0))
     if query.flags & dns.QR:
         return None
+    lasting: Counter | None = None
     reply = Message(query.id, dns.QR | dns.RA | (query.flags & dns.RD), query.opcode, questions=query.questions)
     reply.edns = MOST_UDP if query.edns is not None else None
     if query.edns is not None and query.edns_version:
@@ -50,47 +85,91 @@ async def respond(packet: bytes, answer: Next, *, tcp: bool) -> bytes | None:
         reply.rcode = dns.FORMERR
     else:
         question = query.questions[0]
-        REQUESTS.labels("tcp" if tcp else "udp", TYPES.get(question.type, "other")).inc()
+        request = REQUESTS.labels("tcp" if tcp else "udp", TYPES.get(question.type, "other"))
+        request.inc()
         found: Reply = await answer(question)
+        lasting = request if found.lasting else None
         reply.rcode = found.rcode
         reply.flags |= dns.AA if found.authoritative else 0
         reply.answers, reply.authority = list(found.answers), list(found.authority)
         reply.additional = list(found.additional)
-    RESPONSES.labels(str(reply.rcode)).inc()
+    response = RESPONSES.labels(str(reply.rcode))
+    response.inc()
     limit = 65535 if tcp else min(query.edns or PLAIN_UDP, MOST_UDP)
-    return dns.encode(reply, limit)
+    said = dns.encode(reply, limit)
+    if ready is not None and lasting is not None:
+        ready.keep(packet, said, lasting, response)
+    return said
 
 
-class _UDP(asyncio.DatagramProtocol):
-    """Answers datagrams; past UNDER_WAY questions new ones are dropped (the asker tries again)."""
+class UDP:
+    """Answers datagrams; past UNDER_WAY questions new ones are dropped (the asker tries again).
 
-    def __init__(self, answer: Next) -> None:
+    Reads its socket itself, many datagrams a turn of the loop: a transport would cost as much as an answer does.
+    """
+
+    def __init__(self, address: str, port: int, answer: Next, ready: Ready | None) -> None:
         self._answer = answer
+        self._ready = ready
         self._tasks: set[asyncio.Task[None]] = set()
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            self._socket.bind((address, port))
+        except OSError:
+            self._socket.close()
+            raise
+        self.port = int(self._socket.getsockname()[1])
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._readable)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
+    def _readable(self) -> None:
+        for _ in range(DATAGRAMS_A_TURN):
+            try:
+                data, peer = self._socket.recvfrom(4096)
+            except BlockingIOError:
+                return
+            except OSError as error:  # an ICMP answer to one of ours
+                log.debug("receiving: %s", error)
+                continue
+            said = self._ready.find(data) if self._ready is not None else None
+            if said is not None:
+                self._send(said, peer)
+            elif len(self._tasks) < UNDER_WAY:
+                self._begin(data, peer)
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if len(self._tasks) >= UNDER_WAY:
-            return
+    def _begin(self, data: bytes, peer: Any) -> None:
         # Most answers need no waiting: run the coroutine until it first does, and make a task only of the rest.
-        answering = respond(data, self._answer, tcp=False)
+        answering = respond(data, self._answer, tcp=False, ready=self._ready)
         try:
             answering.send(None)
         except StopIteration as done:
             if done.value is not None:
-                self._transport.sendto(done.value, addr)
+                self._send(done.value, peer)
             return
         answering.close()
-        task = asyncio.ensure_future(self._later(data, addr))
+        task = self._loop.create_task(self._later(data, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _later(self, data: bytes, addr: tuple[str, int]) -> None:
+    async def _later(self, data: bytes, peer: Any) -> None:
         packet = await respond(data, self._answer, tcp=False)
         if packet is not None:
-            self._transport.sendto(packet, addr)
+            self._send(packet, peer)
+
+    def _send(self, packet: bytes, peer: Any) -> None:
+        try:
+            self._socket.sendto(packet, peer)
+        except OSError as error:
+            log.debug("answering %s: %s", peer, error)
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+        for task in self._tasks:
+            task.cancel()
 
 
 def _tcp(answer: Next) -> asyncio.Server | object:
@@ -117,12 +196,17 @@ def _tcp(answer: Next) -> asyncio.Server | object:
     return serve
 
 
-async def listen(answer: Next, address: str, port: int = 53) -> list[asyncio.BaseTransport | asyncio.Server]:
+async def listen(
+    answer: Next, address: str, port: int = 53, ready: Ready | None = None
+) -> list[UDP | asyncio.base_events.Server]:
     """Answer on one address over UDP and TCP; close what is returned to stop. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: _UDP(answer), local_addr=(address, port))
-    server = await asyncio.start_server(_tcp(answer), address, port)  # type: ignore[arg-type]
-    return [transport, server]
+    datagrams = UDP(address, port, answer, ready)
+    try:
+        streams = await asyncio.start_server(_tcp(answer), address, datagrams.port)  # type: ignore[arg-type]
+    except OSError:
+        datagrams.close()
+        raise
+    return [datagrams, streams]
 
 
 def own_address(address: str) -> None:
@@ -181,11 +265,12 @@ async def serve(
     answer = handler(chain(zone, resolvers.Resolvers(servers).ask if servers else None))
     factory.start()
     await factory.wait_synced(needed)
-    opened = []
+    ready = Ready(lambda: zone.serial)
+    opened: list[UDP | asyncio.base_events.Server] = []
     try:
         for address in addresses:
             own_address(address)
-            opened += await listen(answer, address, port)
+            opened += await listen(answer, address, port, ready)
         log.info("answering for %s on %s; resolvers: %s", domain, ", ".join(addresses), ", ".join(servers) or "none")
         await asyncio.get_running_loop().create_future()
     finally:

@@ -76,18 +76,6 @@ def ensure_link(netlink: Netlink) -> int:
     return index
 
 
-def ensure_address(address: str, *, namespace: netns.Namespace | None = None) -> None:
-    """Give the node a Service's address, for a Service that a process of the node answers itself (cluster DNS)."""
-    with Netlink(namespace) as netlink:
-        index = ensure_link(netlink)
-        ip = ipaddress.ip_address(address)
-        try:
-            netlink.add_address(index, ipaddress.ip_interface(f"{ip}/{ip.max_prefixlen}"), noprefixroute=True)
-        except NetlinkError as error:
-            if error.errno != errno.EEXIST:
-                raise
-
-
 def clean_up(*, namespace: netns.Namespace | None = None) -> None:
     """Take the interface away, and its routes with it."""
     with Netlink(namespace) as netlink:
