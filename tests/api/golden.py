@@ -228,7 +228,7 @@ def run_step(runner: Runner, step: dict[str, Any], bindings: Any, module: Module
         bindings.match(want, got)
     except module.Mismatch as mismatch:
         text = str(mismatch)
-        if want.get("kind") == "Status" and want.get("message") != got.get("message"):
+        if "Status" in (want.get("kind"), got.get("kind")) and want.get("message") != got.get("message"):
             text = f"\n   want {want.get('message', want)}\n   got  {got.get('message') or json.dumps(got)}"
         return text
     heard = [json.loads('"' + h.split('"', 1)[1].rsplit('"', 1)[0] + '"') for h in step["response_headers"].get("Warning") or () if "deprecated in v1.33+; use discovery" not in h] if isinstance(step["response_headers"].get("Warning"), list) else None

@@ -10,6 +10,7 @@ from longshore.api.definitions import DATA
 
 Object = dict[str, Any]
 _CORE = "io.k8s.api.core.v1."
+_META = ("name", "generateName", "namespace", "uid", "labels", "annotations", "ownerReferences", "finalizers")
 _POD_NAMESPACES = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers")
 
 
@@ -64,6 +65,11 @@ def _struct(type_: schemas.Schema, value: Object) -> Any:
     fields = fields_of(type_.definition)
     if fields is None:
         return value
+    if type_.definition == _CORE + "PodTemplateSpec":
+        # Metadata is embedded and keeps its JSON names.
+        meta = value.get("metadata") or {}
+        shown = {name: meta[name] for name in _META if name in meta}
+        return {**shown, "Spec": _struct(type_.fields["spec"].type, value.get("spec") or {})}
     known = type_.fields
     out: Object = {}
     pod = type_.definition == _CORE + "PodSpec"
@@ -73,8 +79,6 @@ def _struct(type_: schemas.Schema, value: Object) -> Any:
         field = known.get(name)
         if field is None:
             continue
-        if type_.definition == _CORE + "PersistentVolumeClaimSpec" and name == "dataSourceRef":
-            pass
         out[go] = _value(field.type, value.get(name), field.pointer)
         if pod and name == "securityContext":
             out[go] = _pod_security(known, value)

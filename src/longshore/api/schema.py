@@ -36,6 +36,8 @@ SCALARS = frozenset((STRING, INTEGER, BOOLEAN, NUMBER, BYTES, QUANTITY, INT_OR_S
 
 # Kinds that are structures in Go.
 _GO_STRUCTS = frozenset((STRUCT, QUANTITY, INT_OR_STRING, TIME, MICRO_TIME, DURATION))
+# Lists whose defaults tell an empty one from an absent one.
+_EMPTY_IS_SAID = frozenset((("io.k8s.api.autoscaling.v2.HPAScalingRules", "policies"),))
 _NAMED = {
     "io.k8s.apimachinery.pkg.api.resource.Quantity": QUANTITY,
     "io.k8s.apimachinery.pkg.util.intstr.IntOrString": INT_OR_STRING,
@@ -472,6 +474,8 @@ def _compile(owner: Schema) -> dict[str, Field]:
         fields[name] = Field(
             name, type_, pointer=pointer, omit=omit, required=name in required, default=node.get("default"), node=node
         )
+        if (owner.definition, name) in _EMPTY_IS_SAID:
+            fields[name].keep = True
     return fields
 
 

@@ -58,6 +58,19 @@ class Raw(str):
     __slots__ = ()
 
 
+def _ordered(value: Any) -> Any:
+    """Maps in the order in which Go prints them: by key; structures as they stand."""
+    if isinstance(value, dict):
+        if value.keys() <= {"matchLabels", "matchExpressions"}:
+            return {key: _ordered(value[key]) for key in ("matchLabels", "matchExpressions") if key in value}
+        if all(isinstance(v, str) for v in value.values()) and not any(k[:1].isupper() for k in value):
+            return {key: value[key] for key in sorted(value)} if "kind" not in value else value
+        return {key: _ordered(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_ordered(child) for child in value]
+    return value
+
+
 def show(value: Any) -> str:
     """A bad value as it stands in a message."""
     if isinstance(value, Raw):
@@ -71,7 +84,7 @@ def show(value: Any) -> str:
     if value is False:
         return "false"
     if isinstance(value, dict | list | tuple):
-        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(_ordered(value), separators=(",", ":"), ensure_ascii=False)
         return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return str(value)
 
