@@ -92,7 +92,7 @@ def plan(
     base = host_name()
     if nodes == 1:
         found = host_ip or default_host_ip()
-        bridge = None if found else "longshore0"
+        bridge = None if found else "nodes0"
         address = found or str(node_cidr[1])
         return ClusterConfig([NodeConfig(names[0] if names else base, address)], address, bridge, **facts)
     address = host_ip or str(node_cidr[1])
@@ -100,7 +100,7 @@ def plan(
         NodeConfig(names[i] if names else f"{base}-{i + 1}", str(node_cidr[11 + i]), netns=f"node-{i + 1}")
         for i in range(nodes)
     ]
-    return ClusterConfig(made, address, "longshore0", **facts)
+    return ClusterConfig(made, address, "nodes0", **facts)
 
 
 def load(layout: Layout) -> ClusterConfig | None:

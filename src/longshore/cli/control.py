@@ -11,7 +11,7 @@ import orjson
 from longshore.cli import addons
 from longshore.cli.cluster import ClusterConfig
 from longshore.client import config as client_config
-from longshore.client.resources import NODES, Resource
+from longshore.client.resources import BY_KIND, NODES
 from longshore.client.rest import Client as APIClient
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client, ClientError
@@ -90,11 +90,11 @@ def _note(node: dict[str, Any], missing: set[str], say: Callable[[str], None]) -
 async def apply(api: APIClient, obj: dict[str, Any]) -> dict[str, Any]:
     """Server-side apply of one manifest, by the `longshore` field manager."""
     group, _, version = obj["apiVersion"].rpartition("/")
-    kind: str = obj["kind"]
-    plural = kind.lower() + ("es" if kind.endswith("s") else "s")
-    plural = plural[:-2] + "ies" if plural.endswith("ys") else plural
+    known = BY_KIND.get((group, obj["kind"]))
+    if known is None:
+        raise StatusError(404, "NotFound", f'no matches for kind "{obj["kind"]}" in version "{obj["apiVersion"]}"')
     namespace = obj["metadata"].get("namespace", "")
-    resource = Resource(group, version, plural, kind, bool(namespace))
+    resource = known._replace(version=version)
     return await api.patch(
         resource, obj["metadata"]["name"], obj, namespace, kind="apply", field_manager="longshore", force=True
     )

@@ -98,7 +98,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
         ),
         Part(
             "engine",
-            [*command, "engine", *folders, "--docker", *(["--node", first.name] if single else [])],
+            [*command, "engine", *folders, "--docker", *(["--cri", "--node", first.name] if single else [])],
             _socket_health(layout.docker_socket, "/_ping"),
         ),
         Part("manager", [*command, "manager", *folders], _socket_health(layout.run / "manager.sock", "/healthz")),
@@ -112,7 +112,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
             found.append(
                 Part(
                     f"engine{suffix}",
-                    [*enter, *command, "engine", *folders, "--node", node.name],
+                    [*enter, *command, "engine", *folders, "--cri", "--node", node.name],
                     _socket_health(node_run / "engine.sock", "/healthz"),
                 )
             )

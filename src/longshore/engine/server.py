@@ -235,3 +235,37 @@ async def serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
+
+
+async def tear_down(
+    *,
+    layout: Layout,
+    node_layout: NodeLayout,
+    node: str = "",
+    network: bool = True,
+    cluster_cidrs: Sequence[str] = (PODS, SERVICES),
+) -> None:
+    """End every process of a stopped engine and take away what it made on the machine; its records and images stay.
+
+    network: also interfaces, rules and routes (False where they go with the node's network namespace).
+    """
+    if not node_layout.engine_run.exists():
+        return
+    engine = Engine(layout=layout, node_layout=node_layout, node=node, reserved=cluster_cidrs)
+    try:
+        await engine.runtime.recover()
+        ids = engine.runtime.ids()
+        await asyncio.gather(*(engine.runtime.delete(id, force=True) for id in ids), return_exceptions=True)
+        if network:
+            from longshore.engine.cri.server import CriServer
+
+            cri = CriServer(
+                runtime=engine.runtime, images=engine.images, data=engine.data / "cri", run=engine.run / "cri"
+            )
+            await cri.sandboxes.recover()
+            await cri.containers.recover()
+            await cri.purge()
+            await asyncio.to_thread(engine.networks.start)
+            await asyncio.to_thread(engine.networks.remove_everything)
+    finally:
+        await engine.close()

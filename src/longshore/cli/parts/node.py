@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
                     kubeconfig=layout.kubeconfig(f"kubelet-{node.name}"),
                     node_name=node.name,
                     node_ip=node.ip,
-                    cri_endpoint=str(folders.cri_socket),
+                    cri_endpoint=f"unix://{folders.cri_socket}",
                     root_dir=folders.kubelet,
                     pod_logs_dir=folders.pod_logs,
                     cluster_dns=[config.cluster_dns],

@@ -1,0 +1,62 @@
+"""`longshore engine`: Docker Engine API, builds and registry, and CRI for one node."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from longshore.cli.cluster import load
+from longshore.cli.main import layout_of
+from longshore.cli.parts.health import healthy
+from longshore.machinery.run import run_part
+
+PODS, SERVICES = "10.244.0.0/16", "10.96.0.0/16"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--node", default="docker", help="the engine's name on this machine (default %(default)s)")
+    parser.add_argument("--docker", action="store_true", help="serve the Docker Engine API and the registry")
+    parser.add_argument("--docker-socket", type=Path, default=None, help="default: docker.sock in --run-dir")
+    parser.add_argument("--cri", action="store_true", help="serve CRI v1 on the node's socket")
+    parser.add_argument("--registry-port", type=int, default=None, help="default: the cluster's, or 5000; 0 for none")
+    parser.add_argument("--runtime", default="runc", help="the OCI runtime's program (default %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    layout = layout_of(arguments)
+    config = load(layout)
+    folders = layout.node(arguments.node)
+    port = arguments.registry_port if arguments.registry_port is not None else config.registry_port if config else 5000
+    runtime = {Path(arguments.runtime).name: arguments.runtime}
+    from longshore.engine.server import serve as serve_engine
+    from longshore.registry.server import serve as serve_registry
+
+    beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
+    if arguments.docker and port:
+        # Nodes that are namespaces reach the registry at the host's address on their bridge.
+        hosts = ["127.0.0.1"] + ([config.host_ip] if config and config.bridge else [])
+        beside = [lambda host=host: serve_registry(data_dir=layout.registry, host=host, port=port) for host in hosts]  # type: ignore[misc]
+
+    async def main() -> None:
+        async with healthy(folders.run / "engine.sock"):
+            await serve_engine(
+                layout=layout,
+                node_layout=folders,
+                docker_socket=(arguments.docker_socket or layout.docker_socket) if arguments.docker else None,
+                cri_socket=folders.cri_socket if arguments.cri else None,
+                node=arguments.node,
+                cluster_cidrs=_ranges(config),
+                runtimes=runtime,
+                beside=beside,
+            )
+
+    return run_part(main)
+
+
+def _ranges(config: Any) -> tuple[str, ...]:
+    """Ranges to which pods keep their own address: pods, Services and the nodes' bridge."""
+    if config is None:
+        return (PODS, SERVICES)
+    return (config.pod_cidr, config.service_cidr, *((config.node_cidr,) if config.bridge else ()))
