@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any, Union
+from typing import Any
 
 from longshore.api.core.service import is_headless, needs_cluster_ip, needs_health_check_port, needs_node_port
 from longshore.api.validation.errors import Errors, FieldError
@@ -21,7 +21,7 @@ from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.local import LocalAPI
 
 Object = dict[str, Any]
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Undo = Callable[[], Awaitable[None]]
 log = logging.getLogger("longshore.apiserver.allocation")
 PORTS = b"/registry/ranges/servicenodeports/"

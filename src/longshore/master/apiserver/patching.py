@@ -165,7 +165,7 @@ class Patcher:
                 raise StatusError(500, "", str(error)) from None
             entries = new.get("metadata", {}).get("managedFields")
             try:
-                decoded = endpoint.resource.decode(copy_tree(new), endpoint.version)
+                decoded: Object = endpoint.resource.decode(copy_tree(new), endpoint.version)
             except DecodeError as error:
                 raise StatusError(
                     500, "", f"failed to convert new typed object ({managedfields.describe(config)}) to object: {error}"

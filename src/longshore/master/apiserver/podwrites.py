@@ -81,7 +81,7 @@ class PodWrites:
                 raise conflict("", "pods/binding", name, f'pod {name} is already assigned to node "{spec["nodeName"]}"')
             if spec.get("schedulingGates"):
                 raise conflict("", "pods/binding", name, f"pod {name} has non-empty .spec.schedulingGates")
-            new = copy_tree(pod)
+            new: Object = copy_tree(pod)
             new["metadata"].pop("resourceVersion", None)
             new["spec"]["nodeName"] = node
             for field in ("annotations", "labels"):

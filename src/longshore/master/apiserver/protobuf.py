@@ -49,7 +49,7 @@ def _signed(value: int) -> int:
 
 def _fields(data: bytes) -> list[tuple[int, int, Any]]:
     """(number, wire type, value) of everything in a message; value: an int or the bytes."""
-    out = []
+    out: list[tuple[int, int, Any]] = []
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 from longshore.machinery.errors import Cause, StatusError, bad_request, expired, not_found
@@ -14,7 +14,7 @@ from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.keys import path
 from longshore.master.apiserver.selection import Selection, selection
 
-Match = Callable[[Item], bool]
+Items = list[Item]
 
 
 def parse_version(text: str, *, watching: bool = False) -> int:
@@ -79,7 +79,7 @@ class Reader:
             return rendering.list_answer(call, cache.select(call.namespace), self.hub.version)
         return self._list(call, query)
 
-    async def _list(self, call: Call, query: dict[str, list[str]]) -> Response:
+    async def _list(self, call: Call, query: dict[str, Any]) -> Response:
         request = call.request
         version, match = request.param("resourceVersion"), request.param("resourceVersionMatch")
         token = request.param("continue")
@@ -145,7 +145,7 @@ class Reader:
         keys, items = cache.keys, cache.items
         if not limit and not chosen:
             return rendering.list_answer(call, [items[k] for k in keys[first:last]], self.hub.version)
-        page: list[Item] = []
+        page: Items = []
         at = first
         while at < last and not (limit and len(page) == limit):
             item = items[keys[at]]
@@ -175,10 +175,10 @@ class Reader:
             first, last = cache.key_range(call.namespace)
             if start:
                 first = max(first, bisect_left(keys, start))
-            found = [items[k] for k in keys[first:last]]
+            found: Items = [items[k] for k in keys[first:last]]
         else:
             found = await self._from_store(call, version, start)
-        page: list[Item] = []
+        page: Items = []
         at = 0
         while at < len(found) and not (limit and len(page) == limit):
             item = found[at]
@@ -191,7 +191,7 @@ class Reader:
             remaining = None if chosen else len(found) - at
         return rendering.list_answer(call, page, version, following, remaining)
 
-    async def _from_store(self, call: Call, version: int, start: str) -> list[Item]:
+    async def _from_store(self, call: Call, version: int, start: str) -> Items:
         cache = call.endpoint.cache
         assert cache is not None
         prefix = cache.prefix + (f"{call.namespace}/".encode() if call.namespace else b"")

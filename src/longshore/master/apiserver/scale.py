@@ -164,7 +164,7 @@ class ScaleHandler:
             assert live is not None
             scale = make(live)
             self._check(call, scale)
-            new = copy_tree(live)
+            new: Object = copy_tree(live)
             new["metadata"].pop("resourceVersion", None)
             given = (scale.get("metadata") or {}).get("resourceVersion")
             if given and not version and given != live["metadata"]["resourceVersion"]:

@@ -206,7 +206,7 @@ def _definition(name: str) -> Any:
     return definitions.definition(name)[0]
 
 
-_META_RESET = {
+_META_RESET: dict[tuple[str, str], list[tuple[str, ...]]] = {
     # What a status endpoint may not write besides spec (upstream: the strategies' GetResetFields).
     ("", "pods"): [("spec",), ("metadata", "deletionTimestamp"), ("metadata", "ownerReferences")],
     ("apps", "deployments"): [("spec",), ("metadata", "labels")],

@@ -49,7 +49,7 @@ from longshore.master.apiserver.writes import Writer
 log = logging.getLogger("longshore.apiserver")
 PRIVILEGED = "system:masters"
 Answer = Response | None
-PathHandler = Callable[[Request, list[str]], Response | None | Awaitable[Response | None]]
+PathHandler = Callable[[Request, list[str]], Response | Awaitable[Response | None] | None]
 
 
 @dataclass(slots=True)
@@ -158,7 +158,6 @@ class APIServer:
         self.access: Access | None = None
         self.allocator: ServiceAllocator | None = None
         self.openapi: OpenAPI | None = None
-        self.access: Access | None = None
         self.bootstrap = Bootstrap(self)
         self.closers: list[Callable[[], Awaitable[None]]] = []
         self.reading = 0
@@ -212,7 +211,8 @@ class APIServer:
             user = self._authenticate(request)
             if user is None or not isinstance(user, UserInfo):
                 return self._handle_later(request, user)
-            return self._guard(request, self._authorized(request, user))
+            answer: Answer | Awaitable[Answer] = self._guard(request, self._authorized(request, user))
+            return answer
         except StatusError as error:
             return self._error(request, error)
         except Exception:
@@ -339,7 +339,7 @@ class APIServer:
         return answer
 
     def _decide(self, attributes: Attributes) -> Decision | Awaitable[Decision]:
-        reasons = []
+        reasons: list[str] = []
         for at, authorizer in enumerate(self.authorizers):
             decision = authorizer.authorize(attributes)
             if not isinstance(decision, Decision):
@@ -426,7 +426,8 @@ class APIServer:
         handler = self.path_handlers.get(root)
         if handler is not None:
             answer = handler(request, parts)
-            return _or_not_found(answer)
+            found: Answer | Awaitable[Answer] = _or_not_found(answer)
+            return found
         if request.method not in ("GET", "HEAD"):
             if root in ("api", "apis", "version", "openapi"):
                 raise StatusError(

@@ -196,7 +196,7 @@ class Writer:
         uid = metadata.get("uid") or ""
 
         def change(live: Object | None) -> Object:
-            new = _copy(obj)
+            new: Object = _copy(obj)
             if live is not None:
                 managedfields.update(
                     self.field_types(endpoint, subresource),
@@ -410,7 +410,7 @@ class Writer:
         if (endpoint.group, endpoint.plural) == ("", "namespaces"):
             return not (stored.get("spec") or {}).get("finalizers")
         if (endpoint.group, endpoint.plural) == ("", "pods"):
-            return stored["metadata"].get("deletionGracePeriodSeconds", 0) == 0
+            return bool(stored["metadata"].get("deletionGracePeriodSeconds", 0) == 0)
         return not stored["metadata"].get("deletionGracePeriodSeconds")
 
     async def _remove(self, endpoint: Endpoint, current: Item, options: WriteOptions) -> bool:
