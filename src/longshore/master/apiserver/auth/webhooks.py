@@ -1,0 +1,181 @@
+"""Asking someone else: TokenReview and SubjectAccessReview over HTTPS, answers remembered for a while.
+
+Source: k8s.io/apiserver/plugin/pkg/authenticator/token/webhook, plugin/pkg/authorizer/webhook (retries, cache times).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from longshore.client.config import load
+from longshore.machinery.http import Client
+from longshore.master.apiserver.context import Attributes, Decision, UserInfo
+
+from .authentication import Authenticated
+from .jwt import TokenError
+
+log = logging.getLogger("longshore.apiserver.auth")
+TOKEN_SECONDS, ALLOWED_SECONDS, DENIED_SECONDS = 120.0, 300.0, 30.0
+TIMEOUT, RETRIES, FIRST_WAIT = 30.0, 4, 0.5
+_MAX_CACHE, _MAX_ANSWER = 8192, 1 << 20
+
+
+class _Webhook:
+    """A server that answers reviews. file: a kubeconfig whose current context names it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._client: Client | None = None
+        self._url = ""
+
+    async def ask(self, review: dict[str, Any]) -> dict[str, Any]:
+        """The answered review. Tried again on connection errors and 5xx; OSError or ValueError in the end."""
+        if self._client is None:
+            config = load(self._file)
+            field = config.authorization()
+            headers = [("Authorization", field)] if field else []
+            self._url = config.server
+            self._client = Client(ssl=config.ssl_context(), headers=headers, server_hostname=config.server_name or None)
+        body = orjson.dumps(review)
+        fields = [("Content-Type", "application/json"), ("Accept", "application/json")]
+        wait = FIRST_WAIT
+        for attempt in range(RETRIES + 1):
+            last = attempt == RETRIES
+            try:
+                response = await self._client.request("POST", self._url, headers=fields, body=body, timeout=TIMEOUT)
+                answer = await response.read(_MAX_ANSWER)
+                if response.status < 300:
+                    found = orjson.loads(answer)
+                    if not isinstance(found, dict) or not isinstance(found.get("status"), dict):
+                        raise ValueError("webhook answered without a status")
+                    return found
+                if (response.status < 500 and response.status != 429) or last:
+                    raise ValueError(f"webhook returned status {response.status}")
+            except (OSError, TimeoutError):
+                if last:
+                    raise
+            await asyncio.sleep(wait)
+            wait *= 1.5
+        raise AssertionError("unreachable")
+
+
+class _Remembered(OrderedDict[Any, tuple[float, Any]]):
+    """Answers until they are too old."""
+
+    def find(self, key: Any) -> Any:
+        found = self.get(key)
+        if found is None or found[0] < time.monotonic():
+            return None
+        return found[1]
+
+    def keep(self, key: Any, value: Any, seconds: float) -> None:
+        self[key] = (time.monotonic() + seconds, value)
+        while len(self) > _MAX_CACHE:
+            self.popitem(last=False)
+
+
+class TokenWebhook:
+    """Tokens that another server knows."""
+
+    def __init__(self, file: Path) -> None:
+        self._webhook = _Webhook(file)
+        self._known = _Remembered()
+
+    async def authenticate_token(self, token: str, audiences: Sequence[str]) -> Authenticated | None:
+        key = (hashlib.sha256(token.encode()).digest(), tuple(audiences))
+        found: Authenticated | None = self._known.find(key)
+        if found is not None:
+            return found
+        spec: dict[str, Any] = {"token": token}
+        if audiences:
+            spec["audiences"] = list(audiences)
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": spec}
+        try:
+            status = (await self._webhook.ask(review))["status"]
+        except (OSError, ValueError, TimeoutError) as error:
+            raise TokenError(str(error)) from error
+        if not status.get("authenticated"):
+            if status.get("error"):
+                raise TokenError(str(status["error"]))
+            return None
+        told = list(status.get("audiences") or ())
+        common = [a for a in told if a in audiences] if told and audiences else list(audiences)
+        if audiences and told and not common:
+            return None
+        user = status.get("user") or {}
+        found = Authenticated(
+            UserInfo(
+                str(user.get("username") or ""),
+                str(user.get("uid") or ""),
+                tuple(user.get("groups") or ()),
+                {k.lower(): list(v) for k, v in (user.get("extra") or {}).items()},
+            ),
+            common,
+        )
+        self._known.keep(key, found, TOKEN_SECONDS)
+        return found
+
+
+class AuthorizationWebhook:
+    """Lets another server decide."""
+
+    def __init__(self, file: Path) -> None:
+        self._webhook = _Webhook(file)
+        self._known = _Remembered()
+
+    async def authorize(self, a: Attributes) -> Decision:
+        spec = review_spec(a)
+        key = orjson.dumps(spec, option=orjson.OPT_SORT_KEYS)
+        found: Decision | None = self._known.find(key)
+        if found is not None:
+            return found
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": spec}
+        try:
+            status = (await self._webhook.ask(review))["status"]
+        except (OSError, ValueError, TimeoutError) as error:
+            log.warning("Failed to make webhook authorizer request: %s", error)
+            return Decision("no opinion", str(error))
+        reason = str(status.get("reason") or "")
+        if status.get("allowed") and status.get("denied"):
+            return Decision("deny", "webhook subject access review returned both allow and deny response")
+        if status.get("denied"):
+            decision = Decision("deny", reason)
+        elif status.get("allowed"):
+            decision = Decision("allow", reason)
+        else:
+            decision = Decision("no opinion", reason)
+        self._known.keep(key, decision, ALLOWED_SECONDS if decision.allowed else DENIED_SECONDS)
+        return decision
+
+
+def review_spec(a: Attributes) -> dict[str, Any]:
+    """The spec of a SubjectAccessReview that asks for `a`."""
+    user = a.user
+    spec: dict[str, Any] = {"user": user.name}
+    if user.uid:
+        spec["uid"] = user.uid
+    if user.groups:
+        spec["groups"] = list(user.groups)
+    if user.extra:
+        spec["extra"] = {k: list(v) for k, v in user.extra.items()}
+    if not a.is_resource:
+        spec["nonResourceAttributes"] = {"path": a.path, "verb": a.verb}
+        return spec
+    resource: dict[str, Any] = {}
+    for name in ("namespace", "verb", "group", "version", "resource", "subresource", "name"):
+        if value := getattr(a, name):
+            resource[name] = value
+    for field, text in (("labelSelector", a.label_selector), ("fieldSelector", a.field_selector)):
+        if text:
+            resource[field] = {"rawSelector": text}
+    spec["resourceAttributes"] = resource
+    return spec
