@@ -218,6 +218,16 @@ async def _read(fd: int, number: int, output: Output) -> None:
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb"))
     try:
         while data := await reader.read(32768):
+            # A line that a program writes in pieces is told as one message, if its rest comes at once.
+            while not data.endswith(b"\n") and len(data) < 32768:
+                try:
+                    async with asyncio.timeout(0.01):
+                        more = await reader.read(32768)
+                except TimeoutError:
+                    break
+                if not more:
+                    break
+                data += more
             # The runtime repeats its own complaint on stderr; it is told as the step's error instead.
             if number == 2 and b'level=error msg="runc run failed' in data:
                 data = b"".join(

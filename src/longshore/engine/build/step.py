@@ -159,13 +159,13 @@ class StepRoot:
         """What was written as a layer over the chain, None where nothing was. In a thread, after finish()."""
         if not os.listdir(self.root.upper):
             return None
-        diff, size = hash_tree(self.root.upper)
+        diff, size, length = hash_tree(self.root.upper)
         if diff == EMPTY_LAYER:
             return None
         folder = self.store.layers.new_folder()
         os.rmdir(folder / "diff")
         os.rename(self.root.upper, folder / "diff")
-        return self.store.layers.adopt(folder, self.chain, diff, size, lease=lease.id)
+        return self.store.layers.adopt(folder, self.chain, diff, size, tar_size=length, lease=lease.id)
 
     def discard(self) -> None:
         """Unmount and remove what is left. In a thread."""

@@ -53,7 +53,8 @@ async def stream(call: Call, work: Callable[[Callable[[Json], None]], Awaitable[
         except EngineError as error:
             if writer is None:
                 raise
-            detail: Json = {"message": error.message}
+            code = getattr(error, "code", None)  # of a build's failed command
+            detail: Json = {**({"code": code} if isinstance(code, int) else {}), "message": error.message}
             writer.write(orjson.dumps({"errorDetail": detail, "error": error.message}) + b"\r\n")
         if writer is None:
             await call.start(200)

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 EMPTY_LAYER = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
 
-def hash_tree(folder: Path) -> tuple[str, int]:
-    """The diff id that a folder has as a layer, and its bytes of content. In a thread."""
+def hash_tree(folder: Path) -> tuple[str, int, int]:
+    """The diff id that a folder has as a layer, its bytes of content, its tar's length. In a thread."""
     packer = Packer(folder)
     digest = hashlib.sha256()
+    length = 0
     for data in packer:
         digest.update(data)
-    return "sha256:" + digest.hexdigest(), packer.size
+        length += len(data)
+    return "sha256:" + digest.hexdigest(), packer.size, length
 
 
 def make_config(
@@ -96,8 +98,8 @@ def copy_layer(store: ImageStore, upper: Path, parent: str, lease: str) -> Layer
     folder = store.layers.new_folder()
     try:
         source: Iterator[bytes] = iter(Packer(upper))
-        diff, size = store.layers.extract(folder, lambda _: next(source, b""))
-        return store.layers.adopt(folder, parent, diff, size, lease=lease)
+        diff, size, length = store.layers.extract(folder, lambda _: next(source, b""))
+        return store.layers.adopt(folder, parent, diff, size, tar_size=length, lease=lease)
     except BaseException:
         store.layers.discard(folder)
         raise
@@ -149,8 +151,8 @@ async def unpack(store: ImageStore, source: AsyncIterable[bytes], parent: str, l
         folder = store.layers.new_folder()
         try:
             store.layers.extract(folder, read, hashed=False)
-            diff, size = hash_tree(folder / "diff")
-            return store.layers.adopt(folder, parent, diff, size, lease=lease)
+            diff, size, length = hash_tree(folder / "diff")
+            return store.layers.adopt(folder, parent, diff, size, tar_size=length, lease=lease)
         except BaseException:
             store.layers.discard(folder)
             raise

@@ -28,7 +28,8 @@ CREATE INDEX IF NOT EXISTS names_image ON names(image);
 CREATE INDEX IF NOT EXISTS names_repository ON names(repository);
 CREATE TABLE IF NOT EXISTS layers(
     chain TEXT PRIMARY KEY, diff TEXT NOT NULL, parent TEXT NOT NULL, size INTEGER NOT NULL, blob TEXT NOT NULL,
-    media TEXT NOT NULL, blob_size INTEGER NOT NULL, folder TEXT NOT NULL) WITHOUT ROWID;
+    media TEXT NOT NULL, blob_size INTEGER NOT NULL, folder TEXT NOT NULL,
+    tar_size INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS layers_parent ON layers(parent);
 CREATE INDEX IF NOT EXISTS layers_diff ON layers(diff);
 CREATE TABLE IF NOT EXISTS manifests(

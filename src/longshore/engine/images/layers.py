@@ -34,6 +34,7 @@ class Layer:
     """A layer in its place. chain: its chain id; diff: the digest of its tar; size: bytes of file content.
 
     blob: the digest of the content it came from ("" when it was made here), with media type and length.
+    tar_size: length of its tar, uncompressed (0: not known).
     """
 
     chain: str
@@ -44,6 +45,7 @@ class Layer:
     media: str
     blob_size: int
     folder: str
+    tar_size: int = 0
 
 
 def chain_id(parent: str, diff: str) -> str:
@@ -57,9 +59,11 @@ class HashingReader:
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
         self._hash = hashlib.sha256()
+        self.size = 0
 
     def __call__(self, limit: int) -> bytes:
         data = self._read(limit)
+        self.size += len(data)
         self._hash.update(data)
         return data
 
@@ -134,8 +138,9 @@ class Layers:
     def discard(self, folder: Path) -> None:
         remove_path(folder)
 
-    def extract(self, folder: Path, read: Callable[[int], bytes], *, hashed: bool = True) -> tuple[str, int]:
-        """Unpack a tar stream (compressed or plain) into folder/diff; (diff id, bytes of content). In a thread.
+    def extract(self, folder: Path, read: Callable[[int], bytes], *, hashed: bool = True) -> tuple[str, int, int]:
+        """Unpack a tar stream (compressed or plain) into folder/diff; (diff id, bytes of content, length of the tar). In a
+        thread.
 
         hashed: False leaves the diff id out ("").
         Raises tar.TarError, compression.BrokenStream, extract.ExtractError, OSError.
@@ -147,7 +152,7 @@ class Layers:
         with Extractor(folder / "diff", limit=max(0, space.f_bavail * space.f_frsize - _SPARE_SPACE)) as extractor:
             extractor.extract(reader)
             reader.drain()
-            return plain.digest if hashed else "", extractor.size
+            return plain.digest if hashed else "", extractor.size, plain.size
 
     def adopt(
         self,
@@ -156,6 +161,7 @@ class Layers:
         diff: str,
         size: int,
         *,
+        tar_size: int = 0,
         blob: str = "",
         media: str = "",
         blob_size: int = 0,
@@ -174,10 +180,10 @@ class Layers:
             if row is None:
                 os.rename(folder, self.folder / name)
                 os.symlink(f"../overlay2/{name}/diff", self._links / name[:_LINK])
-                layer = Layer(chain, diff, parent, size, blob, media, blob_size, name)
+                layer = Layer(chain, diff, parent, size, blob, media, blob_size, name, tar_size)
                 connection.execute(
-                    "INSERT INTO layers VALUES(?,?,?,?,?,?,?,?)",
-                    (chain, diff, parent, size, blob, media, blob_size, name),
+                    "INSERT INTO layers VALUES(?,?,?,?,?,?,?,?,?)",
+                    (chain, diff, parent, size, blob, media, blob_size, name, tar_size),
                 )
                 return layer
         self.discard(folder)

@@ -263,12 +263,12 @@ class _Layer:
             await _download(self)
         folder = self.store.layers.new_folder()
         try:
-            diff, size = await self._unpack(folder)
+            diff, size, length = await self._unpack(folder)
             if diff != self.diff:
                 raise DigestMismatch(f"filesystem layer verification failed for digest {self.digest}")
             if after is not None:
                 await after
-            await in_thread(self._adopt, folder, parent, size)
+            await in_thread(self._adopt, folder, parent, size, length)
         except BaseException:
             await asyncio.shield(in_thread(self.store.layers.discard, folder))
             raise
@@ -276,13 +276,13 @@ class _Layer:
         if not ready.done():
             ready.set_result(None)
 
-    async def _unpack(self, folder: Any) -> tuple[str, int]:
+    async def _unpack(self, folder: Any) -> tuple[str, int, int]:
         path = self.store.blobs.path(self.digest)
         total = self.size or path.stat().st_size
         done = 0
         loop = asyncio.get_running_loop()
 
-        def work() -> tuple[str, int]:
+        def work() -> tuple[str, int, int]:
             nonlocal done
             with open(path, "rb", buffering=0) as file:
 
@@ -307,12 +307,13 @@ class _Layer:
         self.meter.move("Extracting", total, total, last=True)
         return result
 
-    def _adopt(self, folder: Any, parent: str, size: int) -> Layer:
+    def _adopt(self, folder: Any, parent: str, size: int, length: int) -> Layer:
         return self.store.layers.adopt(
             folder,
             parent,
             self.diff,
             size,
+            tar_size=length,
             blob=self.digest,
             media=self.media,
             blob_size=self.store.blobs.size(self.digest),

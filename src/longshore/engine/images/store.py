@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from longshore.engine.images import references
 from longshore.engine.images.blobs import Blobs, digest_of
 from longshore.engine.images.database import Database
 from longshore.engine.images.extract import remove_path
-from longshore.engine.images.layers import Layer, Layers, add_lease
+from longshore.engine.images.layers import Layers, add_lease
 from longshore.engine.images.model import Image, parse_time
 from longshore.engine.images.overlay import RootFS
 from longshore.engine.images.references import Reference
@@ -417,10 +417,6 @@ class ImageStore:
 
         await push(self, reference, auth=auth, progress=progress, platform=platform)
 
-    def register_upper(self, folder: Path, parent: str, diff: str, size: int, lease: Lease | None = None) -> Layer:
-        """A folder made by layers.new_folder() whose `diff` is complete becomes a layer over `parent` (a chain id)."""
-        return self.layers.adopt(folder, parent, diff, size, lease=lease.id if lease else "")
-
     def layers_size(self) -> int:
         """Bytes of content of all layers."""
         return int(self.database.one("SELECT COALESCE(SUM(size),0) FROM layers")[0])
@@ -454,8 +450,3 @@ def _tree_size(path: Path) -> int:
                     seen.add(info.st_ino)
                     total += info.st_size
     return total
-
-
-def iterate(data: bytes) -> Iterator[bytes]:
-    """One piece as an iterator."""
-    yield data

@@ -1,0 +1,55 @@
+"""POST /build of the Docker Engine API on the builder."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from longshore.engine.build.options import parse_options
+
+if TYPE_CHECKING:
+    from longshore.engine.build.classic import Builder
+    from longshore.engine.dockerapi.router import Call
+    from longshore.engine.server import Engine
+    from longshore.machinery.http import Response
+
+
+def decode_auths(header: str | None) -> dict[str, dict[str, str]]:
+    """X-Registry-Config: base64url JSON, registry host to credentials. What cannot be read is none."""
+    if not header:
+        return {}
+    try:
+        loaded: Any = orjson.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+    except (binascii.Error, ValueError):
+        return {}
+    if not isinstance(loaded, dict):
+        return {}
+    return {
+        str(host): {str(key).lower(): str(value) for key, value in entry.items() if value}
+        for host, entry in loaded.items()
+        if isinstance(entry, dict)
+    }
+
+
+def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
+    """The handler of POST /build for an engine; the builder itself is made at the first build."""
+    builder: Builder | None = None
+
+    async def build(call: Call) -> Response | None:
+        nonlocal builder
+        from longshore.engine.build.classic import Builder
+        from longshore.engine.build.runner import RuncRunner
+        from longshore.engine.dockerapi.images import stream
+
+        options = parse_options(call.request.query, decode_auths(call.request.headers.get("x-registry-config")))
+        if builder is None:
+            builder = Builder(engine.images, RuncRunner(engine.run / "build", engine.networks))
+        body = call.request.chunks()
+        made = builder
+        return await stream(call, lambda say: made.build(body, options, say))
+
+    return build
