@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class ClientError(OSError):
-    """A request got no answer."""
+    """A request got no answer. `errno` is set where the kernel gave one."""
+
+    def __str__(self) -> str:
+        return self.strerror or " ".join(map(str, self.args))
 
 
 class ConnectError(ClientError):
