@@ -17,6 +17,7 @@ from longshore.engine.cri import spec
 from longshore.engine.cri.records import Container, Records, Sandbox, matches, now
 from longshore.engine.cri.sandboxes import Sandboxes
 from longshore.engine.errors import EngineError, NotFound
+from longshore.engine.images import references
 from longshore.engine.images.store import ImageStore, ImageUser
 from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRunning, Runtime, RuntimeFailed
 from longshore.machinery import rooted
@@ -359,8 +360,11 @@ class Containers:
         """The ImageSpec of a status: the image's first tag where it has one, else what was asked for."""
         tags = [str(n) for n in self.images.names(container.image_id) if n.tag]
         asked = container.config.image
-        name = next((t for t in tags if t == asked.user_specified_image), None)
-        name = name or asked.user_specified_image or (tags[0] if tags else asked.image)
+        wanted = asked.user_specified_image or asked.image
+        with contextlib.suppress(EngineError):
+            parsed = references.parse_any(wanted)
+            wanted = parsed if isinstance(parsed, str) else str(parsed.with_default_tag())
+        name = wanted if wanted in tags or not tags else tags[0]
         return cri.ImageSpec(image=name, user_specified_image=asked.user_specified_image)
 
     def listed(self, container: Container) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longshore.engine.runtime import capabilities, seccomp, users
+from longshore.engine.runtime import capabilities, cgroups, seccomp, users
 from longshore.engine.runtime import spec as oci
 from longshore.machinery.grpc import RpcError, Status
 from longshore.wire.cri import cri
@@ -160,7 +160,7 @@ def limits(wanted: Any) -> dict[str, Any]:
         memory["swap"] = wanted.memory_swap_limit_in_bytes
     if memory:
         result["memory"] = memory
-    if wanted.hugepage_limits:
+    if wanted.hugepage_limits and _has_hugetlb():
         present = set(os.listdir("/sys/kernel/mm/hugepages")) if os.path.isdir("/sys/kernel/mm/hugepages") else set()
         sizes = {int(n.removeprefix("hugepages-").removesuffix("kB")) for n in present}
         units = {"KB": 1, "MB": 1024, "GB": 1024**2}
@@ -174,6 +174,13 @@ def limits(wanted: Any) -> dict[str, Any]:
     if wanted.unified:
         result["unified"] = dict(wanted.unified)
     return result
+
+
+def _has_hugetlb() -> bool:
+    """Whether limits on huge pages can be set: the controller may be absent, or be on the hierarchy that runc leaves."""
+    if cgroups.unified():
+        return "hugetlb" in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+    return "hugetlb" in cgroups.mounts()
 
 
 def oom_score(wanted: int) -> int:

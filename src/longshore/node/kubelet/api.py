@@ -161,7 +161,7 @@ class KubeletApi:
                 return text(400, f'previous terminated container "{container}" in pod "{name}" not found\n')
         if not known:
             reasons = self.kubelet.syncer.reasons.get(pod["metadata"]["uid"], {})
-            reason, message = reasons.get(container, ("", ""))
+            reason = reasons.get(container, ("", ""))[0]
             if reason in ("ErrImagePull", "ImagePullBackOff"):
                 words = "image can't be pulled" if reason == "ErrImagePull" else "trying and failing to pull image"
                 return text(400, f'container "{container}" in pod "{name}" is waiting to start: {words}\n')

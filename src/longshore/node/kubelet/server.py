@@ -88,7 +88,7 @@ async def serve(
     node = NodeStatus(config, client, runtime, recorder, healthy=kubelet.unhealthy, pressures=dict)
     kubelet.allocatable = node.allocatable
     api = KubeletApi(kubelet, Gate(client, node_name), _pages(config))
-    certificate, key = await asyncio.to_thread(_certificate, config, certificate, key)
+    pair = await asyncio.to_thread(_certificate, config, certificate, key)
     http = Server(api.handle)
     try:
         await asyncio.to_thread(
@@ -100,7 +100,7 @@ async def serve(
         await _wait_for(runtime)
         await node.ask_runtime()
         await node.ask_images()
-        config.port = await http.listen_tcp(address, port, ssl=server_context(certificate, key, client_ca=client_ca))
+        config.port = await http.listen_tcp(address, port, ssl=server_context(*pair, client_ca=client_ca))
         async with asyncio.TaskGroup() as group:
             await node.register()
             group.create_task(_follow_node(kubelet, node))
