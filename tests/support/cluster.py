@@ -40,7 +40,7 @@ class Cluster:
         return self.longshore("up", *self.flags, timeout=150)
 
     def longshore(self, command: str, *arguments: str, timeout: float = 120) -> str:
-        return self.run(sys.executable, "-m", "longshore.cli.main", command, *self.folders, *arguments, timeout=timeout)
+        return self.run(sys.executable, "-m", "longshore", command, *self.folders, *arguments, timeout=timeout)
 
     def run(self, *argv: str, stdin: str | None = None, timeout: float = 60, check: bool = True) -> str:
         """Run a command; what it wrote to stdout (and stderr after it when check is off)."""
@@ -60,7 +60,7 @@ class Cluster:
         return self.run("docker", *arguments, stdin=stdin, timeout=timeout, check=check)
 
     def status(self) -> dict:
-        text = self.run(sys.executable, "-m", "longshore.cli.main", "status", *self.folders, "-o", "json", check=False)
+        text = self.run(sys.executable, "-m", "longshore", "status", *self.folders, "-o", "json", check=False)
         return json.loads(text)
 
     def pid(self, part: str) -> int:

@@ -65,7 +65,7 @@ def _api_health(layout: Layout, config: ClusterConfig) -> Health:
 
 def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
     """Every process of the tree, in the order in which they are started."""
-    command = [sys.executable, "-m", "longshore.cli.main"]
+    command = [sys.executable, "-m", "longshore"]
     folders = ["--data-dir", str(layout.data), "--run-dir", str(layout.run)]
     pki = layout.pki
     single = len(config.nodes) == 1

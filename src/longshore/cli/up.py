@@ -89,7 +89,7 @@ def start_supervisor(layout: Layout) -> None:
     try:
         spawn(
             [
-                *(sys.executable, "-m", "longshore.cli.main", "supervise"),
+                *(sys.executable, "-m", "longshore", "supervise"),
                 *("--data-dir", str(layout.data), "--run-dir", str(layout.run)),
             ],
             stdout=output,
