@@ -48,9 +48,15 @@ class APIService(Strategy):
         service = spec.get("service")
         if service is None:
             if spec.get("caBundle"):
-                errors.invalid("spec.caBundle", f"{len(spec['caBundle']) * 3 // 4} bytes", "local APIServices may not have a caBundle")
+                errors.invalid(
+                    "spec.caBundle",
+                    f"{len(spec['caBundle']) * 3 // 4} bytes",
+                    "local APIServices may not have a caBundle",
+                )
             if spec.get("insecureSkipTLSVerify"):
-                errors.invalid("spec.insecureSkipTLSVerify", True, "local APIServices may not have insecureSkipTLSVerify")
+                errors.invalid(
+                    "spec.insecureSkipTLSVerify", True, "local APIServices may not have insecureSkipTLSVerify"
+                )
             return
         for key in ("namespace", "name"):
             if not service.get(key):
@@ -76,7 +82,13 @@ def local_condition() -> Object:
     """The condition of an APIService that this server serves itself."""
     from longshore.api import times
 
-    return {"type": "Available", "status": "True", "lastTransitionTime": times.now(), "reason": "Local", "message": "Local APIServices are always available"}
+    return {
+        "type": "Available",
+        "status": "True",
+        "lastTransitionTime": times.now(),
+        "reason": "Local",
+        "message": "Local APIServices are always available",
+    }
 
 
 STRATEGIES = {"APIService": APIService}

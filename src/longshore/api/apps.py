@@ -55,7 +55,9 @@ def _template(errors: Errors, spec: Object, *, replicas: int = 0) -> None:
     if restart != "Always":
         errors.unsupported("spec.template.spec.restartPolicy", restart, ("Always",))
     if template["spec"].get("activeDeadlineSeconds") is not None:
-        errors.forbidden("spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in ReplicaSet is not Supported")
+        errors.forbidden(
+            "spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in ReplicaSet is not Supported"
+        )
 
 
 class Workload(Strategy):
@@ -115,21 +117,42 @@ class Deployment(Workload):
 
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
         status = new["status"]
-        for key in ("observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas", "terminatingReplicas", "collisionCount"):
+        for key in (
+            "observedGeneration",
+            "replicas",
+            "updatedReplicas",
+            "readyReplicas",
+            "availableReplicas",
+            "unavailableReplicas",
+            "terminatingReplicas",
+            "collisionCount",
+        ):
             not_negative(errors, status.get(key), f"status.{key}")
         total = status.get("replicas", 0)
         for key in ("updatedReplicas", "readyReplicas", "availableReplicas"):
             if status.get(key, 0) > total:
                 errors.invalid(f"status.{key}", status[key], "cannot be greater than status.replicas")
         if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
-            errors.invalid("status.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas")
-        if old["status"].get("collisionCount") is not None and status.get("collisionCount", -1) < old["status"]["collisionCount"]:
+            errors.invalid(
+                "status.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas"
+            )
+        if (
+            old["status"].get("collisionCount") is not None
+            and status.get("collisionCount", -1) < old["status"]["collisionCount"]
+        ):
             errors.invalid("status.collisionCount", status.get("collisionCount"), "cannot be decremented")
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj["status"]
         ready = f"{status.get('readyReplicas', 0)}/{spec.get('replicas', 0)}"
-        return [obj["metadata"]["name"], ready, status.get("updatedReplicas", 0), status.get("availableReplicas", 0), age_of(obj, now), *self._cells(obj)]
+        return [
+            obj["metadata"]["name"],
+            ready,
+            status.get("updatedReplicas", 0),
+            status.get("availableReplicas", 0),
+            age_of(obj, now),
+            *self._cells(obj),
+        ]
 
 
 def _deployment_strategy(errors: Errors, strategy: Object, path: str) -> None:
@@ -181,7 +204,14 @@ class ReplicaSet(Workload):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj["status"]
-        return [obj["metadata"]["name"], spec.get("replicas", 0), status.get("replicas", 0), status.get("readyReplicas", 0), age_of(obj, now), *self._cells(obj)]
+        return [
+            obj["metadata"]["name"],
+            spec.get("replicas", 0),
+            status.get("replicas", 0),
+            status.get("readyReplicas", 0),
+            age_of(obj, now),
+            *self._cells(obj),
+        ]
 
     def selectable(self, obj: Object) -> dict[str, str]:
         return {"status.replicas": str(obj["status"].get("replicas", 0))}
@@ -229,9 +259,13 @@ class StatefulSet(Workload):
             errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
         pod_validation.validate_template(spec["template"], errors, "spec.template")
         if spec["template"]["spec"].get("restartPolicy") != "Always":
-            errors.unsupported("spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",))
+            errors.unsupported(
+                "spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",)
+            )
         if spec["template"]["spec"].get("activeDeadlineSeconds") is not None:
-            errors.forbidden("spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in StatefulSet is not Supported")
+            errors.forbidden(
+                "spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in StatefulSet is not Supported"
+            )
         name = spec.get("serviceName")
         if name and old is None:
             for message in dns1123_label(name):
@@ -257,7 +291,11 @@ class StatefulSet(Workload):
             errors.required("spec.updateStrategy")
         elif kind == "OnDelete":
             if rolling is not None:
-                errors.invalid("spec.updateStrategy.rollingUpdate", dump(_APPS + "RollingUpdateStatefulSetStrategy", rolling), "only allowed for updateStrategy 'RollingUpdate'")
+                errors.invalid(
+                    "spec.updateStrategy.rollingUpdate",
+                    dump(_APPS + "RollingUpdateStatefulSetStrategy", rolling),
+                    "only allowed for updateStrategy 'RollingUpdate'",
+                )
         elif kind == "RollingUpdate":
             if rolling is not None:
                 not_negative(errors, rolling.get("partition", 0), "spec.updateStrategy.rollingUpdate.partition")
@@ -269,16 +307,30 @@ class StatefulSet(Workload):
                         errors.invalid(here, unavailable, "cannot be 0")
                     intstr.at_most_100_percent(errors, unavailable, here)
         else:
-            errors.invalid("spec.updateStrategy", dump(_APPS + "StatefulSetUpdateStrategy", strategy), "must be 'RollingUpdate' or 'OnDelete'")
+            errors.invalid(
+                "spec.updateStrategy",
+                dump(_APPS + "StatefulSetUpdateStrategy", strategy),
+                "must be 'RollingUpdate' or 'OnDelete'",
+            )
         retention = spec.get("persistentVolumeClaimRetentionPolicy")
         if retention is not None:
             for key in ("whenDeleted", "whenScaled"):
                 if retention.get(key) not in ("Retain", "Delete"):
-                    errors.unsupported(f"spec.persistentVolumeClaimRetentionPolicy.{key}", retention.get(key, ""), ("Retain", "Delete"))
+                    errors.unsupported(
+                        f"spec.persistentVolumeClaimRetentionPolicy.{key}", retention.get(key, ""), ("Retain", "Delete")
+                    )
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate(new, errors, old)
-        changeable = ("replicas", "template", "updateStrategy", "minReadySeconds", "ordinals", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy")
+        changeable = (
+            "replicas",
+            "template",
+            "updateStrategy",
+            "minReadySeconds",
+            "ordinals",
+            "revisionHistoryLimit",
+            "persistentVolumeClaimRetentionPolicy",
+        )
         one, other = ({k: v for k, v in s["spec"].items() if k not in changeable} for s in (new, old))
         if one != other:
             errors.forbidden(
@@ -288,13 +340,23 @@ class StatefulSet(Workload):
 
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
         status = new["status"]
-        for key in ("replicas", "readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas", "observedGeneration", "collisionCount"):
+        for key in (
+            "replicas",
+            "readyReplicas",
+            "currentReplicas",
+            "updatedReplicas",
+            "availableReplicas",
+            "observedGeneration",
+            "collisionCount",
+        ):
             not_negative(errors, status.get(key), f"status.{key}")
         for key in ("readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"):
             if status.get(key, 0) > status.get("replicas", 0):
                 errors.invalid(f"status.{key}", status[key], "cannot be greater than status.replicas")
         if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
-            errors.invalid("status.availableReplicas", status["availableReplicas"], "cannot be greater than status.readyReplicas")
+            errors.invalid(
+                "status.availableReplicas", status["availableReplicas"], "cannot be greater than status.readyReplicas"
+            )
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         names, images = printing.containers(obj["spec"]["template"]["spec"])
@@ -335,9 +397,13 @@ class DaemonSet(Workload):
             errors.invalid("spec.selector", {}, "empty selector is invalid for daemonset")
         pod_validation.validate_template(spec["template"], errors, "spec.template")
         if spec["template"]["spec"].get("restartPolicy") != "Always":
-            errors.unsupported("spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",))
+            errors.unsupported(
+                "spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",)
+            )
         if spec["template"]["spec"].get("activeDeadlineSeconds") is not None:
-            errors.forbidden("spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in DaemonSet is not Supported")
+            errors.forbidden(
+                "spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in DaemonSet is not Supported"
+            )
         not_negative(errors, spec.get("minReadySeconds", 0), "spec.minReadySeconds")
         _daemon_strategy(errors, spec["updateStrategy"], "spec.updateStrategy")
         not_negative(errors, spec.get("revisionHistoryLimit"), "spec.revisionHistoryLimit")
@@ -348,13 +414,38 @@ class DaemonSet(Workload):
         self.validate(new, errors, old)
 
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
-        for key in ("currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady", "observedGeneration", "updatedNumberScheduled", "numberAvailable", "numberUnavailable", "collisionCount"):
+        for key in (
+            "currentNumberScheduled",
+            "numberMisscheduled",
+            "desiredNumberScheduled",
+            "numberReady",
+            "observedGeneration",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
+            "collisionCount",
+        ):
             not_negative(errors, new["status"].get(key), f"status.{key}")
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj["status"]
-        counts = [status.get(k, 0) for k in ("desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled", "numberAvailable")]
-        return [obj["metadata"]["name"], *counts, printing.labels(spec["template"]["spec"].get("nodeSelector")), age_of(obj, now), *self._cells(obj)]
+        counts = [
+            status.get(k, 0)
+            for k in (
+                "desiredNumberScheduled",
+                "currentNumberScheduled",
+                "numberReady",
+                "updatedNumberScheduled",
+                "numberAvailable",
+            )
+        ]
+        return [
+            obj["metadata"]["name"],
+            *counts,
+            printing.labels(spec["template"]["spec"].get("nodeSelector")),
+            age_of(obj, now),
+            *self._cells(obj),
+        ]
 
 
 def _daemon_strategy(errors: Errors, strategy: Object, path: str) -> None:
@@ -402,5 +493,11 @@ class ControllerRevision(Strategy):
         return [obj["metadata"]["name"], shown, obj.get("revision", 0), age_of(obj, now)]
 
 
-STRATEGIES = {"ControllerRevision": ControllerRevision, "DaemonSet": DaemonSet, "Deployment": Deployment, "ReplicaSet": ReplicaSet, "StatefulSet": StatefulSet}
+STRATEGIES = {
+    "ControllerRevision": ControllerRevision,
+    "DaemonSet": DaemonSet,
+    "Deployment": Deployment,
+    "ReplicaSet": ReplicaSet,
+    "StatefulSet": StatefulSet,
+}
 __all__ = ["STRATEGIES", "dns1123_subdomain", "selects"]

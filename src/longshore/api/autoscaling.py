@@ -19,9 +19,18 @@ _CURRENT = "autoscaling.alpha.kubernetes.io/current-metrics"
 _CONDITIONS = "autoscaling.alpha.kubernetes.io/conditions"
 _BEHAVIOR = "autoscaling.alpha.kubernetes.io/behavior"
 _TYPES = ("ContainerResource", "External", "Object", "Pods", "Resource")
-_SOURCES = {"ContainerResource": "containerResource", "External": "external", "Object": "object", "Pods": "pods", "Resource": "resource"}
+_SOURCES = {
+    "ContainerResource": "containerResource",
+    "External": "external",
+    "Object": "object",
+    "Pods": "pods",
+    "Resource": "resource",
+}
 _DEFAULT_DOWN = [{"type": "Percent", "value": 100, "periodSeconds": 15}]
-_DEFAULT_UP = [{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]
+_DEFAULT_UP = [
+    {"type": "Pods", "value": 4, "periodSeconds": 15},
+    {"type": "Percent", "value": 100, "periodSeconds": 15},
+]
 
 
 def _dump(value: Any) -> str:
@@ -35,7 +44,12 @@ class HorizontalPodAutoscaler(Strategy):
         spec = obj["spec"]
         spec.setdefault("minReplicas", 1)
         if not spec.get("metrics"):
-            spec["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]
+            spec["metrics"] = [
+                {
+                    "type": "Resource",
+                    "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}},
+                }
+            ]
         self._default_behavior(spec)
 
     @staticmethod
@@ -75,7 +89,13 @@ class HorizontalPodAutoscaler(Strategy):
             except (orjson.JSONDecodeError, AttributeError, TypeError):
                 metrics = []
         if cpu is not None:
-            metrics = [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": cpu}}}, *metrics]
+            metrics = [
+                {
+                    "type": "Resource",
+                    "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": cpu}},
+                },
+                *metrics,
+            ]
         if _BEHAVIOR in annotations:
             try:
                 spec["behavior"] = orjson.loads(annotations[_BEHAVIOR])
@@ -93,7 +113,9 @@ class HorizontalPodAutoscaler(Strategy):
         used = status.pop("currentCPUUtilizationPercentage", None)
         status.setdefault("currentMetrics", None)
         if used is not None:
-            status["currentMetrics"] = [{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": used}}}]
+            status["currentMetrics"] = [
+                {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": used}}}
+            ]
         if status.get("currentReplicas") == 0:
             del status["currentReplicas"]
         out = {**obj, "metadata": meta, "spec": spec, "status": status}
@@ -124,7 +146,9 @@ class HorizontalPodAutoscaler(Strategy):
             else:
                 for message in path_segment(text):
                     errors.invalid(f"{path}.{key}", text, message)
-        if group and not reference.get("apiVersion", "").partition("/")[0] or (group and "/" not in reference.get("apiVersion", "") and reference.get("apiVersion") != "v1"):
+        if (group and not reference.get("apiVersion", "").partition("/")[0]) or (
+            group and "/" not in reference.get("apiVersion", "") and reference.get("apiVersion") != "v1"
+        ):
             errors.invalid(f"{path}.apiVersion", reference.get("apiVersion", ""), "apiVersion must specify API group")
 
     def _metrics(self, errors: Errors, metrics: list[Object], least: int | None) -> None:
@@ -152,7 +176,10 @@ class HorizontalPodAutoscaler(Strategy):
             else:
                 self._source(errors, kind, source, f"{path}.{name}")
         if least == 0 and not scalable:
-            errors.forbidden("spec.metrics", "must specify at least one Object or External metric to support scaling to zero replicas")
+            errors.forbidden(
+                "spec.metrics",
+                "must specify at least one Object or External metric to support scaling to zero replicas",
+            )
 
     def _source(self, errors: Errors, kind: str, source: Object, path: str) -> None:
         target = source.get("target") or {}
@@ -164,9 +191,13 @@ class HorizontalPodAutoscaler(Strategy):
             _target(errors, target, f"{path}.target")
             utilization, average = target.get("averageUtilization"), target.get("averageValue")
             if utilization is None and average is None:
-                errors.required(f"{path}.target.averageUtilization", "must set either a target raw value or a target utilization")
+                errors.required(
+                    f"{path}.target.averageUtilization", "must set either a target raw value or a target utilization"
+                )
             if utilization is not None and average is not None:
-                errors.forbidden(f"{path}.target.averageValue", "may not set both a target raw value and a target utilization")
+                errors.forbidden(
+                    f"{path}.target.averageValue", "may not set both a target raw value and a target utilization"
+                )
             return
         if kind == "Object":
             self._reference(errors, source.get("describedObject") or {}, f"{path}.describedObject")
@@ -178,7 +209,12 @@ class HorizontalPodAutoscaler(Strategy):
             return
         value, average = target.get("value"), target.get("averageValue")
         if value is None and average is None:
-            errors.required(f"{path}.target.averageValue", "must set either a target value or averageValue" if kind == "Object" else "must set either a target value for metric or a per-pod target")
+            errors.required(
+                f"{path}.target.averageValue",
+                "must set either a target value or averageValue"
+                if kind == "Object"
+                else "must set either a target value for metric or a per-pod target",
+            )
         if kind == "External" and value is not None and average is not None:
             errors.forbidden(f"{path}.target.value", "may not set both a target value for metric and a per-pod target")
 
@@ -291,7 +327,12 @@ def _to_v1(obj: Object) -> Object:
     cpu = None
     for metric in spec.pop("metrics", None) or ():
         resource = metric.get("resource") or {}
-        if cpu is None and metric.get("type") == "Resource" and resource.get("name") == "cpu" and (resource.get("target") or {}).get("averageUtilization") is not None:
+        if (
+            cpu is None
+            and metric.get("type") == "Resource"
+            and resource.get("name") == "cpu"
+            and (resource.get("target") or {}).get("averageUtilization") is not None
+        ):
             cpu = resource["target"]["averageUtilization"]
         else:
             other.append(_metric_v1(metric))
@@ -307,7 +348,12 @@ def _to_v1(obj: Object) -> Object:
     for metric in current:
         resource = metric.get("resource") or {}
         used = (resource.get("current") or {}).get("averageUtilization")
-        if metric.get("type") == "Resource" and resource.get("name") == "cpu" and used is not None and "currentCPUUtilizationPercentage" not in status:
+        if (
+            metric.get("type") == "Resource"
+            and resource.get("name") == "cpu"
+            and used is not None
+            and "currentCPUUtilizationPercentage" not in status
+        ):
             status["currentCPUUtilizationPercentage"] = used
         else:
             rest.append(_metric_v1(metric, status=True))
@@ -330,7 +376,10 @@ def _go_behavior(behavior: Object) -> Object:
         out[go] = rules and {
             "StabilizationWindowSeconds": rules.get("stabilizationWindowSeconds"),
             "SelectPolicy": rules.get("selectPolicy"),
-            "Policies": [{"Type": p.get("type", ""), "Value": p.get("value", 0), "PeriodSeconds": p.get("periodSeconds", 0)} for p in rules.get("policies") or ()],
+            "Policies": [
+                {"Type": p.get("type", ""), "Value": p.get("value", 0), "PeriodSeconds": p.get("periodSeconds", 0)}
+                for p in rules.get("policies") or ()
+            ],
             "Tolerance": rules.get("tolerance"),
         }
     return out
@@ -356,7 +405,11 @@ def _metric_v1(metric: Object, *, status: bool = False) -> Object:
         body = {"metricName": metric_name}
         selector = (source.get("metric") or {}).get("selector")
         if kind == "Object":
-            body = {"target": source.get("describedObject") or {}, "metricName": metric_name, "currentValue" if status else "targetValue": values.get("value", "0")}
+            body = {
+                "target": source.get("describedObject") or {},
+                "metricName": metric_name,
+                "currentValue" if status else "targetValue": values.get("value", "0"),
+            }
             if values.get("averageValue") is not None:
                 body["averageValue"] = values["averageValue"]
         elif kind == "Pods":

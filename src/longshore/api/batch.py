@@ -34,7 +34,9 @@ def default_job_spec(spec: Object) -> None:
     spec.setdefault("completionMode", "NonIndexed")
     spec.setdefault("suspend", False)
     spec.setdefault("manualSelector", False)
-    spec.setdefault("podReplacementPolicy", "Failed" if spec.get("podFailurePolicy") is not None else "TerminatingOrFailed")
+    spec.setdefault(
+        "podReplacementPolicy", "Failed" if spec.get("podFailurePolicy") is not None else "TerminatingOrFailed"
+    )
     _default_failure_policy(spec)
 
 
@@ -104,18 +106,30 @@ class Job(Strategy):
         spec, before = new["spec"], old["spec"]
         job_spec(errors, spec, "spec")
         if spec.get("completions") != before.get("completions"):
-            if before.get("completions") is not None and before.get("completionMode") == "Indexed" and spec.get("completions") is not None:
+            if (
+                before.get("completions") is not None
+                and before.get("completionMode") == "Indexed"
+                and spec.get("completions") is not None
+            ):
                 if spec.get("parallelism") != spec["completions"]:
-                    errors.invalid("spec.completions", spec["completions"], "can only be modified in tandem with spec.parallelism")
+                    errors.invalid(
+                        "spec.completions", spec["completions"], "can only be modified in tandem with spec.parallelism"
+                    )
             else:
                 errors.invalid("spec.completions", spec.get("completions"), metadata.IMMUTABLE)
         if spec.get("selector") != before.get("selector"):
             errors.invalid("spec.selector", spec.get("selector"), metadata.IMMUTABLE)
         template = spec["template"]
-        if before.get("suspend") and spec["template"] != before["template"] and (old.get("status") or {}).get("startTime") is None:
+        if (
+            before.get("suspend")
+            and spec["template"] != before["template"]
+            and (old.get("status") or {}).get("startTime") is None
+        ):
             template = _schedulable(template, before["template"])
         if template != before["template"]:
-            errors.invalid("spec.template", dump("io.k8s.api.core.v1.PodTemplateSpec", spec["template"]), metadata.IMMUTABLE)
+            errors.invalid(
+                "spec.template", dump("io.k8s.api.core.v1.PodTemplateSpec", spec["template"]), metadata.IMMUTABLE
+            )
         for key in ("completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"):
             if spec.get(key) != before.get(key):
                 shown = spec.get(key)
@@ -130,7 +144,9 @@ class Job(Strategy):
         start, end = status.get("startTime"), status.get("completionTime")
         finished = {c.get("type") for c in status.get("conditions") or () if c.get("status") == "True"}
         if end is not None and "Complete" not in finished:
-            errors.invalid("status.completionTime", end, "cannot set completionTime when there is no Complete=True condition")
+            errors.invalid(
+                "status.completionTime", end, "cannot set completionTime when there is no Complete=True condition"
+            )
         if start is not None and end is not None and end < start:
             errors.invalid("status.completionTime", end, "completionTime cannot be set before startTime")
         if "Complete" in finished and "Failed" in finished:
@@ -143,9 +159,13 @@ class Job(Strategy):
         found = []
         completions, parallelism = spec.get("completions"), spec.get("parallelism")
         if spec.get("completionMode") == "Indexed" and (completions or 0) > 100000 and (parallelism or 0) > 10000:
-            found.append("spec.completionMode: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
+            found.append(
+                "spec.completionMode: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"
+            )
         if old is None or old["spec"]["template"] != spec["template"]:
-            found.extend(pod_warnings.pod_warnings(spec["template"]["spec"], spec["template"]["metadata"], "spec.template.spec"))
+            found.extend(
+                pod_warnings.pod_warnings(spec["template"]["spec"], spec["template"]["metadata"], "spec.template.spec")
+            )
         return found
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
@@ -162,7 +182,16 @@ class Job(Strategy):
             end = times.parse(status["completionTime"]) if status.get("completionTime") else now
             duration = human_duration((end - times.parse(status["startTime"])).total_seconds())
         names, images = printing.containers(spec["template"]["spec"])
-        return [obj["metadata"]["name"], _job_state(obj), done, duration, age_of(obj, now), names, images, printing.selector(spec.get("selector"))]
+        return [
+            obj["metadata"]["name"],
+            _job_state(obj),
+            done,
+            duration,
+            age_of(obj, now),
+            names,
+            images,
+            printing.selector(spec.get("selector")),
+        ]
 
     def selectable(self, obj: Object) -> dict[str, str]:
         return {"status.successful": str((obj.get("status") or {}).get("succeeded", 0))}
@@ -214,12 +243,24 @@ def job_spec(errors: Errors, spec: Object, path: str) -> None:
     except SelectorError:
         return
     if selector is not None and not matches:
-        errors.invalid(f"{path}.template.metadata.labels", spec["template"]["metadata"].get("labels"), "`selector` does not match template `labels`")
+        errors.invalid(
+            f"{path}.template.metadata.labels",
+            spec["template"]["metadata"].get("labels"),
+            "`selector` does not match template `labels`",
+        )
 
 
 def plain_job_spec(errors: Errors, spec: Object, path: str) -> None:
     """A Job's spec but for the selector."""
-    for key in ("parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex", "maxFailedIndexes"):
+    for key in (
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ):
         not_negative(errors, spec.get(key), f"{path}.{key}")
     manager = spec.get("managedBy")
     if manager is not None:
@@ -238,7 +279,11 @@ def plain_job_spec(errors: Errors, spec: Object, path: str) -> None:
             if completions is None:
                 errors.required(f"{path}.completions", "when completion mode is Indexed")
             if (parallelism or 0) > 100000:
-                errors.invalid(f"{path}.parallelism", parallelism, "must be less than or equal to 100000 when completion mode is Indexed")
+                errors.invalid(
+                    f"{path}.parallelism",
+                    parallelism,
+                    "must be less than or equal to 100000 when completion mode is Indexed",
+                )
             if per_index is not None and completions is not None and most is not None and most > completions:
                 errors.invalid(f"{path}.maxFailedIndexes", most, "must be less than or equal to completions")
     if mode != "Indexed":
@@ -249,7 +294,11 @@ def plain_job_spec(errors: Errors, spec: Object, path: str) -> None:
         _failure_policy(errors, spec, f"{path}.podFailurePolicy")
     if spec.get("successPolicy") is not None:
         if mode != "Indexed":
-            errors.invalid(f"{path}.successPolicy", dump(_BATCH + "SuccessPolicy", spec["successPolicy"]), "requires indexed completion mode")
+            errors.invalid(
+                f"{path}.successPolicy",
+                dump(_BATCH + "SuccessPolicy", spec["successPolicy"]),
+                "requires indexed completion mode",
+            )
         else:
             _success_policy(errors, spec, f"{path}.successPolicy")
     replacement = spec.get("podReplacementPolicy")
@@ -305,7 +354,9 @@ def _exit_codes(errors: Errors, codes: Object, path: str, names: set[Any]) -> No
         errors.unsupported(f"{path}.operator", operator, ("In", "NotIn"))
     name = codes.get("containerName")
     if name is not None and name not in names:
-        errors.invalid(f"{path}.containerName", name, "must be one of the container or initContainer names in the pod template")
+        errors.invalid(
+            f"{path}.containerName", name, "must be one of the container or initContainer names in the pod template"
+        )
     if not values:
         errors.invalid(f"{path}.values", values or None, "at least one value is required")
     elif len(values) > 255:
@@ -359,9 +410,17 @@ def _success_policy(errors: Errors, spec: Object, path: str) -> None:
         if count is not None:
             not_negative(errors, count, f"{here}.succeededCount")
             if count > completions:
-                errors.invalid(f"{here}.succeededCount", count, f"must be less than or equal to {completions} (the number of specified completions)")
+                errors.invalid(
+                    f"{here}.succeededCount",
+                    count,
+                    f"must be less than or equal to {completions} (the number of specified completions)",
+                )
             if indexes is not None and count > total:
-                errors.invalid(f"{here}.succeededCount", count, f"must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)")
+                errors.invalid(
+                    f"{here}.succeededCount",
+                    count,
+                    f"must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)",
+                )
 
 
 def count_indexes(text: str, completions: int) -> int:
@@ -372,7 +431,9 @@ def count_indexes(text: str, completions: int) -> int:
     for part in text.split(","):
         ends = part.split("-")
         if len(ends) > 2:
-            raise ValueError(f'the fragment "{part}" violates the requirement that an index interval can have at most two parts separated by \'-\'')
+            raise ValueError(
+                f"the fragment \"{part}\" violates the requirement that an index interval can have at most two parts separated by '-'"
+            )
         numbers = []
         for end in ends:
             if not re.fullmatch(r"[+-]?\d+", end):
@@ -424,9 +485,13 @@ class CronJob(Strategy):
             except ValueError as error:
                 errors.invalid("spec.schedule", schedule, str(error))
             if "TZ" in schedule and spec.get("timeZone"):
-                errors.invalid("spec.schedule", schedule, "cannot use both timeZone field and TZ or CRON_TZ in schedule")
+                errors.invalid(
+                    "spec.schedule", schedule, "cannot use both timeZone field and TZ or CRON_TZ in schedule"
+                )
             elif "TZ" in schedule and (old is None or old["spec"].get("schedule") != schedule):
-                errors.invalid("spec.schedule", schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead")
+                errors.invalid(
+                    "spec.schedule", schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"
+                )
         not_negative(errors, spec.get("startingDeadlineSeconds"), "spec.startingDeadlineSeconds")
         zone = spec.get("timeZone")
         if zone is not None:
@@ -449,16 +514,31 @@ class CronJob(Strategy):
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         found = []
         if "TZ" in obj["spec"].get("schedule", ""):
-            found.append(f"CRON_TZ or TZ used in spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details: {obj['spec']['schedule']!r}")
+            found.append(
+                f"CRON_TZ or TZ used in spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details: {obj['spec']['schedule']!r}"
+            )
         template = obj["spec"]["jobTemplate"]["spec"]["template"]
-        found.extend(pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.jobTemplate.spec.template.spec"))
+        found.extend(
+            pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.jobTemplate.spec.template.spec")
+        )
         return found
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj.get("status") or {}
         names, images = printing.containers(spec["jobTemplate"]["spec"]["template"]["spec"])
         last = age(status["lastScheduleTime"], now) if status.get("lastScheduleTime") else "<none>"
-        return [obj["metadata"]["name"], spec.get("schedule", ""), spec.get("timeZone", "<none>"), "True" if spec.get("suspend") else "False", len(status.get("active") or ()), last, age_of(obj, now), names, images, printing.selector(spec["jobTemplate"]["spec"].get("selector"))]
+        return [
+            obj["metadata"]["name"],
+            spec.get("schedule", ""),
+            spec.get("timeZone", "<none>"),
+            "True" if spec.get("suspend") else "False",
+            len(status.get("active") or ()),
+            last,
+            age_of(obj, now),
+            names,
+            images,
+            printing.selector(spec["jobTemplate"]["spec"].get("selector")),
+        ]
 
 
 def _time_zone(errors: Errors, zone: str) -> None:
@@ -466,7 +546,11 @@ def _time_zone(errors: Errors, zone: str) -> None:
         errors.invalid("spec.timeZone", zone, "timeZone must be nil or non-empty string")
         return
     if zone.lower() == "local":
-        errors.invalid("spec.timeZone", zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones")
+        errors.invalid(
+            "spec.timeZone",
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        )
     if zone in ("UTC", "Etc/UTC"):
         return
     import zoneinfo

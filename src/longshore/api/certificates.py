@@ -114,7 +114,9 @@ class CertificateSigningRequest(Strategy):
         signer_name(errors, spec.get("signerName", ""), "spec.signerName")
         seconds = spec.get("expirationSeconds")
         if seconds is not None and seconds < 600:
-            errors.invalid("spec.expirationSeconds", seconds, "may not specify a duration less than 600 seconds (10 minutes)")
+            errors.invalid(
+                "spec.expirationSeconds", seconds, "may not specify a duration less than 600 seconds (10 minutes)"
+            )
         self._conditions(obj, errors)
 
     @staticmethod
@@ -132,7 +134,11 @@ class CertificateSigningRequest(Strategy):
                 errors.unsupported(f"{path}.status", status, ("True",))
             elif status not in ("True", "False", "Unknown"):
                 errors.unsupported(f"{path}.status", status, ("False", "True", "Unknown"))
-            if kind in ("Approved", "Denied") and {"Approved", "Denied"} <= kinds and "Approved" in seen | ({"Denied"} & seen):
+            if (
+                kind in ("Approved", "Denied")
+                and {"Approved", "Denied"} <= kinds
+                and "Approved" in seen | ({"Denied"} & seen)
+            ):
                 other = "Approved" if kind == "Denied" else "Denied"
                 errors.invalid(f"{path}.type", kind, f"{other} and {kind} conditions are mutually exclusive")
             if kind in seen:
@@ -146,7 +152,12 @@ class CertificateSigningRequest(Strategy):
         self.validate(new, errors, old)
         was, now = (old.get("status") or {}).get("certificate"), (new.get("status") or {}).get("certificate")
         if was and now != was:
-            errors.forbidden("status.certificate", "updates may not modify existing certificate content" if now else "updates may not set certificate content to empty")
+            errors.forbidden(
+                "status.certificate",
+                "updates may not modify existing certificate content"
+                if now
+                else "updates may not set certificate content to empty",
+            )
 
     def validate_subresource(self, new: Object, old: Object, subresource: str, errors: Errors) -> None:
         self.validate(new, errors, old)
@@ -154,7 +165,9 @@ class CertificateSigningRequest(Strategy):
             had = [c for c in (old.get("status") or {}).get("conditions") or () if c.get("type") == kind]
             has = [c for c in (new.get("status") or {}).get("conditions") or () if c.get("type") == kind]
             if had and not has:
-                errors.forbidden("status.conditions", f"updates may not remove a condition of type {kind!r}".replace("'", '"'))
+                errors.forbidden(
+                    "status.conditions", f"updates may not remove a condition of type {kind!r}".replace("'", '"')
+                )
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj.get("status") or {}
@@ -165,7 +178,14 @@ class CertificateSigningRequest(Strategy):
         if status.get("certificate"):
             shown += ",Issued"
         seconds = spec.get("expirationSeconds")
-        return [obj["metadata"]["name"], age_of(obj, now), spec.get("signerName", "") or "<none>", spec.get("username", ""), "<none>" if seconds is None else human_duration(seconds), shown]
+        return [
+            obj["metadata"]["name"],
+            age_of(obj, now),
+            spec.get("signerName", "") or "<none>",
+            spec.get("username", ""),
+            "<none>" if seconds is None else human_duration(seconds),
+            shown,
+        ]
 
     def selectable(self, obj: Object) -> dict[str, str]:
         return {"spec.signerName": obj["spec"].get("signerName", "")}

@@ -122,7 +122,11 @@ class EndpointSlice(Strategy):
                 shown.append("")
         text = ",".join(shown) + (f" + {len(ports) - 3} more..." if len(ports) > 3 else "") if ports else "<unset>"
         addresses = [a for e in obj.get("endpoints") or () for a in e.get("addresses") or ()]
-        listed = ",".join(addresses[:3]) + (f" + {len(addresses) - 3} more..." if len(addresses) > 3 else "") if addresses else "<unset>"
+        listed = (
+            ",".join(addresses[:3]) + (f" + {len(addresses) - 3} more..." if len(addresses) > 3 else "")
+            if addresses
+            else "<unset>"
+        )
         return [obj["metadata"]["name"], obj.get("addressType", ""), text, listed, age_of(obj, now)]
 
 

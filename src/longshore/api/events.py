@@ -28,14 +28,28 @@ class Event(CoreEvent):
 
     @staticmethod
     def _forbidden(obj: Object, errors: Errors) -> None:
-        for core, field in (("firstTimestamp", "deprecatedFirstTimestamp"), ("lastTimestamp", "deprecatedLastTimestamp"), ("count", "deprecatedCount")):
+        for core, field in (
+            ("firstTimestamp", "deprecatedFirstTimestamp"),
+            ("lastTimestamp", "deprecatedLastTimestamp"),
+            ("count", "deprecatedCount"),
+        ):
             if obj.get(core):
                 errors.invalid(field, obj[core], "needs to be unset")
         if obj.get("source"):
             errors.invalid("deprecatedSource", obj["source"], "needs to be unset")
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
-        for core, field in (("involvedObject", "regarding"), ("reason", "reason"), ("action", "action"), ("reportingComponent", "reportingController"), ("reportingInstance", "reportingInstance"), ("eventTime", "eventTime"), ("message", "note"), ("type", "type"), ("related", "related")):
+        for core, field in (
+            ("involvedObject", "regarding"),
+            ("reason", "reason"),
+            ("action", "action"),
+            ("reportingComponent", "reportingController"),
+            ("reportingInstance", "reportingInstance"),
+            ("eventTime", "eventTime"),
+            ("message", "note"),
+            ("type", "type"),
+            ("related", "related"),
+        ):
             if new.get(core) != old.get(core):
                 errors.invalid(field, new.get(core), metadata.IMMUTABLE)
         self.validate(new, errors, old)

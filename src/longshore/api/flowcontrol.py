@@ -16,7 +16,9 @@ ALL = {"verbs": ["*"]}
 _EVERYTHING = [
     {
         "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
-        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": True, "namespaces": ["*"]}],
+        "resourceRules": [
+            {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": True, "namespaces": ["*"]}
+        ],
     }
 ]
 # The schemas that are always there, as they must be.
@@ -32,7 +34,10 @@ MANDATORY_SCHEMAS: dict[str, Object] = {
         "distinguisherMethod": {"type": "ByUser"},
         "rules": [
             {
-                "subjects": [{"kind": "Group", "group": {"name": "system:unauthenticated"}}, {"kind": "Group", "group": {"name": "system:authenticated"}}],
+                "subjects": [
+                    {"kind": "Group", "group": {"name": "system:unauthenticated"}},
+                    {"kind": "Group", "group": {"name": "system:authenticated"}},
+                ],
                 **_EVERYTHING[0],
             }
         ],
@@ -40,7 +45,10 @@ MANDATORY_SCHEMAS: dict[str, Object] = {
 }
 MANDATORY_LEVELS: dict[str, Object] = {
     "exempt": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}},
-    "catch-all": {"type": "Limited", "limited": {"nominalConcurrencyShares": 5, "limitResponse": {"type": "Reject"}, "lendablePercent": 0}},
+    "catch-all": {
+        "type": "Limited",
+        "limited": {"nominalConcurrencyShares": 5, "limitResponse": {"type": "Reject"}, "lendablePercent": 0},
+    },
 }
 
 
@@ -61,10 +69,14 @@ class FlowSchema(Strategy):
         if precedence > 10000:
             errors.invalid("spec.matchingPrecedence", precedence, "must not be greater than 10000")
         if precedence == 1 and name != "exempt":
-            errors.invalid("spec.matchingPrecedence", precedence, "only the schema named 'exempt' may have matchingPrecedence 1")
+            errors.invalid(
+                "spec.matchingPrecedence", precedence, "only the schema named 'exempt' may have matchingPrecedence 1"
+            )
         method = spec.get("distinguisherMethod")
         if method is not None and method.get("type") not in ("ByNamespace", "ByUser"):
-            errors.unsupported("spec.distinguisherMethod.type", {"Type": method.get("type", "")}, ("ByNamespace", "ByUser"))
+            errors.unsupported(
+                "spec.distinguisherMethod.type", {"Type": method.get("type", "")}, ("ByNamespace", "ByUser")
+            )
         level = spec["priorityLevelConfiguration"].get("name", "")
         if not level:
             errors.required("spec.priorityLevelConfiguration.name", "must reference a priority level")
@@ -88,18 +100,30 @@ class FlowSchema(Strategy):
         for index, one in enumerate(rule.get("resourceRules") or ()):
             here = f"{path}.resourceRules[{index}]"
             _verbs(errors, one, here)
-            for key, text in (("apiGroups", "resource rules must supply at least one api group"), ("resources", "resource rules must supply at least one resource")):
+            for key, text in (
+                ("apiGroups", "resource rules must supply at least one api group"),
+                ("resources", "resource rules must supply at least one resource"),
+            ):
                 values = one.get(key) or []
                 if not values:
                     errors.required(f"{here}.{key}", text)
                 elif "*" in values and len(values) > 1:
-                    errors.invalid(f"{here}.{key}", values, f"if '*' is present, must not specify other {'api groups' if key == 'apiGroups' else 'resources'}")
+                    errors.invalid(
+                        f"{here}.{key}",
+                        values,
+                        f"if '*' is present, must not specify other {'api groups' if key == 'apiGroups' else 'resources'}",
+                    )
             namespaces = one.get("namespaces") or []
             if not namespaces and not one.get("clusterScope"):
-                errors.required(f"{here}.namespaces", "resource rules that are not cluster scoped must supply at least one namespace")
+                errors.required(
+                    f"{here}.namespaces",
+                    "resource rules that are not cluster scoped must supply at least one namespace",
+                )
             elif "*" in namespaces:
                 if len(namespaces) > 1:
-                    errors.invalid(f"{here}.namespaces", namespaces, 'if "*" is present, must not specify other namespaces')
+                    errors.invalid(
+                        f"{here}.namespaces", namespaces, 'if "*" is present, must not specify other namespaces'
+                    )
             else:
                 for at, name in enumerate(namespaces):
                     for message in dns1123_label(name):
@@ -112,16 +136,32 @@ class FlowSchema(Strategy):
                 errors.required(f"{here}.nonResourceURLs", "nonResourceURLs must contain at least one value")
             elif "*" in urls:
                 if len(urls) > 1:
-                    errors.invalid(f"{here}.nonResourceURLs", urls, "if '*' is present, must not specify other non-resource URLs")
+                    errors.invalid(
+                        f"{here}.nonResourceURLs", urls, "if '*' is present, must not specify other non-resource URLs"
+                    )
             else:
                 for at, url in enumerate(urls):
                     _url(errors, url, f"{here}.nonResourceURLs[{at}]")
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec = obj["spec"]
-        missing = next((c.get("status", "?") for c in (obj.get("status") or {}).get("conditions") or () if c.get("type") == "Dangling"), "?")
+        missing = next(
+            (
+                c.get("status", "?")
+                for c in (obj.get("status") or {}).get("conditions") or ()
+                if c.get("type") == "Dangling"
+            ),
+            "?",
+        )
         method = spec.get("distinguisherMethod")
-        return [obj["metadata"]["name"], spec["priorityLevelConfiguration"].get("name", ""), spec.get("matchingPrecedence", 0), "<none>" if method is None else method.get("type", ""), age_of(obj, now), missing]
+        return [
+            obj["metadata"]["name"],
+            spec["priorityLevelConfiguration"].get("name", ""),
+            spec.get("matchingPrecedence", 0),
+            "<none>" if method is None else method.get("type", ""),
+            age_of(obj, now),
+            missing,
+        ]
 
 
 def _url(errors: Errors, url: str, path: str) -> None:
@@ -233,7 +273,9 @@ class PriorityLevelConfiguration(Strategy):
         shown = dump(_FLOW + "PriorityLevelConfigurationSpec", spec)
         if name == "exempt":
             if not _equal({k: v for k, v in spec.items() if k != "exempt"}, {"type": "Exempt"}):
-                errors.invalid("spec", shown, "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value")
+                errors.invalid(
+                    "spec", shown, "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value"
+                )
         elif not _equal(spec, fixed):
             errors.invalid("spec", shown, f"spec of '{name}' must equal the fixed value")
 
@@ -288,7 +330,11 @@ def _queuing(errors: Errors, queuing: Object, path: str) -> None:
     elif hand > queues:
         errors.invalid(f"{path}.handSize", hand, f"should not be greater than queues ({queues})")
     elif queues > 1 and sum(math.log2(queues - i) for i in range(min(hand, queues))) > 60:
-        errors.invalid(f"{path}.handSize", hand, f"required entropy bits of deckSize {queues} and handSize {hand} should not be greater than 60")
+        errors.invalid(
+            f"{path}.handSize",
+            hand,
+            f"required entropy bits of deckSize {queues} and handSize {hand} should not be greater than 60",
+        )
 
 
 STRATEGIES = {"FlowSchema": FlowSchema, "PriorityLevelConfiguration": PriorityLevelConfiguration}

@@ -43,7 +43,9 @@ class Ingress(Strategy):
         if old is None:
             given = (obj["metadata"].get("annotations") or {}).get(_CLASS_ANNOTATION)
             if given is not None and spec.get("ingressClassName") is not None and given != spec["ingressClassName"]:
-                errors.invalid(f"annotations.{_CLASS_ANNOTATION}", given, "must match `ingressClassName` when both are specified")
+                errors.invalid(
+                    f"annotations.{_CLASS_ANNOTATION}", given, "must match `ingressClassName` when both are specified"
+                )
         if not spec.get("rules") and spec.get("defaultBackend") is None:
             errors.invalid("spec", None, "either `defaultBackend` or `rules` must be specified")
         if spec.get("defaultBackend") is not None:
@@ -69,7 +71,11 @@ class Ingress(Strategy):
         if host:
             if parse_ip(host) is not None:
                 errors.invalid(f"{path}.host", host, "must be a DNS name, not an IP address")
-            for message in wildcard_subdomain(host) if "*" in host else (() if parse_ip(host) is not None else dns1123_subdomain(host)):
+            for message in (
+                wildcard_subdomain(host)
+                if "*" in host
+                else (() if parse_ip(host) is not None else dns1123_subdomain(host))
+            ):
                 errors.invalid(f"{path}.host", host, message)
         http = rule.get("http")
         if http is None:
@@ -80,7 +86,9 @@ class Ingress(Strategy):
             _path(errors, entry, f"{path}.http.paths[{index}]")
 
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
-        load_balancer(errors, (new["status"].get("loadBalancer") or {}).get("ingress") or [], "status.loadBalancer.ingress")
+        load_balancer(
+            errors, (new["status"].get("loadBalancer") or {}).get("ingress") or [], "status.loadBalancer.ingress"
+        )
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         if _CLASS_ANNOTATION in (obj["metadata"].get("annotations") or {}):
@@ -95,8 +103,18 @@ class Ingress(Strategy):
         for rule in rules[:3]:
             hosts.append(rule.get("host") or "*")
         listed = ",".join(hosts) + (f" + {len(rules) - 3} more..." if len(rules) > 3 else "") if rules else "*"
-        addresses = ",".join(i.get("ip") or i.get("hostname", "") for i in ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ())
-        return [obj["metadata"]["name"], name, listed, addresses, "80, 443" if spec.get("tls") else "80", age_of(obj, now)]
+        addresses = ",".join(
+            i.get("ip") or i.get("hostname", "")
+            for i in ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+        )
+        return [
+            obj["metadata"]["name"],
+            name,
+            listed,
+            addresses,
+            "80, 443" if spec.get("tls") else "80",
+            age_of(obj, now),
+        ]
 
 
 def _path(errors: Errors, entry: Object, path: str) -> None:
@@ -290,7 +308,11 @@ class NetworkPolicy(Strategy):
                         errors.invalid(place, text, message)
                     if not wrong:
                         inner = ipaddress.ip_network(text, strict=False)
-                        if inner.version != outer.version or not inner.subnet_of(outer) or inner.prefixlen <= outer.prefixlen:  # type: ignore[arg-type]
+                        if (
+                            inner.version != outer.version
+                            or not inner.subnet_of(outer)
+                            or inner.prefixlen <= outer.prefixlen
+                        ):  # type: ignore[arg-type]
                             errors.invalid(place, text, "must be a strict subset of `cidr`")
             if count:
                 errors.forbidden(path, "may not specify both ipBlock and another peer")
@@ -316,7 +338,12 @@ class IPAddress(Strategy):
         if parent is None:
             errors.required("spec.parentRef")
             return
-        for key, check in (("group", dns1123_subdomain), ("resource", path_segment), ("namespace", path_segment), ("name", path_segment)):
+        for key, check in (
+            ("group", dns1123_subdomain),
+            ("resource", path_segment),
+            ("namespace", path_segment),
+            ("name", path_segment),
+        ):
             text = parent.get(key, "")
             if not text:
                 if key in ("resource", "name"):
@@ -327,13 +354,19 @@ class IPAddress(Strategy):
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         if new["spec"].get("parentRef") != old["spec"].get("parentRef"):
-            errors.invalid("spec.parentRef", dump(_NET + "ParentReference", new["spec"].get("parentRef")), metadata.IMMUTABLE)
+            errors.invalid(
+                "spec.parentRef", dump(_NET + "ParentReference", new["spec"].get("parentRef")), metadata.IMMUTABLE
+            )
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         parent = obj["spec"].get("parentRef")
         shown = "<none>"
         if parent is not None:
-            parts = [parent.get("resource", "") + (f".{parent['group']}" if parent.get("group") else ""), parent.get("namespace", ""), parent.get("name", "")]
+            parts = [
+                parent.get("resource", "") + (f".{parent['group']}" if parent.get("group") else ""),
+                parent.get("namespace", ""),
+                parent.get("name", ""),
+            ]
             shown = "/".join(p for p in parts if p)
         return [obj["metadata"]["name"], shown]
 
@@ -364,7 +397,11 @@ class ServiceCIDR(Strategy):
                 if canonical != text:
                     errors.invalid(f"spec.cidrs[{index}]", text, f'must be in canonical form ("{canonical}")')
         if len(ranges) == 2 and len(families) == 2 and len(set(families)) != 2:
-            errors.invalid("spec.cidrs", ranges, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64")
+            errors.invalid(
+                "spec.cidrs",
+                ranges,
+                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+            )
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         now, was = new["spec"].get("cidrs") or [], old["spec"].get("cidrs") or []
@@ -380,4 +417,10 @@ class ServiceCIDR(Strategy):
         return [obj["metadata"]["name"], ",".join(obj["spec"].get("cidrs") or ()), age_of(obj, now)]
 
 
-STRATEGIES = {"IPAddress": IPAddress, "Ingress": Ingress, "IngressClass": IngressClass, "NetworkPolicy": NetworkPolicy, "ServiceCIDR": ServiceCIDR}
+STRATEGIES = {
+    "IPAddress": IPAddress,
+    "Ingress": Ingress,
+    "IngressClass": IngressClass,
+    "NetworkPolicy": NetworkPolicy,
+    "ServiceCIDR": ServiceCIDR,
+}

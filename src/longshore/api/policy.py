@@ -22,7 +22,11 @@ class PodDisruptionBudget(Strategy):
         spec = obj["spec"]
         least, most = spec.get("minAvailable"), spec.get("maxUnavailable")
         if least is not None and most is not None:
-            errors.invalid("spec", dump("io.k8s.api.policy.v1.PodDisruptionBudgetSpec", spec), "minAvailable and maxUnavailable cannot be both set")
+            errors.invalid(
+                "spec",
+                dump("io.k8s.api.policy.v1.PodDisruptionBudgetSpec", spec),
+                "minAvailable and maxUnavailable cannot be both set",
+            )
         for name, value in (("minAvailable", least), ("maxUnavailable", most)):
             if value is not None:
                 intstr.positive_or_percent(errors, value, f"spec.{name}")

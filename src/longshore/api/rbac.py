@@ -28,7 +28,9 @@ def policy_rule(errors: Errors, rule: Object, path: str, *, namespaced: bool) ->
         if namespaced:
             errors.invalid(f"{path}.nonResourceURLs", urls, "namespaced rules cannot apply to non-resource URLs")
         if rule.get("apiGroups") or rule.get("resources") or rule.get("resourceNames"):
-            errors.invalid(f"{path}.nonResourceURLs", urls, "rules cannot apply to both regular resources and non-resource URLs")
+            errors.invalid(
+                f"{path}.nonResourceURLs", urls, "rules cannot apply to both regular resources and non-resource URLs"
+            )
         return
     if not rule.get("apiGroups"):
         errors.required(f"{path}.apiGroups", "resource rules must supply at least one api group")
@@ -54,7 +56,10 @@ class ClusterRole(_Rbac):
         if aggregation is not None:
             selectors = aggregation.get("clusterRoleSelectors") or []
             if not selectors:
-                errors.required("aggregationRule.clusterRoleSelectors", "at least one clusterRoleSelector required if aggregationRule is non-nil")
+                errors.required(
+                    "aggregationRule.clusterRoleSelectors",
+                    "at least one clusterRoleSelector required if aggregationRule is non-nil",
+                )
             for index, selector in enumerate(selectors):
                 label_selector(errors, selector, f"aggregationRule.clusterRoleSelectors[{index}]")
 
@@ -130,4 +135,9 @@ class ClusterRoleBinding(_Binding):
     kinds = ("ClusterRole",)
 
 
-STRATEGIES = {"ClusterRole": ClusterRole, "ClusterRoleBinding": ClusterRoleBinding, "Role": Role, "RoleBinding": RoleBinding}
+STRATEGIES = {
+    "ClusterRole": ClusterRole,
+    "ClusterRoleBinding": ClusterRoleBinding,
+    "Role": Role,
+    "RoleBinding": RoleBinding,
+}

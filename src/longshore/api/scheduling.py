@@ -11,8 +11,14 @@ from longshore.api.validation.errors import Errors
 
 HIGHEST_USER_PRIORITY = 1000000000
 SYSTEM = {
-    "system-node-critical": (2000001000, "Used for system critical pods that must not be moved from their current node."),
-    "system-cluster-critical": (2000000000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+    "system-node-critical": (
+        2000001000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+    "system-cluster-critical": (
+        2000000000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
 }
 
 
@@ -35,7 +41,10 @@ class PriorityClass(Strategy):
             elif known and obj.get("globalDefault"):
                 why = f"globalDefault of {name} PriorityClass must be false"
             if why:
-                errors.forbidden("metadata.name", f"priority class names with 'system-' prefix are reserved for system use only. error: {why}")
+                errors.forbidden(
+                    "metadata.name",
+                    f"priority class names with 'system-' prefix are reserved for system use only. error: {why}",
+                )
         elif value > HIGHEST_USER_PRIORITY:
             errors.forbidden("value", f"maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}")
         policy = obj.get("preemptionPolicy")
@@ -49,7 +58,13 @@ class PriorityClass(Strategy):
             errors.invalid("preemptionPolicy", new.get("preemptionPolicy"), metadata.IMMUTABLE)
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
-        return [obj["metadata"]["name"], obj.get("value", 0), bool(obj.get("globalDefault")), age_of(obj, now), obj.get("preemptionPolicy", "")]
+        return [
+            obj["metadata"]["name"],
+            obj.get("value", 0),
+            bool(obj.get("globalDefault")),
+            age_of(obj, now),
+            obj.get("preemptionPolicy", ""),
+        ]
 
 
 STRATEGIES = {"PriorityClass": PriorityClass}

@@ -104,16 +104,32 @@ class StorageClass(Strategy):
         for index, topology in enumerate(obj.get("allowedTopologies") or ()):
             for at, term in enumerate(topology.get("matchLabelExpressions") or ()):
                 if term.get("key") in labels:
-                    since = "v1.14" if term["key"].startswith("beta.kubernetes.io/") and "instance" not in term["key"] else "v1.17"
-                    found.append(f'allowedTopologies[{index}].matchLabelExpressions[{at}].key: deprecated since {since}; use "{labels[term["key"]]}" instead')
+                    since = (
+                        "v1.14"
+                        if term["key"].startswith("beta.kubernetes.io/") and "instance" not in term["key"]
+                        else "v1.17"
+                    )
+                    found.append(
+                        f'allowedTopologies[{index}].matchLabelExpressions[{at}].key: deprecated since {since}; use "{labels[term["key"]]}" instead'
+                    )
         return found
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         name = obj["metadata"]["name"]
         annotations = obj["metadata"].get("annotations") or {}
-        if any(annotations.get(k) == "true" for k in ("storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class")):
+        if any(
+            annotations.get(k) == "true"
+            for k in ("storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class")
+        ):
             name += " (default)"
-        return [name, obj.get("provisioner", ""), obj.get("reclaimPolicy", "Delete"), obj.get("volumeBindingMode", "<unset>"), bool(obj.get("allowVolumeExpansion")), age_of(obj, now)]
+        return [
+            name,
+            obj.get("provisioner", ""),
+            obj.get("reclaimPolicy", "Delete"),
+            obj.get("volumeBindingMode", "<unset>"),
+            bool(obj.get("allowVolumeExpansion")),
+            age_of(obj, now),
+        ]
 
 
 class VolumeAttachment(Strategy):
@@ -161,7 +177,14 @@ class VolumeAttachment(Strategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec = obj["spec"]
-        return [obj["metadata"]["name"], spec.get("attacher", ""), spec["source"].get("persistentVolumeName", ""), spec.get("nodeName", ""), bool(obj["status"].get("attached")), age_of(obj, now)]
+        return [
+            obj["metadata"]["name"],
+            spec.get("attacher", ""),
+            spec["source"].get("persistentVolumeName", ""),
+            spec.get("nodeName", ""),
+            bool(obj["status"].get("attached")),
+            age_of(obj, now),
+        ]
 
 
 class CSIDriver(Strategy):
@@ -185,7 +208,17 @@ class CSIDriver(Strategy):
 
     def prepare_update(self, new: Object, old: Object) -> None:
         spec, before = new["spec"], old["spec"]
-        changed = any(spec.get(k) != before.get(k) for k in ("tokenRequests", "requiresRepublish", "seLinuxMount", "storageCapacity", "podInfoOnMount", "fsGroupPolicy"))
+        changed = any(
+            spec.get(k) != before.get(k)
+            for k in (
+                "tokenRequests",
+                "requiresRepublish",
+                "seLinuxMount",
+                "storageCapacity",
+                "podInfoOnMount",
+                "fsGroupPolicy",
+            )
+        )
         if changed:
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
 
@@ -214,13 +247,17 @@ class CSIDriver(Strategy):
             if seconds < 600:
                 errors.invalid(f"{here}.expirationSeconds", seconds, "may not specify a duration less than 10 minutes")
             if seconds > 1 << 32:
-                errors.invalid(f"{here}.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds")
+                errors.invalid(
+                    f"{here}.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds"
+                )
         for mode in spec.get("volumeLifecycleModes") or ():
             if mode not in ("Persistent", "Ephemeral"):
                 errors.unsupported("spec.volumeLifecycleModes", mode, ("Persistent", "Ephemeral"))
         period = spec.get("nodeAllocatableUpdatePeriodSeconds")
         if period is not None and period < 10:
-            errors.invalid("spec.nodeAllocatableUpdatePeriodSeconds", period, "must be greater than or equal to 10 seconds")
+            errors.invalid(
+                "spec.nodeAllocatableUpdatePeriodSeconds", period, "must be greater than or equal to 10 seconds"
+            )
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate(new, errors, old)
@@ -230,9 +267,22 @@ class CSIDriver(Strategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec = obj["spec"]
-        tokens = ",".join(t.get("audience") or '""' for t in spec.get("tokenRequests") or ()) if spec.get("tokenRequests") else "<unset>"
+        tokens = (
+            ",".join(t.get("audience") or '""' for t in spec.get("tokenRequests") or ())
+            if spec.get("tokenRequests")
+            else "<unset>"
+        )
         modes = ",".join(spec.get("volumeLifecycleModes") or ()) or "<none>"
-        return [obj["metadata"]["name"], bool(spec.get("attachRequired", True)), bool(spec.get("podInfoOnMount")), bool(spec.get("storageCapacity")), tokens, bool(spec.get("requiresRepublish")), modes, age_of(obj, now)]
+        return [
+            obj["metadata"]["name"],
+            bool(spec.get("attachRequired", True)),
+            bool(spec.get("podInfoOnMount")),
+            bool(spec.get("storageCapacity")),
+            tokens,
+            bool(spec.get("requiresRepublish")),
+            modes,
+            age_of(obj, now),
+        ]
 
 
 class CSINode(Strategy):
@@ -269,7 +319,9 @@ class CSINode(Strategy):
         known = {d.get("name"): d for d in new["spec"].get("drivers") or ()}
         for driver in old["spec"].get("drivers") or ():
             now = known.get(driver.get("name"))
-            if now is not None and {k: v for k, v in now.items() if k != "allocatable"} != {k: v for k, v in driver.items() if k != "allocatable"}:
+            if now is not None and {k: v for k, v in now.items() if k != "allocatable"} != {
+                k: v for k, v in driver.items() if k != "allocatable"
+            }:
                 errors.invalid("spec.drivers", dump(_STORAGE + "CSINodeDriver", now), metadata.IMMUTABLE)
 
     def row(self, obj: Object, now: datetime) -> list[Any]:

@@ -142,7 +142,9 @@ def match_label_keys(spec: Object, labels: dict[str, str]) -> None:
     for kind in ("podAffinity", "podAntiAffinity"):
         part = affinity.get(kind) or {}
         terms.extend(part.get("requiredDuringSchedulingIgnoredDuringExecution") or ())
-        terms.extend(t.get("podAffinityTerm") or {} for t in part.get("preferredDuringSchedulingIgnoredDuringExecution") or ())
+        terms.extend(
+            t.get("podAffinityTerm") or {} for t in part.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+        )
     for term in [*terms, *(spec.get("topologySpreadConstraints") or ())]:
         selector = term.get("labelSelector")
         if selector is None:
@@ -150,7 +152,9 @@ def match_label_keys(spec: Object, labels: dict[str, str]) -> None:
         for field, operator in (("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")):
             for key in term.get(field) or ():
                 if key in labels:
-                    selector.setdefault("matchExpressions", []).append({"key": key, "operator": operator, "values": [labels[key]]})
+                    selector.setdefault("matchExpressions", []).append(
+                        {"key": key, "operator": operator, "values": [labels[key]]}
+                    )
 
 
 def pod_row(obj: Object, now: datetime) -> list[Any]:

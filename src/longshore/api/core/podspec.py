@@ -20,7 +20,9 @@ def parse_image_tag(image: str) -> tuple[str, str]:
     return tag, digest
 
 
-_REFERENCE = re.compile(r"[A-Za-z0-9.:_-]*(?:/?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?(?:@[\w+.-]+:[0-9a-fA-F]{32,})?")
+_REFERENCE = re.compile(
+    r"[A-Za-z0-9.:_-]*(?:/?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?(?:@[\w+.-]+:[0-9a-fA-F]{32,})?"
+)
 
 
 def pull_policy(image: str) -> str:

@@ -21,7 +21,11 @@ def positive_or_percent(errors: Errors, value: Any, path: str) -> None:
     """A number of at least zero, or a percentage."""
     if isinstance(value, str):
         if not _percent(value):
-            errors.invalid(path, value, f"a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '{_PERCENT}')")
+            errors.invalid(
+                path,
+                value,
+                f"a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '{_PERCENT}')",
+            )
     elif value < 0:
         errors.invalid(path, value, NOT_NEGATIVE)
 
