@@ -38,9 +38,8 @@ def format_indexes(numbers: Iterable[int]) -> str:
             continue
         if len(run) > 2:
             parts.append(f"{run[0]}-{run[-1]}")
-        elif run:
-            # Two in a row are written as a range as well.
-            parts.append(f"{run[0]}-{run[1]}" if len(run) == 2 else str(run[0]))
+        else:
+            parts.extend(map(str, run))  # two in a row are no range yet
         run = [n]
     return ",".join(parts)
 

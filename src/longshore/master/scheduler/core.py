@@ -59,6 +59,9 @@ class Scheduler:
         self.namespaces = self._inform(NAMESPACES)
         handle = Handle(client, informers, self.table, self.counters, self._watch_events)
         handle.event, handle.nominated = self.event, self.nominated
+        handle.fits_with = lambda pod, node, add, remove: self.fits_with(
+            self.profiles[pod.cls.scheduler], pod, node, add=add, remove=remove
+        )
         self.profiles = make_profiles(handle)
         self.namespaces.on(update=self._namespace_changed)
         self.nodes = self._inform(NODES)
@@ -167,7 +170,7 @@ class Scheduler:
         """A pod has a node, by us or by another hand."""
         info, node = PodInfo(pod), pod["spec"]["nodeName"]
         key = info.key
-        self.assumed.pop(key, None)
+        confirmed = self.assumed.pop(key, None) is not None
         self._unnominate(key)
         before = self.placed.get(key)
         old: PodInfo | None = None
@@ -177,11 +180,13 @@ class Scheduler:
             if before == node and old is not None and row is not None and old.cls is info.cls:
                 if is_deleting(old.pod) == is_deleting(pod):
                     old.pod = pod
+                    if confirmed:
+                        self.queue.event(ClusterEvent("Pod", Action.ADD, None, pod))
                     return
             self.table.remove_pod(key, before)
         self.placed[key] = node
         self.table.add_pod(info, node)
-        if before is None:
+        if before is None or confirmed:
             self.queue.delete(key)
             self.queue.event(ClusterEvent("Pod", Action.ADD, None, pod))
         elif old is not None:
@@ -409,7 +414,9 @@ class Scheduler:
     async def _refused(self, profile: Profile, state: CycleState, info: PodInfo, diagnosis: Diagnosis) -> None:
         info.unschedulable_by = diagnosis.plugins
         reasons, nominee = [], ""
-        for plugin in profile.post_filters if diagnosis.nodes else ():
+        if diagnosis.pre_filter:
+            reasons.append("not found")  # what upstream's preemption says when no node was looked at
+        for plugin in profile.post_filters if diagnosis.nodes and not diagnosis.pre_filter else ():
             try:
                 node, status = await plugin.post_filter(state, info, diagnosis.statuses)
             except (OSError, TimeoutError, StatusError) as error:

@@ -15,7 +15,7 @@ answer is kept for equal pods as their scope allows. Source: kubernetes.io "Sche
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -113,7 +113,10 @@ class Handle:
     table: NodeTable
     counters: Counters
     watch: Callable[[Resource], Informer]  # an informer whose changes become cluster events
-    fits: Callable[[CycleState, PodInfo, NodeRow], Status | None] = lambda state, pod, node: None
+    # whether a pod would fit on a node with other pods there, without some that are
+    fits_with: Callable[[PodInfo, NodeRow, Sequence[PodInfo], Sequence[PodInfo]], bool] = (
+        lambda pod, node, add, remove: True
+    )
     event: Callable[..., None] = lambda *args, **kwargs: None
     nominated: Callable[[str], list[PodInfo]] = lambda node: []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longshore.master.scheduler.framework import Plugin
-from longshore.master.scheduler.plugins import basic, resources
+from longshore.master.scheduler.plugins import affinity, basic, dynamic, preemption, resources, spread, volumes
 
 DEFAULT: tuple[tuple[type[Plugin], int], ...] = (
     (basic.SchedulingGates, 0),
@@ -14,6 +14,14 @@ DEFAULT: tuple[tuple[type[Plugin], int], ...] = (
     (basic.NodeAffinity, 2),
     (basic.NodePorts, 0),
     (resources.NodeResourcesFit, 1),
+    (volumes.VolumeRestrictions, 0),
+    (volumes.NodeVolumeLimits, 0),
+    (volumes.VolumeBinding, 0),
+    (volumes.VolumeZone, 0),
+    (spread.PodTopologySpread, 2),
+    (affinity.InterPodAffinity, 2),
+    (dynamic.DynamicResources, 0),
+    (preemption.DefaultPreemption, 0),
     (resources.NodeResourcesBalancedAllocation, 1),
     (basic.ImageLocality, 1),
     (basic.DefaultBinder, 0),
