@@ -41,7 +41,7 @@ def test_every_pod_reaches_every_other(shop):
         for other in items:
             address = f"http://{other['status']['podIP']}:8080/healthz"
             words = shop.kubectl(
-                "exec", "-n", "shop", asker["metadata"]["name"], "--", "wget", "-qO-", "-T", "5", address
+                "exec", "-n", "shop", asker["metadata"]["name"], "--", "timeout", "5", "wget", "-qO-", address
             )
             assert words == "ok\n"
 

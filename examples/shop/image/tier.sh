@@ -4,7 +4,7 @@ echo "$(date -u +%H:%M:%S) ${TIER} version @VERSION@ on $(hostname) answers ${RE
 printf 'Content-Type: text/plain\r\n\r\n'
 echo "${GREETING:-hello} from ${TIER} $(hostname)"
 if [ -n "$BACK" ]; then
-    wget -q -T 5 -O - --header "Authorization: Bearer $TOKEN" "http://$BACK/cgi-bin/tier" || echo "the back tier does not answer"
+    timeout 5 wget -q -O - --header "Authorization: Bearer $TOKEN" "http://$BACK/cgi-bin/tier" || echo "the back tier does not answer"
 elif [ "$HTTP_AUTHORIZATION" = "Bearer $TOKEN" ]; then
     echo "token accepted"
 fi

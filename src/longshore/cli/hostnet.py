@@ -35,6 +35,11 @@ def netns_path(layout: Layout, node: NodeConfig) -> Path | None:
     return layout.run / "netns" / node.netns if node.netns else None
 
 
+def port_name(config: ClusterConfig, number: int) -> str:
+    """The host's end of a node's link, on the bridge; an interface's name has at most 15 characters."""
+    return f"{(config.bridge or '')[:9]}n{number}"
+
+
 def set_up(layout: Layout, config: ClusterConfig) -> None:
     """Make what is missing; safe to repeat at any moment (after a crash, after a reboot). Blocks for milliseconds."""
     netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
@@ -52,14 +57,19 @@ def set_up(layout: Layout, config: ClusterConfig) -> None:
         for number, node in enumerate(config.nodes, 1):
             path = netns_path(layout, node)
             if path is not None and not netns.pinned(path):
-                _join(host, bridge, f"{config.bridge[:9]}n{number}", path, f"{node.ip}/{prefix}", config)
+                _join(host, bridge, port_name(config, number), path, f"{node.ip}/{prefix}", config)
     # Several nodes reach the world through the host, as machines behind a router do.
     if len(config.nodes) > 1:
         with Nftables() as nft:
             nft.run(
-                f"table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{ chain postrouting {{"
-                " type nat hook postrouting priority srcnat; policy accept;"
-                f' ip saddr {config.node_cidr} oifname != "{config.bridge}" masquerade }} }}'
+                f"""table ip {TABLE}
+                delete table ip {TABLE}
+                table ip {TABLE} {{
+                    chain postrouting {{
+                        type nat hook postrouting priority srcnat; policy accept;
+                        ip saddr {config.node_cidr} oifname != "{config.bridge}" masquerade
+                    }}
+                }}"""
             )
 
 
@@ -96,9 +106,12 @@ def tear_down(layout: Layout, config: ClusterConfig) -> None:
         for text in (config.pod_cidr, config.service_cidr):
             with tolerating(errno.ESRCH):
                 host.delete_route(ipaddress.ip_network(text), kind="unreachable", metric=FENCE_METRIC)
-        bridge = host.link(config.bridge) if config.bridge else None
-        if bridge is not None:
-            host.delete_link(bridge.index)
+        # A namespace's end of a link goes with it only some time later: take our ends away now.
+        mine = [config.bridge, *(port_name(config, number) for number in range(1, len(config.nodes) + 1))]
+        for name in mine if config.bridge else ():
+            found = host.link(str(name))
+            if found is not None:
+                host.delete_link(found.index)
     if len(config.nodes) > 1:
         with Nftables() as nft, contextlib.suppress(NftablesError):
             nft.run(f"delete table ip {TABLE}")

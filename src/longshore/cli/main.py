@@ -71,4 +71,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class UserError(Exception):
     """What a person can mend: said in one line, without a traceback."""
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from longshore.cli.cluster import ClusterConfig
 from longshore.engine.runtime import cgroups
 from longshore.engine.server import tear_down
@@ -34,5 +36,8 @@ async def take_away(layout: Layout, config: ClusterConfig | None) -> None:
         for name in names:
             cgroups.remove(default_cgroup_root(name, layout.node(name).kubelet))
             cgroups.remove(f"/longshore/{name}")
+        for shared in cgroups.folders("/longshore"):
+            with contextlib.suppress(OSError):
+                shared.rmdir()  # another cluster's engines may be in it
     mounts.unmount_below(layout.run)
     mounts.unmount_below(layout.data)
