@@ -306,6 +306,7 @@ class Dispatcher:
         state = self.state
         if not state.image and not state.chain and not state.config.get("Env"):
             raise InvalidParameter("Please provide a source image with `from` prior to run")
+        self.build.runner.check(options.limits)
         with self.build.store.lease() as lease:
             lease.add(state.chain)
             root = StepRoot(self.build.store, state.chain)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from longshore.engine.build.step import Output, RunStep
+from longshore.engine.build.step import Limits, Output, RunStep
 from longshore.engine.containers import files
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images.extract import remove_path
@@ -30,6 +30,7 @@ _MINIMUM_MEMORY = 6 << 20
 _FAILED = (
     "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
 )
+_COMPLAINT = b"runc run failed: "
 
 
 class _Endpoint:
@@ -56,10 +57,13 @@ class RuncRunner:
     ) -> None:
         self._run, self._networks, self._runtime, self._cgroup = run, networks, runtime, cgroup
 
+    def check(self, limits: Limits) -> None:
+        """See step.Runner."""
+        if 0 < limits.memory < _MINIMUM_MEMORY:
+            raise InvalidParameter("Minimum memory limit allowed is 6MB")
+
     async def run(self, step: RunStep, output: Output) -> int:
         """See step.Runner."""
-        if 0 < step.limits.memory < _MINIMUM_MEMORY:
-            raise InvalidParameter("Minimum memory limit allowed is 6MB")
         bundle = self._run / step.id[:12]
         bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
         sandbox: Path | None = None
@@ -229,10 +233,8 @@ async def _read(fd: int, number: int, output: Output) -> None:
                     break
                 data += more
             # The runtime repeats its own complaint on stderr; it is told as the step's error instead.
-            if number == 2 and b'level=error msg="runc run failed' in data:
-                data = b"".join(
-                    line for line in data.splitlines(True) if b'level=error msg="runc run failed' not in line
-                )
+            if number == 2 and _COMPLAINT in data:
+                data = b"".join(line for line in data.splitlines(True) if _COMPLAINT not in line)
             if data:
                 output(number, data)
     finally:

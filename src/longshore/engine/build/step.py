@@ -79,6 +79,10 @@ class RunStep:
 class Runner(Protocol):
     """Runs the commands of RUN. Raises EngineError when the command cannot be started."""
 
+    def check(self, limits: Limits) -> None:
+        """Raises InvalidParameter for limits that no container may have."""
+        ...
+
     async def run(self, step: RunStep, output: Output) -> int:
         """Run to the end; output(1 or 2, data) as it comes; the exit code. Cancelled: the command is killed."""
         ...

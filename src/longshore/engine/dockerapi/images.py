@@ -78,6 +78,10 @@ async def list_images(call: Call) -> Response:
         for entry in shown:
             entry["VirtualSize"] = entry["Size"]
             entry["Containers"] = -1
+            if call.version < (1, 43):
+                if not entry["RepoTags"] and not entry["RepoDigests"]:
+                    entry["RepoTags"], entry["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
+                entry["RepoDigests"] = entry["RepoDigests"] or None
     return json_response(shown)
 
 

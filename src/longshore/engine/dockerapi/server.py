@@ -49,7 +49,7 @@ class DockerAPI:
         self.runtime_version: tuple[str, str] | None = None
         self._features: str | None = None
         self.router = make_router()
-        self.server = Server(Dispatcher(self, self.router), error=_core_error, idle_timeout=0)
+        self.server = Server(Dispatcher(self, self.router), error=_core_error, idle_timeout=86400.0)
 
     async def runtime_features(self) -> str:
         """What `runc features` says, as one line of JSON; "" when the runtime cannot tell. Asked once."""
