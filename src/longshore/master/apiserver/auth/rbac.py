@@ -54,6 +54,8 @@ class RBAC:
         self._dirty: set[tuple[str, str, str]] = set()
         self._roles: dict[Key, list[Rule]] = {}
         self._bindings: dict[Key, Binding] = {}
+        self._order: dict[Key, int] = {}  # when a binding was first seen: the oldest one gives the reason
+        self._seen = 0
         self._by_subject: dict[tuple[str, tuple[str, str]], set[str]] = {}
         self._decisions: dict[tuple[Any, ...], Decision] = {}
         self._resolved: dict[tuple[Any, ...], tuple[list[Granted], list[str]]] = {}
@@ -67,7 +69,7 @@ class RBAC:
         dirty, self._dirty = self._dirty, set()
         self._decisions.clear()
         self._resolved.clear()
-        for resource, namespace, name in dirty:
+        for resource, namespace, name in sorted(dirty):
             obj = self._api.get(GROUP, resource, namespace, name)
             key = (namespace, name)
             if resource.endswith("roles"):
@@ -84,7 +86,12 @@ class RBAC:
                         names.discard(name)
                         if not names:
                             del self._by_subject[namespace, subject]
-            if obj is not None:
+            if obj is None:
+                self._order.pop(key, None)
+            else:
+                if key not in self._order:
+                    self._seen += 1
+                    self._order[key] = self._seen
                 binding = self._bindings[key] = _binding(key, obj)
                 for subject, _ in binding.subjects:
                     self._by_subject.setdefault((namespace, subject), set()).add(name)
@@ -162,7 +169,7 @@ class RBAC:
             names |= self._by_subject.get((scope, subject), set())
         granted: list[Granted] = []
         missing: list[str] = []
-        for name in sorted(names):
+        for name in sorted(names, key=lambda n: self._order[scope, n]):
             binding = self._bindings[scope, name]
             rules = self._roles.get(binding.role)
             if rules is None:
