@@ -234,8 +234,8 @@ class Kubelet:
         metadata = pod["metadata"]
         state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
         self.probes.sync(pod, state)
-        made = self.make_status(pod, state)
-        if made["phase"] in ("Succeeded", "Failed"):
+        made, phase = self.make_status(pod, state)
+        if phase in ("Succeeded", "Failed"):
             self.statuses.set(pod, made)
             return True, None
         deadline = self._deadline(pod, made)
@@ -272,9 +272,9 @@ class Kubelet:
         if outcome.changed or outcome.again is not None:
             state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
             self.probes.sync(worker.pod, state)
-            made = self.make_status(worker.pod, state)
+            made, phase = self.make_status(worker.pod, state)
             self.statuses.set(worker.pod, made)
-            if made["phase"] in ("Succeeded", "Failed"):
+            if phase in ("Succeeded", "Failed"):
                 return True, None
         again = [t for t in (outcome.again, deadline) if t is not None]
         if uid in self.volumes.due:
@@ -312,14 +312,15 @@ class Kubelet:
         state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
         self.probes.stop_liveness(uid)
         if not worker.removed:
-            self.statuses.set(pod, self.make_status(pod, state, verdict=worker.verdict))
+            self.statuses.set(pod, self.make_status(pod, state, verdict=worker.verdict)[0])
         await self.killer.kill_pod(pod, state, override=worker.grace)
         self.probes.forget(uid)
         state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
         if state.running():
             raise RuntimeError(f"containers still run: {', '.join(c.name for c in state.running())}")
         if not worker.removed:
-            self.statuses.set(worker.pod, self.make_status(worker.pod, state, verdict=worker.verdict, terminal=True))
+            made, _ = self.make_status(worker.pod, state, verdict=worker.verdict, terminal=True)
+            self.statuses.set(worker.pod, made)
 
     async def sync_terminated(self, worker: Worker) -> None:
         """Remove what the pod had on the node."""
@@ -386,13 +387,13 @@ class Kubelet:
             present = {}
         for uid in present:
             if uid not in self.pods and uid not in self.workers:
-                await self._end_orphan(uid)
+                self.spawn(self._end_orphan(uid), f"orphan {uid}")
         for uid in self.volumes.known():
-            if uid not in self.pods and uid not in self.workers:
+            if uid not in self.pods and uid not in self.workers and uid not in present:
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(self.volumes.remove, uid)
         for uid, path in cgroups.pods_present(self.config.cgroup_root).items():
-            if uid not in self.pods and uid not in self.workers:
+            if uid not in self.pods and uid not in self.workers and uid not in present:
                 await asyncio.to_thread(cgroups.remove, path)
         known = set(self.pods)
         if self.config.pod_logs.is_dir():
@@ -410,7 +411,7 @@ class Kubelet:
             if not state.sandboxes and not state.containers:
                 return
             log.info("pod %s/%s (%s) is not wanted any more and is ended", state.namespace, state.name, uid)
-            await self.killer.kill_pod(None, state)
+            await self.killer.kill_pod(None, state, override=1)
             await self._remove_from_runtime(uid)
             await asyncio.to_thread(self.volumes.remove, uid)
             path = cgroups.pods_present(self.config.cgroup_root).get(uid)
@@ -462,8 +463,8 @@ class Kubelet:
 
     def make_status(
         self, pod: Pod, state: PodState, *, verdict: tuple[str, str, str] | None = None, terminal: bool = False
-    ) -> dict[str, Any]:
-        """The pod's whole status as it is now."""
+    ) -> tuple[dict[str, Any], str]:
+        """(the pod's whole status as it is told now, the phase that it is in or about to be in)."""
         uid = pod["metadata"]["uid"]
         before = self.statuses.get(uid) or pod.get("status") or {}
         reasons = self.syncer.reasons.get(uid, {})
@@ -486,20 +487,21 @@ class Kubelet:
             made["reason"], made["message"] = verdict[1], verdict[2]
         elif before.get("phase") == phase == "Failed":
             made.update({k: before[k] for k in ("reason", "message") if before.get(k)})
-        if verdict is not None and not terminal and any(c.state == RUNNING for c in state.containers):
-            # The end is told when the containers have ended.
-            phase = before.get("phase") or "Running"
+        told = phase
+        if phase in ("Succeeded", "Failed") and not terminal and state.running():
+            # The end is told when all containers have ended (sidecars end after the others).
+            told = before.get("phase") or "Pending"
             made.pop("reason", None)
             made.pop("message", None)
-        made["phase"] = phase
+        made["phase"] = told
         generation = pod["metadata"].get("generation")
         others = [c for c in (pod.get("status") or {}).get("conditions") or () if c["type"] not in status.OWNED]
         sandbox = state.ready_sandbox
         reachable = sandbox is not None and (podspec.host_network(pod) or bool(sandbox.ips))
         fresh = [
             status.condition("PodReadyToStartContainers", reachable),
-            status.initialized_condition(pod, lists["initContainerStatuses"] + lists["containerStatuses"], phase),
-            *status.ready_conditions(pod, everything, phase, others),
+            status.initialized_condition(pod, lists["initContainerStatuses"] + lists["containerStatuses"], told),
+            *status.ready_conditions(pod, everything, told, others),
             {"type": "PodScheduled", "status": "True"},
         ]
         owned_before = [c for c in before.get("conditions") or () if c["type"] in status.OWNED]
@@ -512,7 +514,7 @@ class Kubelet:
         if generation:
             made["observedGeneration"] = generation
         made.update({k: v for k, v in lists.items() if v})
-        return made
+        return made, phase
 
     def _mark_ready(self, pod: Pod, state: PodState, lists: dict[str, list[dict[str, Any]]]) -> None:
         """started and ready, from probes."""
