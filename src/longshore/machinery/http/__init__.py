@@ -8,7 +8,7 @@ from .errors import ClientError, ConnectError, ProtocolError
 from .flow import Duplex, tunnel
 from .headers import Headers
 from .message import BodyTooLarge, BodyWriter, Handler, Peer, Request, RequestTimeout, Response
-from .server import Server, plain_error
+from .server import Server, bind, plain_error
 from .tls import client_context, server_context
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "RequestTimeout",
     "Response",
     "Server",
+    "bind",
     "client_context",
     "plain_error",
     "server_context",

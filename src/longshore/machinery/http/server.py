@@ -59,7 +59,7 @@ class Server:
         OSError where the address is in use or not ours.
         """
         if sock is None:
-            sock = _bind(host, port)
+            sock = bind(host, port)
         sock.setblocking(False)
         # accepted sockets inherit these
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -137,7 +137,7 @@ class Server:
         self._listeners.clear()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     flags = socket.AI_PASSIVE | socket.AI_NUMERICSERV
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
     found.sort(key=lambda f: f[0] != socket.AF_INET6 if host in ("", "::") else f[0] != socket.AF_INET)

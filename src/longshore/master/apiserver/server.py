@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from longshore.machinery.errors import StatusError, request_entity_too_large, unauthorized
-from longshore.machinery.http import BodyTooLarge, Request, Response, Server, server_context
+from longshore.machinery.http import BodyTooLarge, Request, Response, Server, bind, server_context
 from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.allocation import ServiceAllocator
@@ -529,12 +529,17 @@ async def serve(
     if config.certificate is not None and config.key is not None:
         context = server_context(config.certificate, config.key, client_ca=config.client_ca)
     began = time.monotonic()
-    bound = await http.listen_tcp(host, port, ssl=context, sock=sock)
+    # Clients may connect from now on and are answered as soon as there is something true to say: nobody is told
+    # "forbidden" because the roles are not there yet.
+    sock = sock or bind(host, port)
+    sock.listen(1024)
+    bound = int(sock.getsockname()[1])
     if config.advertise[1] in (0, port):
         config.advertise = (config.advertise[0], bound)
     server.discovery.server_address = f"{config.advertise[0]}:{bound}"
     try:
         await server.start()
+        await http.listen_tcp(host, port, ssl=context, sock=sock)
         log.info("serving on %s:%d after %.0f ms", host, bound, (time.monotonic() - began) * 1000)
         if ready is not None:
             called = ready(server, bound)
