@@ -59,7 +59,7 @@ def test_log_query_by_name_and_by_logql(shop):
     plain = shop.longshore("logs", "deployment/front", "-n", "shop")
     assert "answers" in plain
     counted = shop.longshore("logs", 'sum(count_over_time({namespace="shop"} |= "answers" [5m]))')
-    assert float(json.loads(counted.splitlines()[0])["values"][-1][1]) >= 3
+    assert float(json.loads(counted.splitlines()[0])["value"][1]) >= 3
 
 
 def test_kubectl_reads(shop):
@@ -101,7 +101,9 @@ def test_kubectl_writes(shop):
     shop.kubectl("create", "configmap", "c", "-n", "work", "--from-literal=a=1")
     manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: work}\ndata: {b: '2'}\n"
     shop.kubectl("apply", "-f", "-", stdin=manifest)
-    conflict = shop.kubectl("apply", "--server-side", "-f", "-", stdin=manifest.replace("'2'", "'3'"), check=False)
+    conflict = shop.kubectl(
+        "apply", "--server-side", "--field-manager=other", "-f", "-", stdin=manifest.replace("'2'", "'3'"), check=False
+    )
     assert "conflict" in conflict
     shop.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifest.replace("'2'", "'3'"))
     data = json.loads(shop.kubectl("get", "cm", "c", "-n", "work", "-o", "json"))["data"]

@@ -103,18 +103,21 @@ async def node_addresses(layout: Any) -> list[str]:
 
 
 async def past(http: Client, addresses: list[str], query: str, arguments: argparse.Namespace, show: Any) -> None:
-    """Ask every node, merge by time, show the newest `limit` lines oldest first."""
+    """Ask every node, merge by time, show the newest `limit` lines oldest first; a metric's value now, a node."""
+    metric = not query.lstrip().startswith("{")
     parameters = urlencode(
         {"query": query, "since": arguments.since, "limit": arguments.limit, "direction": "backward"}
     )
     lines: list[tuple[int, dict[str, str], str]] = []
     for address in addresses:
-        answer = await http.request("GET", f"{address}/loki/api/v1/query_range?{parameters}", timeout=60)
+        answer = await http.request(
+            "GET", f"{address}/loki/api/v1/{'query' if metric else 'query_range'}?{parameters}", timeout=60
+        )
         body = await answer.read()
         if answer.status != 200:
             raise UserError(body.decode(errors="replace").strip())
         result = orjson.loads(body)["data"]
-        if result["resultType"] != "streams":
+        if metric:
             for series in result["result"]:
                 print(orjson.dumps(series).decode())
             continue
