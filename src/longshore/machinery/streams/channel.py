@@ -107,18 +107,14 @@ class Channel:
         raise NotImplementedError
 
 
-async def linger(wire: ByteStream, reader: asyncio.Task[None] | None, seconds: float = 2.0) -> None:
-    """Lets the peer take what was sent and go first, then closes.
+async def linger(wire: ByteStream, reader: asyncio.Task[None], seconds: float = 2.0) -> None:
+    """Lets the peer take what was sent and end its side first, then closes.
 
     A close while the peer still sends resets the connection, and the reset can overtake the last output.
+    reader: the task that reads until the peer's end.
     """
     wire.write_eof()
     try:
-        async with asyncio.timeout(seconds):
-            if reader is not None:
-                await asyncio.shield(reader)
-            await wire.closed()
-    except TimeoutError:
-        pass
+        await asyncio.wait((reader,), timeout=seconds)
     finally:
         wire.close()

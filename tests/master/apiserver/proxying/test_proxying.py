@@ -356,3 +356,41 @@ async def test_node_proxy(place: Place) -> None:
     assert (code, body) == (200, b"GET /pods?x=1")
     code, body, _ = await place.get("/api/v1/nodes/n1:22/proxy/x")
     assert (code, json.loads(body)["message"]) == (400, "address not allowed")
+
+
+def _python_client(url: str) -> list[Any]:
+    """What the kubernetes Python client sees; it blocks, so it runs in a thread."""
+    from kubernetes import client, stream
+
+    config = client.Configuration(host=url)
+    api = client.CoreV1Api(client.ApiClient(config))
+    out: list[Any] = []
+    call = api.connect_get_namespaced_pod_exec
+    out.append(stream.stream(call, "p", "default", command=["a", "b"], stdout=True, stderr=True, stdin=False))
+    session = stream.stream(
+        call, "p", "default", command=["x"], stdout=True, stderr=True, stdin=True, _preload_content=False
+    )
+    session.write_stdin("abc\n")
+    out.append(session.readline_stdout(timeout=10))
+    session.close()
+    session = stream.stream(
+        call, "p", "default", command=["fail", "3"], stdout=True, stderr=True, stdin=False, _preload_content=False
+    )
+    session.run_forever(timeout=10)
+    out.append(session.returncode)
+    # a client of its own: portforward changes how the ApiClient that it is given asks
+    fresh = client.CoreV1Api(client.ApiClient(config))
+    forward = stream.portforward(fresh.connect_get_namespaced_pod_portforward, "p", "default", ports="8080")
+    sock = forward.socket(8080)
+    sock.settimeout(10)
+    sock.sendall(b"hello")
+    out.append(sock.recv(100))
+    sock.close()
+    out.append(api.read_namespaced_pod_log("p", "default"))
+    return out
+
+
+async def test_the_python_client(place: Place) -> None:
+    pytest.importorskip("kubernetes")
+    found = await asyncio.wait_for(asyncio.to_thread(_python_client, place.url), 60)
+    assert found == ["a b\n", "ABC", 3, b"HELLO", "line 0\nline 1\nline 2\n"]
