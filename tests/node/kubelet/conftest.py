@@ -45,6 +45,8 @@ class Node:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.kubelet: asyncio.Task[None] | None = None
         self.client: Client
+        self.cri: CriServer | None = None
+        self.cgroup_root = server.default_cgroup_root(self.name, self.root / "k")
 
     async def start(self) -> None:
         subprocess.run(["ip", "addr", "replace", f"{IP}/32", "dev", "lo"], check=True)
@@ -114,7 +116,6 @@ class Node:
 
     def start_kubelet(self, **more: Any) -> None:
         pki = self.layout.pki
-        self.cgroup_root = server.default_cgroup_root(self.name, self.root / "k")
         self.kubelet = asyncio.create_task(
             server.serve(
                 kubeconfig=self.layout.kubeconfig(f"kubelet-{self.name}"), node_name=self.name, node_ip=IP,
@@ -134,8 +135,9 @@ class Node:
     async def stop(self) -> None:
         try:
             await self.stop_kubelet()
-            await self.cri.purge()
-            await self.stop_engine()
+            if self.cri is not None:
+                await self.cri.purge()
+                await self.stop_engine()
         finally:
             for process in self.processes:
                 process.terminate()

@@ -69,7 +69,7 @@ async def test_environment_and_volumes(node: Node) -> None:
         "vol",
         {
             "command": ["sh", "-c", "id; ls -l /c/..data/; cat /c/sub/k /s/p /d/labels; echo; cat /t/namespace; wc -c /t/token; "
-                        "stat -c %a /s/p /mem; echo x > /sp/f; echo y > /e/z; cat /one; while :; do cat /c/sub/k; echo; sleep 0.1; done"],
+                        "stat -L -c %a /s/p /mem; echo x > /sp/f; echo y > /e/z; cat /one; while :; do cat /c/sub/k; echo; sleep 0.1; done"],
             "volumeMounts": [
                 {"name": "c", "mountPath": "/c"}, {"name": "s", "mountPath": "/s"}, {"name": "d", "mountPath": "/d"},
                 {"name": "e", "mountPath": "/e"}, {"name": "mem", "mountPath": "/mem"},
@@ -105,8 +105,8 @@ async def test_environment_and_volumes(node: Node) -> None:
         return "v1\nv1" in out
 
     await node.until(told)
-    assert "uid=1000 gid=2000 groups=2000,3000" in out and 'v1secretl="lab"' in out
-    assert "440" in out and "1777" not in out
+    assert "uid=1000(user) gid=2000 groups=2000,3000,50000(extra)" in out and 'v1secretl="lab"' in out
+    assert "\n440\n2777\n" in out
     await client.patch(CONFIG_MAPS, "conf", {"data": {"k": "v2"}}, "default")
 
     async def changed() -> bool:
@@ -175,9 +175,7 @@ async def test_probes_and_hooks(node: Node) -> None:
         "dying",
         {"command": ["sleep", "1000"], "livenessProbe": {"exec": {"command": ["false"]}, **fast}},
     )
-    await node.create(
-        "late", {"command": ["sleep", "1000"], "readinessProbe": {"tcpSocket": {"port": 9}, **fast}}
-    )
+    await node.create("late", {"command": ["sleep", "1000"], "readinessProbe": {"tcpSocket": {"port": 9}, **fast}})
     await node.create(
         "stopped",
         {

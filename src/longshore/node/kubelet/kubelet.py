@@ -29,7 +29,7 @@ from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.resources import is_sidecar
-from longshore.node.kubelet.runtime import RUNNING, PodState, Runtime
+from longshore.node.kubelet.runtime import PodState, Runtime
 from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import TokenManager

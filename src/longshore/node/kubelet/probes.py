@@ -41,7 +41,7 @@ class ProbeManager:
         metric: Callable[[str, str, Pod, str], None] = lambda *_: None,
     ) -> None:
         """changed(uid): a result is new. event(pod, container, type, reason, message). metric(kind, result, pod, name)."""
-        self._handlers, self._changed, self._event, self._pod_ip, self._metric = (
+        self._handlers, self._changed, self._event, self._pod_ip, self.metric = (
             handlers,
             changed,
             event,
@@ -163,10 +163,10 @@ class ProbeManager:
             except Unusable as error:
                 problem = error
         else:
-            self._metric(kind, "unknown", pod, container["name"])
+            self.metric(kind, "unknown", pod, container["name"])
             self._event(pod, container, "Warning", "Unhealthy", f"{kind.capitalize()} probe errored: {problem}")
             raise Unusable
-        self._metric(kind, "successful" if passed else "failed", pod, container["name"])
+        self.metric(kind, "successful" if passed else "failed", pod, container["name"])
         if not passed:
             text = f"{kind.capitalize()} probe failed: {output}"
             self._event(pod, container, "Warning", "Unhealthy", text)

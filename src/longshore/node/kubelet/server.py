@@ -21,6 +21,7 @@ from longshore.node.kubelet import cgroups, resources
 from longshore.node.kubelet.api import KubeletApi, Pages
 from longshore.node.kubelet.auth import Gate
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.figures import Figures
 from longshore.node.kubelet.kubelet import Kubelet
 from longshore.node.kubelet.nodestatus import NodeStatus
 from longshore.node.kubelet.runtime import Runtime
@@ -87,7 +88,9 @@ async def serve(
     kubelet = Kubelet(config, client, runtime, recorder)
     node = NodeStatus(config, client, runtime, recorder, healthy=kubelet.unhealthy, pressures=dict)
     kubelet.allocatable = node.allocatable
-    api = KubeletApi(kubelet, Gate(client, node_name), _pages(config))
+    figures = Figures(kubelet)
+    kubelet.probes.metric = figures.count_probe
+    api = KubeletApi(kubelet, Gate(client, node_name), {**_pages(config), **figures.pages()})
     pair = await asyncio.to_thread(_certificate, config, certificate, key)
     http = Server(api.handle)
     try:

@@ -84,7 +84,7 @@ def write(folder: Path, payload: Mapping[str, File], gid: int | None = None) -> 
             os.chown(target, file.uid, -1)
         os.chmod(target, file.mode)
     if gid is not None:
-        own(fresh, gid, readonly=False)
+        own(fresh, gid, readonly=True)
     temporary = folder / "..data_tmp"
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
