@@ -211,12 +211,10 @@ def _normalize(ours: list[Any], theirs: list[Any], order: list[Any], server: lis
     out: list[Any] = []
     i = j = 0
     while i < len(ours) and j < len(theirs):
-        left = present.get(_identity(ours[i], merge_key))
-        right = present.get(_identity(theirs[j], merge_key))
-        if (left is not None and (right is None or left <= right)) or (left is None and right is None):
-            out.append(ours[i])
-            i += 1
-        elif right is not None:
+        left = present.get(_identity(theirs[j], merge_key))
+        right = present.get(_identity(ours[i], merge_key))
+        # What is new comes before what only the server has.
+        if left is not None and right is not None and left < right:
             out.append(theirs[j])
             j += 1
         else:

@@ -83,7 +83,7 @@ class ServiceAllocator:
 
         try:
             if needs_cluster_ip(spec):
-                self._families(spec, name)
+                self._families(spec, name, old is not None and bool(_addresses(old.get("spec") or {})))
                 await self._cluster_ips(service, old, addresses, dry_run)
             if needs_node_port(spec):
                 await self._node_ports(service, old, ports, dry_run)
@@ -96,8 +96,11 @@ class ServiceAllocator:
 
     # Families.
 
-    def _families(self, spec: Object, name: str) -> None:
-        """Fill in ipFamilies and ipFamilyPolicy from what is given and what the cluster has."""
+    def _families(self, spec: Object, name: str, has_address: bool) -> None:
+        """Fill in ipFamilies and ipFamilyPolicy from what is given and what the cluster has.
+
+        has_address: the Service has one already, so that what does not fit it is for validation to say.
+        """
         errors = Errors()
         ips = [i for i in spec.get("clusterIPs") or () if i != "None"]
         families = list(spec.get("ipFamilies") or ())
@@ -118,7 +121,7 @@ class ServiceAllocator:
         for index, family in enumerate(families):
             if family in ("IPv4", "IPv6") and family not in self.families and not selectorless:
                 errors.invalid(f"spec.ipFamilies[{index}]", family, "not configured on this cluster")
-        if errors:
+        if errors and not has_address:
             raise _refuse(name, errors)
         if not families:
             families = [self.families[0]]

@@ -237,8 +237,27 @@ def reset_fields(endpoint: Endpoint, subresource: str) -> fieldset.Set:
         paths = [("status",)]
     else:
         paths = []
-    if subresource == "approval":
-        paths = [("spec",)]
+    if key == ("certificates.k8s.io", "certificatesigningrequests"):
+        if not subresource:
+            paths = [("spec",), ("status",)]
+        elif subresource == "approval":
+            paths = [("spec",)]
     for path in paths:
         out = fieldset.union(out, fieldset.path_set(*path))
+    return out
+
+
+_WHOLE_METADATA = ("labels", "annotations", "ownerReferences", "finalizers")
+
+
+def reset_metadata(endpoint: Endpoint) -> tuple[str, ...]:
+    """The parts of metadata that the kind's status endpoint does not write."""
+    if endpoint.custom:
+        return ()
+    out: tuple[str, ...] = ()
+    for path in _META_RESET.get((endpoint.group, endpoint.plural), ()):
+        if path == ("metadata",):
+            return _WHOLE_METADATA
+        if path[0] == "metadata" and len(path) == 2:
+            out += (path[1],)
     return out

@@ -34,10 +34,12 @@ class Selection:
                 values = {"metadata.name": item.name, "metadata.namespace": item.namespace}
             else:
                 found = item._fields
-                if found is None or endpoint.resource is not endpoint.storage.resource:
-                    found = endpoint.resource.selectable(endpoint.present(item.decode()))
-                    if endpoint.resource is endpoint.storage.resource:
-                        item._fields = found
+                if found is None:
+                    # Fields are those of the stored form, whichever version is asked for.
+                    stored = endpoint.storage.resource
+                    found = item._fields = stored.selectable(
+                        {"kind": stored.kind, "apiVersion": endpoint.stored_head, **item.decode()}
+                    )
                 values = found
             if not self.fields.matches(values):
                 return False
@@ -65,6 +67,27 @@ def selection(call: Call) -> Selection:
     return Selection(labels, fields)
 
 
+_META = frozenset(("metadata.name", "metadata.namespace"))
+_GENERIC = '"{name}" is not a known field selector: only "metadata.name", "metadata.namespace"'
+_PLAIN = "field label not supported: {name}"
+_OWN = {
+    # Kinds with field labels of their own, and how each says that it does not know one.
+    ("", "pods"): _PLAIN, ("", "nodes"): _PLAIN, ("", "namespaces"): _PLAIN, ("", "secrets"): _PLAIN, ("", "events"): _PLAIN,
+    ("", "replicationcontrollers"): _PLAIN, ("", "services"): _PLAIN, ("events.k8s.io", "events"): _PLAIN,
+    ("certificates.k8s.io", "certificatesigningrequests"): _PLAIN,
+    ("batch", "jobs"): 'field label "{name}" not supported for Job',
+    ("resource.k8s.io", "resourceslices"): "field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: {name}",
+}  # fmt: skip
+_MORE = {
+    ("", "pods"): ("status.podIPs",),
+    ("batch", "jobs"): ("status.successful",),
+    ("certificates.k8s.io", "certificatesigningrequests"): ("spec.signerName",),
+    ("resource.k8s.io", "resourceslices"): ("spec.nodeName", "spec.driver"),
+}
+# The newer event API's names of the labels of the older one.
+_EVENT_NAMES = {"reportingController": "reportingComponent", **{
+    f"regarding.{n}": f"involvedObject.{n}" for n in ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")
+}}  # fmt: skip
 _known: dict[tuple[str, str, str], frozenset[str]] = {}
 
 
@@ -75,13 +98,19 @@ def selectable_names(endpoint: Endpoint) -> frozenset[str]:
         return _names(endpoint)
     found = _known.get(key)
     if found is None:
-        found = _known[key] = _names(endpoint)
+        own = (endpoint.group, endpoint.plural)
+        found = _META
+        if own in _OWN:
+            found = _names(endpoint) | frozenset(_MORE.get(own, ()))
+        if own == ("events.k8s.io", "events"):
+            found = _META | {"reason", "type"} | _EVENT_NAMES.keys()
+        _known[key] = found
     return found
 
 
 def _names(endpoint: Endpoint) -> frozenset[str]:
     empty = endpoint.resource.decode({"metadata": {"name": "x"}}, endpoint.version)
-    return frozenset(endpoint.resource.selectable(empty)) | {"metadata.name", "metadata.namespace"}
+    return frozenset(endpoint.resource.selectable(empty)) | _META
 
 
 def _supported(endpoint: Endpoint, fields: Any) -> Any:
@@ -91,8 +120,10 @@ def _supported(endpoint: Endpoint, fields: Any) -> Any:
     known = selectable_names(endpoint)
     for name in fields.names():
         if name not in known:
-            plain = known <= {"metadata.name", "metadata.namespace"}
-            if plain:
-                raise bad_request(f'"{name}" is not a known field selector: only "metadata.name", "metadata.namespace"')
-            raise bad_request(f"field label not supported: {name}")
+            if endpoint.custom:
+                raise bad_request(_PLAIN.format(name=name))
+            raise bad_request(_OWN.get((endpoint.group, endpoint.plural), _GENERIC).format(name=name))
+    if endpoint.group == "events.k8s.io":
+        terms = tuple(t._replace(field=_EVENT_NAMES.get(t.field, t.field)) for t in fields.terms)
+        return selectors.FieldSelector(terms)
     return fields

@@ -37,8 +37,10 @@ from longshore.master.apiserver.context import (
 from longshore.master.apiserver.deletion import Deleter
 from longshore.master.apiserver.discovery import Discovery
 from longshore.master.apiserver.dispatch import Dispatcher, verb_of
+from longshore.master.apiserver.fairness import Fairness, seated
 from longshore.master.apiserver.health import VERSION, Health
 from longshore.master.apiserver.local import LocalAPI
+from longshore.master.apiserver.metrics import Metrics
 from longshore.master.apiserver.negotiation import negotiate
 from longshore.master.apiserver.openapi import OpenAPI
 from longshore.master.apiserver.reads import Reader
@@ -129,6 +131,7 @@ class PrivilegedAuthorizer:
 
 
 _ALLOW = Decision("allow")
+_LONG = frozenset(("exec", "attach", "portforward", "proxy", "log"))
 
 
 class APIServer:
@@ -160,8 +163,8 @@ class APIServer:
         self.openapi: OpenAPI | None = None
         self.bootstrap = Bootstrap(self)
         self.closers: list[Callable[[], Awaitable[None]]] = []
-        self.reading = 0
-        self.writing = 0
+        self.metrics = Metrics()
+        self.fairness = Fairness(self.api, config.max_in_flight + config.max_mutating_in_flight)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def set_admission(self, plugins: Sequence[AdmissionPlugin]) -> None:
@@ -207,36 +210,37 @@ class APIServer:
 
     def handle(self, request: Request) -> Answer | Awaitable[Answer]:
         """The HTTP handler. Plain reads are answered without a task."""
+        began = time.perf_counter()
         try:
             user = self._authenticate(request)
             if user is None or not isinstance(user, UserInfo):
-                return self._handle_later(request, user)
-            answer: Answer | Awaitable[Answer] = self._guard(request, self._authorized(request, user))
-            return answer
+                return self._handle_later(request, user, began)
+            answer = self._authorized(request, user)
+            if answer is not None and not isinstance(answer, Response):
+                return self._guarded(request, answer, began)
         except StatusError as error:
-            return self._error(request, error)
+            answer = self._error(request, error)
         except Exception:
-            return self._panic(request)
+            answer = self._panic(request)
+        self.metrics.record(request, answer, began)
+        return answer
 
-    def _guard(self, request: Request, answer: Any) -> Any:
-        if answer is None or isinstance(answer, Response):
-            return answer
-        return self._guarded(request, answer)
-
-    async def _guarded(self, request: Request, answer: Any) -> Answer:
+    async def _guarded(self, request: Request, answer: Any, began: float) -> Answer:
+        out: Answer = None
         try:
-            out: Answer = await answer
-            return out
+            out = await answer
         except StatusError as error:
-            return self._error(request, error)
+            out = self._error(request, error)
         except BodyTooLarge:
-            return self._error(request, request_entity_too_large("limit is 3145728"))
+            out = self._error(request, request_entity_too_large("limit is 3145728"))
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:
-            return self._store_error(request, error) or self._panic(request)
+            out = self._store_error(request, error) or self._panic(request)
+        self.metrics.record(request, out, began)
+        return out
 
-    async def _handle_later(self, request: Request, pending: Any) -> Answer:
+    async def _handle_later(self, request: Request, pending: Any, began: float) -> Answer:
         async def go() -> Answer:
             user = await pending if pending is not None else None
             answer = self._authorized(request, user or ANONYMOUS)
@@ -245,7 +249,7 @@ class APIServer:
                 return out
             return answer
 
-        return await self._guarded(request, go())
+        return await self._guarded(request, go(), began)
 
     def _error(self, request: Request, error: StatusError) -> Response:
         call = request.context
@@ -386,34 +390,22 @@ class APIServer:
         answer = self.dispatcher.answer(call)
         if answer is None or isinstance(answer, Response):
             return answer
-        if verb == "watch":
+        if verb == "watch" or info.subresource in _LONG:
             return answer
-        return self._counted(verb in ("get", "list"), answer)
+        flow, level = self.fairness.classify(
+            user, verb, info.group, info.resource, info.subresource, info.namespace, ""
+        )
+        try:
+            turn = self.fairness.enter(flow, level, user, info.namespace)
+        except StatusError:
+            _drop(answer)
+            raise
+        return seated(self.fairness, level, turn, answer)
 
     def dispatch_remote(self, request: Request, user: UserInfo, info: paths.PathInfo) -> Awaitable[Answer] | None:
         """The answer of an aggregated API server, None when the group is ours."""
         handler = self.config.extra.get("aggregator")
         return handler(request, user, info) if handler is not None else None
-
-    async def _counted(self, reads: bool, answer: Awaitable[Answer]) -> Answer:
-        """Bound what is under way at once."""
-        if reads:
-            if self.reading >= self.config.max_in_flight:
-                _drop(answer)
-                raise _too_many()
-            self.reading += 1
-        else:
-            if self.writing >= self.config.max_mutating_in_flight:
-                _drop(answer)
-                raise _too_many()
-            self.writing += 1
-        try:
-            return await answer
-        finally:
-            if reads:
-                self.reading -= 1
-            else:
-                self.writing -= 1
 
     # Other paths.
 
@@ -478,12 +470,6 @@ def _drop(answer: Any) -> None:
     close = getattr(answer, "close", None)
     if close is not None:
         close()
-
-
-def _too_many() -> StatusError:
-    from longshore.machinery.errors import too_many_requests
-
-    return too_many_requests()
 
 
 def not_found_page() -> Response:

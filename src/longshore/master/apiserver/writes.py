@@ -35,7 +35,7 @@ from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.fieldtypes import FieldTypes
 from longshore.master.apiserver.keys import path
 from longshore.master.apiserver.options import WriteOptions
-from longshore.master.apiserver.scheme import Endpoint, Scheme
+from longshore.master.apiserver.scheme import Endpoint, Scheme, reset_metadata
 
 Object = dict[str, Any]
 SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
@@ -96,6 +96,7 @@ class Writer:
         if metadata.get("resourceVersion"):
             raise StatusError(500, "", "resourceVersion should not be set on objects to be created")
         _clear_system(metadata)
+        converted(endpoint, obj)
         if not owned:
             managedfields.update(
                 self.field_types(endpoint), None, obj, options.manager, endpoint.api_version, "", times.now()
@@ -337,6 +338,8 @@ class Writer:
         resource.prepare_update(stored, old_stored, endpoint.version, subresource)
         if subresource == "binding" and generation is not None:
             metadata["generation"] = generation
+        elif subresource == "status":
+            _keep_reset(metadata, old_stored["metadata"], reset_metadata(endpoint))
         try:
             if hook is not None:
                 undo = await hook.before_update(call, stored, old_stored, subresource, options.dry_run)
@@ -470,6 +473,10 @@ class Writer:
 
 def converted(endpoint: Endpoint, obj: Object) -> None:
     """What upstream's conversion to the internal form makes equal: a pod's podIP and the first of its podIPs."""
+    if endpoint.plural == "daemonsets" and endpoint.group == "apps":
+        annotations = obj["metadata"].setdefault("annotations", {})
+        annotations.setdefault("deprecated.daemonset.template.generation", "0")
+        return
     if endpoint.plural != "pods" or endpoint.group:
         return
     status = obj.get("status") or {}
@@ -515,6 +522,15 @@ def _keep_system(metadata: Object, old: Object) -> None:
         metadata["deletionGracePeriodSeconds"] = old["deletionGracePeriodSeconds"]
     metadata.pop("selfLink", None)
     metadata["resourceVersion"] = old.get("resourceVersion", "")
+
+
+def _keep_reset(metadata: Object, old: Object, names: tuple[str, ...]) -> None:
+    """What of metadata a status endpoint does not write stays as it was."""
+    for name in names:
+        if name in old:
+            metadata[name] = old[name]
+        else:
+            metadata.pop(name, None)
 
 
 def _settle_times(new: Object, old: Object) -> None:
