@@ -131,7 +131,7 @@ class Deployment(Workload):
         total = status.get("replicas", 0)
         for key in ("updatedReplicas", "readyReplicas", "availableReplicas"):
             if status.get(key, 0) > total:
-                errors.invalid(f"status.{key}", status[key], "cannot be greater than status.replicas")
+                errors.invalid(f"status.{key}", status.get(key, 0), "cannot be greater than status.replicas")
         if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
             errors.invalid(
                 "status.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas"
