@@ -9,6 +9,7 @@ from longshore.master.apiserver.admission.certificates import (
     CertificateSigning,
     CertificateSubjectRestriction,
 )
+from longshore.master.apiserver.admission.limits import LimitRanger
 from longshore.master.apiserver.admission.namespaces import NamespaceLifecycle
 from longshore.master.apiserver.admission.pods import (
     DefaultTolerationSeconds,
@@ -16,7 +17,9 @@ from longshore.master.apiserver.admission.pods import (
     RuntimeClass,
     TaintNodesByCondition,
 )
+from longshore.master.apiserver.admission.podsecurity import PodSecurity
 from longshore.master.apiserver.admission.priority import Priority
+from longshore.master.apiserver.admission.quota import ResourceQuota
 from longshore.master.apiserver.admission.serviceaccount import ServiceAccount
 from longshore.master.apiserver.admission.storage import (
     DefaultIngressClass,
@@ -37,8 +40,10 @@ def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
     """
     every: list[AdmissionPlugin] = [
         NamespaceLifecycle(),
+        LimitRanger(),
         ServiceAccount(),
         TaintNodesByCondition(),
+        PodSecurity(),
         Priority(),
         DefaultTolerationSeconds(),
         DefaultStorageClass(),
@@ -51,6 +56,7 @@ def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
         DefaultIngressClass(),
         PodTopologyLabels(),
         DenyServiceExternalIPs(),
+        ResourceQuota(),
     ]
     on, off = set(config.enable_admission), set(config.disable_admission)
     return [p for p in every if p.name not in off and (p.name in on or p.name not in OFF_BY_DEFAULT)]

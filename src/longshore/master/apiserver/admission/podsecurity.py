@@ -1,0 +1,190 @@
+"""PodSecurity: a namespace's labels say which Pod Security Standard its pods must, should or are recorded not to keep.
+
+Source: staging/src/k8s.io/pod-security-admission/admission.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from longshore.machinery.errors import Cause, invalid
+from longshore.master.apiserver.admission.base import Object, Plugin, object_name, refuse
+from longshore.master.apiserver.admission.podsecurity_checks import violations
+from longshore.master.apiserver.context import AdmissionRequest
+
+LABEL = "pod-security.kubernetes.io/"
+LEVELS = ("privileged", "baseline", "restricted")
+LATEST = 36
+_TEMPLATES = {
+    ("apps", "deployments"): ("spec", "template"),
+    ("apps", "replicasets"): ("spec", "template"),
+    ("apps", "statefulsets"): ("spec", "template"),
+    ("apps", "daemonsets"): ("spec", "template"),
+    ("batch", "jobs"): ("spec", "template"),
+    ("batch", "cronjobs"): ("spec", "jobTemplate", "spec", "template"),
+    ("", "replicationcontrollers"): ("spec", "template"),
+    ("", "podtemplates"): ("template",),
+}
+
+
+class Policy(NamedTuple):
+    """A level and a version: the label's text and the minor number."""
+
+    level: str
+    version: str
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.level}:{self.version}"
+
+
+def policies(labels: dict[str, str]) -> tuple[dict[str, Policy], list[Cause]]:
+    """The policies of a namespace by mode (enforce, audit, warn), and what is wrong with its labels."""
+    out: dict[str, Policy] = {}
+    wrong: list[Cause] = []
+    for mode in ("enforce", "audit", "warn"):
+        level, version = labels.get(LABEL + mode), labels.get(f"{LABEL}{mode}-version", "latest")
+        if level is not None and level not in LEVELS:
+            wrong.append(
+                Cause(
+                    "FieldValueInvalid",
+                    f'Invalid value: "{level}": must be one of privileged, baseline, restricted',
+                    f"metadata.labels[{LABEL}{mode}]",
+                )
+            )
+            # What cannot be read is taken for the strictest.
+            level = "restricted" if mode == "enforce" else "privileged"
+        match = re.fullmatch(r"v1\.(0|[1-9][0-9]*)", version)
+        if version != "latest" and match is None:
+            wrong.append(
+                Cause(
+                    "FieldValueInvalid",
+                    f'Invalid value: "{version}": must be "latest" or "v1.x"',
+                    f"metadata.labels[{LABEL}{mode}-version]",
+                )
+            )
+        minor = min(int(match[1]), LATEST) if match else LATEST
+        out[mode] = Policy(level or "privileged", version if match else "latest", minor)
+    if LABEL + "warn" not in labels and LABEL + "enforce" in labels:
+        # Without a warning level of its own, a namespace warns about what it would refuse.
+        out["warn"] = out["enforce"]
+    return out, wrong
+
+
+def told(policy: Policy, meta: Object, spec: Object) -> str:
+    """The violations as one text, "" when there are none."""
+    if policy.level == "privileged":
+        return ""
+    found = violations(policy.level, policy.minor, meta, spec)
+    return ", ".join(f"{reason} ({detail})" if detail else reason for reason, detail in found)
+
+
+class PodSecurity(Plugin):
+    """Pods are refused; templates are only warned about; namespaces tell what they would refuse."""
+
+    name = "PodSecurity"
+    resources = frozenset((("", "pods"), ("", "namespaces"), *_TEMPLATES))
+    subresources = frozenset(("", "ephemeralcontainers"))
+
+    async def validate(self, a: AdmissionRequest) -> None:
+        if a.object is None:
+            return
+        key = (a.attributes.group, a.attributes.resource)
+        if key == ("", "namespaces"):
+            self._namespace(a)
+            return
+        namespace = a.api.get("", "namespaces", "", a.attributes.namespace)
+        labels = ((namespace or {}).get("metadata") or {}).get("labels") or {}
+        if not any(label.startswith(LABEL) for label in labels):
+            return
+        chosen, _ = policies(labels)
+        if key == ("", "pods"):
+            if a.operation == "UPDATE" and not _significant(a.object, a.old or {}):
+                return
+            self._evaluate(a, chosen, a.object.get("metadata") or {}, a.object["spec"], enforce=True)
+        else:
+            template = a.object
+            for part in _TEMPLATES[key]:
+                template = (template or {}).get(part) or {}
+            if template.get("spec"):
+                self._evaluate(a, chosen, template.get("metadata") or {}, template["spec"], enforce=False)
+
+    @staticmethod
+    def _evaluate(a: AdmissionRequest, chosen: dict[str, Policy], meta: Object, spec: Object, *, enforce: bool) -> None:
+        a.annotations["pod-security.kubernetes.io/enforce-policy"] = str(chosen["enforce"])
+        if enforce:
+            text = told(chosen["enforce"], meta, spec)
+            if text:
+                raise refuse(a, f'violates PodSecurity "{chosen["enforce"]}": {text}')
+        audit = told(chosen["audit"], meta, spec)
+        if audit:
+            a.annotations["pod-security.kubernetes.io/audit-violations"] = (
+                f'would violate PodSecurity "{chosen["audit"]}": {audit}'
+            )
+        if not (enforce and chosen["warn"] == chosen["enforce"]):
+            warn = told(chosen["warn"], meta, spec)
+            if warn:
+                a.warnings.append(f'would violate PodSecurity "{chosen["warn"]}": {warn}')
+
+    def _namespace(self, a: AdmissionRequest) -> None:
+        assert a.object is not None
+        labels = a.object["metadata"].get("labels") or {}
+        chosen, wrong = policies(labels)
+        if wrong:
+            before = policies(((a.old or {}).get("metadata") or {}).get("labels") or {})[1] if a.old else []
+            if a.operation == "CREATE" or [c.text() for c in wrong] != [c.text() for c in before]:
+                raise invalid("", "Namespace", object_name(a), wrong)
+            return
+        if a.operation != "UPDATE" or a.old is None:
+            return
+        old = policies((a.old.get("metadata") or {}).get("labels") or {})[0]["enforce"]
+        new = chosen["enforce"]
+        if (
+            new == old
+            or new.level == "privileged"
+            or (LEVELS.index(new.level) < LEVELS.index(old.level) and new.minor == old.minor)
+        ):
+            return
+        pods = a.api.list("", "pods", object_name(a))
+        a.warnings.extend(_existing(object_name(a), new, pods))
+
+
+def _existing(namespace: str, policy: Policy, pods: Iterable[Object]) -> list[str]:
+    """Warnings about the pods that a new policy would refuse, grouped by what is wrong with them."""
+    groups: dict[str, list[str]] = {}
+    for pod in sorted(pods, key=lambda p: p["metadata"]["name"])[:3000]:
+        reasons = ", ".join(
+            reason for reason, _ in violations(policy.level, policy.minor, pod["metadata"], pod["spec"])
+        )
+        if reasons:
+            groups.setdefault(reasons, []).append(pod["metadata"]["name"])
+    if not groups:
+        return []
+    out = [f'existing pods in namespace "{namespace}" violate the new PodSecurity enforce level "{policy}"']
+    for reasons, names in groups.items():
+        more = f" (and {len(names) - 1} other pod{'s' if len(names) > 2 else ''})" if len(names) > 1 else ""
+        out.append(f"{names[0]}{more}: {reasons}")
+    return out
+
+
+def _significant(new: Object, old: Object) -> bool:
+    """Whether an update could change the verdict: images, tolerations and deadlines cannot."""
+    prefix = "container.apparmor.security.beta.kubernetes.io/"
+
+    def relevant(pod: Object) -> tuple[Object, Object]:
+        spec = {
+            k: v
+            for k, v in (pod.get("spec") or {}).items()
+            if k not in ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates")
+        }
+        for kind in ("containers", "initContainers", "ephemeralContainers"):
+            if spec.get(kind):
+                spec[kind] = [{k: v for k, v in c.items() if k != "image"} for c in spec[kind]]
+        notes = {
+            k: v for k, v in ((pod.get("metadata") or {}).get("annotations") or {}).items() if k.startswith(prefix)
+        }
+        return spec, notes
+
+    return relevant(new) != relevant(old)
