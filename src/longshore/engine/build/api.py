@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
@@ -37,17 +38,21 @@ def decode_auths(header: str | None) -> dict[str, dict[str, str]]:
 
 def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
     """The handler of POST /build for an engine; the builder itself is made at the first build."""
+    from longshore.engine.build.runner import RuncRunner
+
     builder: Builder | None = None
+    runner = RuncRunner(engine.run / "build", engine.networks)
+    sweeping = asyncio.ensure_future(runner.sweep())
 
     async def build(call: Call) -> Response | None:
         nonlocal builder
         from longshore.engine.build.classic import Builder
-        from longshore.engine.build.runner import RuncRunner
         from longshore.engine.dockerapi.images import stream
 
         options = parse_options(call.request.query, decode_auths(call.request.headers.get("x-registry-config")))
+        await sweeping
         if builder is None:
-            builder = Builder(engine.images, RuncRunner(engine.run / "build", engine.networks))
+            builder = Builder(engine.images, runner)
         body = call.request.chunks()
         made = builder
         return await stream(call, lambda say: made.build(body, options, say))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, instructions
 from longshore.engine.build.cache import BuildCache
-from longshore.engine.build.context import Context, from_tar, from_url, sweep
+from longshore.engine.build.context import Context, from_tar, from_url
 from longshore.engine.build.dispatch import Dispatcher
 from longshore.engine.build.instructions import Instruction, Program, Stage
 from longshore.engine.build.options import BuildOptions
@@ -36,7 +36,6 @@ class Builder:
     def __init__(self, store: ImageStore, runner: Runner) -> None:
         self.store, self.runner = store, runner
         self.cache = BuildCache(store)
-        sweep(store.root)
 
     async def build(self, body: AsyncIterable[bytes], options: BuildOptions, emit: Emit) -> str:
         """Build what a client sent; the image's id.

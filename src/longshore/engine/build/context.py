@@ -13,7 +13,7 @@ from longshore.engine.build.ignore import Ignore
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images import compression
 from longshore.engine.images.compression import BrokenStream
-from longshore.engine.images.database import own_process, process_start
+from longshore.engine.images.database import own_process
 from longshore.engine.images.extract import ExtractError, Extractor, remove_path
 from longshore.engine.images.streams import consume, in_thread
 from longshore.machinery import rooted
@@ -69,25 +69,6 @@ def new_folder(store: ImageStore) -> Path:
     folder = store.root / "builds" / f"context-{pid}-{start}-{secrets.token_hex(6)}"
     folder.mkdir(mode=0o700, parents=True)
     return folder
-
-
-def sweep(root: Path) -> None:
-    """Remove what builds of processes that are no more have left."""
-    from longshore.engine.images import syscalls
-
-    folder = root / "builds"
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        parts = path.name.split("-")
-        if (
-            len(parts) == 4
-            and parts[1].isdigit()
-            and parts[2].isdigit()
-            and process_start(int(parts[1])) != int(parts[2])
-        ):
-            syscalls.umount(str(path / "merged"), detach=True)
-            remove_path(path)
 
 
 async def from_tar(store: ImageStore, body: AsyncIterable[bytes], name: str) -> Context:

@@ -57,6 +57,20 @@ class RuncRunner:
     ) -> None:
         self._run, self._networks, self._runtime, self._cgroup = run, networks, runtime, cgroup
 
+    async def sweep(self) -> None:
+        """End and remove the steps of an engine that was killed. At its start, before any build."""
+        if not self._run.is_dir():
+            return
+        arguments = [self._runtime, "--root", str(self._run / "state")]
+        for bundle in self._run.iterdir():
+            if bundle.name == "state":
+                continue
+            container = f"build-{bundle.name}"
+            with contextlib.suppress(OSError, TimeoutError):
+                await process.run([*arguments, "delete", "--force", container], check=False, timeout=20)
+            sandbox = self._networks.sandbox_path(bundle.name) if self._networks is not None else None
+            await self._clean(bundle, sandbox, None)
+
     def check(self, limits: Limits) -> None:
         """See step.Runner."""
         if 0 < limits.memory < _MINIMUM_MEMORY:

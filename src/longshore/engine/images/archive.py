@@ -5,6 +5,7 @@ Source: moby image/tarexport; OCI image-spec image-layout.md.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -159,6 +160,9 @@ async def load(store: ImageStore, source: AsyncIterable[bytes], *, progress: Pro
     """Take images from an archive of either form (compressed or not). Raises SystemFailure with dockerd's text."""
     folder = store.root / "tmp" / f"docker-import-{secrets.randbelow(10**9)}"
     folder.mkdir(mode=0o700, parents=True)
+    # The lock tells a starting engine that somebody is at work here.
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
     def unpack(read: Callable[[int], bytes]) -> None:
         space = os.statvfs(folder)
@@ -176,6 +180,7 @@ async def load(store: ImageStore, source: AsyncIterable[bytes], *, progress: Pro
         raise SystemFailure(f"{error.filename or ''}: {(error.strerror or str(error)).lower()}") from None
     finally:
         await in_thread(remove_path, folder)
+        os.close(lock)
 
 
 def _json(data: bytes) -> Any:

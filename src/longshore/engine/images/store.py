@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import time
@@ -16,7 +17,7 @@ import orjson
 from longshore.engine.errors import InvalidParameter, NotFound
 from longshore.engine.images import references
 from longshore.engine.images.blobs import Blobs, digest_of
-from longshore.engine.images.database import Database
+from longshore.engine.images.database import Database, process_start
 from longshore.engine.images.extract import remove_path
 from longshore.engine.images.layers import Layers, add_lease
 from longshore.engine.images.model import Image, parse_time
@@ -97,6 +98,7 @@ class ImageStore:
         self.blobs = Blobs(root)
         self.layers = Layers(root, self.database, self.blobs)
         self.layers.sweep()
+        _sweep_work(root)
 
     def close(self) -> None:
         self.database.close()
@@ -450,3 +452,35 @@ def _tree_size(path: Path) -> int:
                     seen.add(info.st_ino)
                     total += info.st_size
     return total
+
+
+def _sweep_work(root: Path) -> None:
+    """Remove what builds and loads of processes that are no more have left, mounts included."""
+    for folder in (root / "builds", root / "tmp"):
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            parts = path.name.split("-")
+            # Their names tell the process: KIND-PID-START-RANDOM.
+            if len(parts) == 4 and parts[1].isdigit() and parts[2].isdigit():
+                if process_start(int(parts[1])) == int(parts[2]):
+                    continue
+                RootFS(path.name, path, ()).unmount()
+                remove_path(path)
+            elif not _held(path):
+                remove_path(path)
+
+
+def _held(path: Path) -> bool:
+    """Does somebody hold the lock of a folder?"""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
