@@ -111,7 +111,7 @@ class FlowProtocol(asyncio.Protocol):
         self._drainers.clear()
 
     def pause_reading(self) -> None:
-        if not self._read_paused and not self.lost:
+        if not self._read_paused and not self.lost and not self.transport.is_closing():
             self._read_paused = True
             self.transport.pause_reading()
 
