@@ -66,7 +66,7 @@ def _render(block: bytes, options: Options) -> bytes:
         if line.time < options.since or (options.stream and line.stream != options.stream):
             continue
         if options.timestamps:
-            out += raw[: raw.index(b" ")] + b" "
+            out += crilog.format_time(line.time) + b" "
         out += line.message
         if line.full:
             out += b"\n"
