@@ -188,8 +188,10 @@ class Demo:
         service = await self._api.get(SERVICES, "front", "shop")
         cluster_ip = service["spec"]["clusterIP"]
         name = f"front.shop.svc.{self._config.cluster_domain}"
-        doors = [("ClusterIP", cluster_ip, 80), ("node port", self._config.nodes[0].ip, 30080)]
+        doors = [(f"node port of {node.name}", node.ip, 30080) for node in self._config.nodes]
         if self._config.nodes[0].netns is None:
+            # The host is the node itself; where nodes are namespaces it stands outside, as a machine beside them.
+            doors.insert(0, ("ClusterIP", cluster_ip, 80))
             address = await asyncio.to_thread(resolve, name, self._config.cluster_dns)
             doors.append((f"DNS name {name}", address, 80))
         for door, address, port in doors:

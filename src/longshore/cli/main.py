@@ -24,13 +24,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("longshore.cli.logs", "query the logs of containers: LogQL, or kind/name"),
     "engine": ("longshore.cli.parts.engine", "the container engine: Docker API, CRI, builds, registry"),
     "apiserver": ("longshore.cli.parts.apiserver", "the API server on its embedded store"),
+    "etcd": ("longshore.cli.parts.etcd", "the embedded store as etcd v3; restore and move stores"),
     "manager": ("longshore.cli.parts.manager", "scheduler and controllers"),
     "node": ("longshore.cli.parts.node", "kubelet, proxy, DNS and log collector of one node"),
     "registry": ("longshore.cli.parts.registry", "the registry alone"),
     "supervise": ("longshore.cli.supervise", "run the parts in the foreground (what `up` starts)"),
 }
 #: Parts that read their own flags, with upstream's names.
-OWN_FLAGS = frozenset({"apiserver"})
+OWN_FLAGS = frozenset({"apiserver", "etcd"})
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +18,8 @@ from longshore.engine.images.model import Image
 from longshore.engine.images.store import ImageStore
 from longshore.machinery.grpc import RpcError, Status
 from longshore.wire.cri import cri
+
+log = logging.getLogger("longshore.engine.cri")
 
 STREAM_PIECE = 100
 
@@ -90,6 +93,12 @@ class Images:
         except Unauthorized as error:
             raise RpcError(Status.PERMISSION_DENIED, f'failed to pull and unpack image "{name}": {error.message}') from error  # fmt: skip
         except EngineError as error:
+            local = self._find(name) if error.status >= 500 else None
+            if local is not None:
+                # Built or loaded here, and its registry cannot be reached to say otherwise: `docker build` and a Pod of
+                # `:latest` (whose pull policy is Always) work without a network.
+                log.warning("image %s: the registry cannot be reached, the local one serves: %s", name, error.message)
+                return cri.PullImageResponse(image_ref=local.id)
             kind = Status.INVALID_ARGUMENT if error.status == 400 else Status.UNKNOWN
             raise RpcError(kind, f'failed to pull and unpack image "{name}": {error.message}') from error
         self._usage = (0.0, 0, 0)
