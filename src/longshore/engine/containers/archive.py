@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -223,7 +224,7 @@ def check_put(view: View, container: Container, path: str) -> tuple[int, str]:
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
         raise InvalidParameter("extraction point is not a directory")
-    return fd, posixpath.normpath("/" + path)
+    return fd, "/" + posixpath.normpath("/" + path).lstrip("/")
 
 
 def put(
@@ -250,13 +251,14 @@ def put(
 
     try:
         reader = tar.TarReader(compression.reader(read))
-        with Extractor(top, whiteouts="keep", owner=copy_owner, filter=allowed) as extractor:
+        with Extractor(top, whiteouts="keep", owner=copy_owner, filter=allowed, keep_dirs=False) as extractor:
             extractor.extract(reader)
     except (tar.TarError, compression.BrokenStream) as error:
         text = str(error)
         raise SystemFailure("unexpected EOF" if "EOF" in text or "truncated" in text else text) from None
     except ExtractError as error:
-        raise SystemFailure(str(error)) from None
+        outside = re.fullmatch(r'invalid tar: (".*") is outside of the archive\'s root', str(error))
+        raise SystemFailure(f"invalid entry name {outside[1]}" if outside else str(error)) from None
     except OSError as error:
         if error.errno == errno.EROFS:
             raise InvalidParameter("container rootfs is marked read-only") from None

@@ -51,6 +51,8 @@ async def create(
     host["NetworkMode"] = "bridge" if host["NetworkMode"] in ("", "default") else host["NetworkMode"]
     ipc_given = bool(host["IpcMode"])
     validate.check_config(config)
+    for mount in host.get("Mounts") or []:
+        mountspec.check_option_kinds(mount)
     validate.check_host(host)
     validate.fill_host(host)
     if version < (1, 40) and not ipc_given:
@@ -76,8 +78,6 @@ async def create(
     if config["Image"]:
         image = service.find_image(config["Image"], platform)
         validate.merge_image_config(config, image.run_config)
-    elif config["Labels"] is None:
-        config["Labels"] = {}
     if config["Entrypoint"] == [""]:
         config["Entrypoint"] = None
     if not config["Entrypoint"] and not config["Cmd"]:
@@ -109,7 +109,7 @@ async def create(
             import socket
 
             config["Hostname"] = socket.gethostname()
-        elif not host["NetworkMode"].startswith("container:"):
+        else:
             config["Hostname"] = container.short
     if mac:
         config["MacAddress"] = mac
@@ -186,8 +186,9 @@ def _set_networks(service: ContainerService, container: Container, wanted: Json)
     by_name = {name: dict(settings or {}) for name, settings in wanted.items()}
     main = service.networks.find(mode)
     aliases = {n for n in (mode, main.name if main else mode, main.id if main else mode) if n}
-    first = next((by_name.pop(n) for n in list(by_name) if n in aliases), {})
-    container.networks[main.name if main and mode not in ("host", "none") else mode] = endpoint(first)
+    first = next((by_name.pop(n) for n in list(by_name) if n in aliases), None)
+    if first is not None or not by_name:
+        container.networks[main.name if main and mode not in ("host", "none") else mode] = endpoint(first)
     for name, settings in by_name.items():
         if mode in ("host", "none"):
             continue
@@ -208,7 +209,10 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
     points: dict[str, Json] = {}
     for entry in host["VolumesFrom"] or []:
         name, mode = mountspec.parse_volumes_from(entry)
-        other = service.store.find(name)
+        try:
+            other = service.store.find(name)
+        except NotFound as error:
+            raise InvalidParameter(error.message) from None
         for point in other.mounts:
             copy = dict(point)
             copy["RW"] = copy["RW"] and not mountspec.readonly(mode)
@@ -217,7 +221,13 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
             points[copy["Destination"]] = copy
     binds: set[str] = set()
     for raw in host["Binds"] or []:
-        point = mountspec.parse_bind(raw, host["VolumeDriver"])
+        try:
+            point = mountspec.parse_bind(raw, host["VolumeDriver"])
+        except InvalidParameter as error:
+            # dockerd gives these no class of their own; but a volume's name is checked by its driver.
+            if error.message.startswith("create "):
+                raise
+            raise SystemFailure(error.message) from None
         if point["Destination"] in binds:
             raise InvalidParameter(f"Duplicate mount point: {point['Destination']}")
         binds.add(point["Destination"])

@@ -101,6 +101,7 @@ class Lifecycle:
 
     async def _run(self, container: Container) -> None:
         service, host = self._service, container.host
+        before = {name: settings["NetworkID"] for name, settings in container.networks.items()}
         sandbox, plugs = self._reserve_network(container)
         merged: Path | None = None
         created = False
@@ -171,8 +172,10 @@ class Lifecycle:
                 with contextlib.suppress(BaseException):
                     await plugging
             await asyncio.shield(self._undo(container, sandbox, created))
-            if (isinstance(error, NotFound) and error.message.startswith("network ")) or _network_failure(error):
+            if _network_failure(error):
                 raise type(error)(f"failed to set up container networking: {error}") from None
+            for name, id in before.items():
+                container.networks[name]["NetworkID"] = id
             raise
         for name, settings in container.networks.items():
             if settings["EndpointID"]:
@@ -205,6 +208,7 @@ class Lifecycle:
             if options.get("max-size"):
                 parse_size(options["max-size"])
         except ValueError as error:
+            container.log_path.touch(mode=0o640)
             raise SystemFailure(
                 f"failed to create task for container: failed to initialize logging driver: {error}"
             ) from None
@@ -225,6 +229,8 @@ class Lifecycle:
                 raise Conflict(
                     f"cannot join network namespace of a non running container: container {shown} is {other.state.status}"
                 )
+            container.config["Hostname"] = other.config["Hostname"]
+            container.config["Domainname"] = other.config["Domainname"]
             return Path(f"/proc/{other.state.pid}/ns/net"), []
         if mode == "host":
             container.sandbox_id = ""
@@ -254,6 +260,8 @@ class Lifecycle:
             for settings in container.networks.values():
                 network_model.clear(settings)
             container.sandbox_id = ""
+            with contextlib.suppress(EngineError, OSError):
+                self._write_files(container)
             if isinstance(error, EngineError):
                 raise type(error)(f"failed to set up container networking: {error.message}") from None
             raise
@@ -272,7 +280,7 @@ class Lifecycle:
             number, _, protocol = port.partition("/")
             first, dash, last = number.partition("-")
             if not first.isdigit() or (dash and not last.isdigit()):
-                continue
+                first = last = "0"
             for each in range(int(first), int(last or first) + 1):
                 key = f"{each}/{protocol or 'tcp'}"
                 chosen = wanted.get(key)
@@ -330,6 +338,12 @@ class Lifecycle:
                     shown = [alias or other.name[1:], other.config["Hostname"], other.name[1:]]
                     extra.append((address, " ".join(dict.fromkeys(shown))))
         user_defined = any(s["DNSNames"] for s in container.networks.values())
+        if mode == "host" and not extra and not own:
+            content = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else files.hosts([])
+        else:
+            content = files.hosts(own, extra)
+        (container.folder / "hosts").write_text(content)
+        (container.folder / "hostname").write_text(config["Hostname"] + "\n")
         files.check_nameservers(host["Dns"] or [])
         servers, search, options = files.resolver_of(
             host["Dns"] or [], host["DnsSearch"] or [], host["DnsOptions"] or [], host_network=mode == "host"
@@ -338,12 +352,6 @@ class Lifecycle:
             if not any(o.startswith("ndots:") for o in options):
                 options = [*options, "ndots:0"]
             servers = [files.EMBEDDED_DNS]
-        if mode == "host" and not extra and not own:
-            content = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else files.hosts([])
-        else:
-            content = files.hosts(own, extra)
-        (container.folder / "hosts").write_text(content)
-        (container.folder / "hostname").write_text(config["Hostname"] + "\n")
         (container.folder / "resolv.conf").write_text(files.resolv_conf(servers, search, options))
         return {f"/etc/{n}": container.folder / n for n in ("hosts", "hostname", "resolv.conf")}
 
@@ -770,12 +778,16 @@ class Lifecycle:
         container.ended = asyncio.get_running_loop().create_future()
         container.state.pid, container.state.paused = pid, paused
         container.state.restarting = False
+        adopted: list[Endpoint] = []
         for name, settings in container.networks.items():
             network = service.networks.find(name)
             if network is not None and network.driver == "bridge":
                 endpoint = service.networks.adopt(network, container, settings)
-                if endpoint is not None and container.ports:
-                    service.networks.republish(endpoint, container.ports)
+                if endpoint is not None:
+                    adopted.append(endpoint)
+        published = choose_gateway(container, adopted)
+        if published is not None and container.ports:
+            service.networks.republish(published, container.ports)
         if service.networks.resolvers is not None and container.sandbox_id:
             self._spawn(
                 service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))

@@ -69,7 +69,14 @@ ENDPOINT_FIELDS: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-_STRINGS, _MAP, _SET, _OBJECT, _OBJECTS, _PORTS = "[]string", "map[string]string", "map[string]struct {}", "object", "[]object", "ports"
+_STRINGS, _MAP, _SET, _OBJECT, _OBJECTS, _PORTS = (
+    "[]string",
+    "map[string]string",
+    "map[string]struct {}",
+    "object",
+    "[]object",
+    "ports",
+)
 _KINDS = {
     "ExposedPorts": _SET, "Env": _STRINGS, "Cmd": "args", "Healthcheck": _OBJECT, "Volumes": _SET, "Entrypoint": "args",
     "OnBuild": _STRINGS, "Labels": _MAP, "StopTimeout": "int", "Shell": "args", "Binds": _STRINGS, "LogConfig": _OBJECT,
@@ -87,7 +94,9 @@ _JSON_NAMES = {bool: "bool", int: "number", float: "number", str: "string", list
 
 def _is(value: Any, kind: str) -> bool:
     if kind in ("string", "bool", "int"):
-        return isinstance(value, {"string": str, "bool": bool, "int": int}[kind]) and (kind == "bool") == isinstance(value, bool)
+        return isinstance(value, {"string": str, "bool": bool, "int": int}[kind]) and (kind == "bool") == isinstance(
+            value, bool
+        )
     if kind == "args":
         return isinstance(value, str) or _is(value, _STRINGS)
     if kind in (_STRINGS, _OBJECTS, "[]int"):
@@ -99,7 +108,11 @@ def _is(value: Any, kind: str) -> bool:
         return all(isinstance(v, str) for v in value.values())
     if kind == _PORTS:
         return all(
-            v is None or (isinstance(v, list) and all(b is None or (isinstance(b, dict) and all(isinstance(t, str) for t in b.values())) for b in v))
+            v is None
+            or (
+                isinstance(v, list)
+                and all(b is None or (isinstance(b, dict) and all(isinstance(t, str) for t in b.values())) for b in v)
+            )
             for v in value.values()
         )
     return True
@@ -110,8 +123,16 @@ def check_type(name: str, value: Any, zero: Any) -> None:
     kind = _KINDS.get(name) or {str: "string", bool: "bool", int: "int"}[type(zero)]
     if not _is(value, kind):
         found = _JSON_NAMES.get(type(value), "value")
-        wanted = {"int": "int64", "args": "[]string", _OBJECT: "struct", _OBJECTS: "[]struct", _PORTS: "nat.PortMap"}.get(kind, kind)
-        raise InvalidParameter(f"invalid JSON: json: cannot unmarshal {found} into Go struct field .{name} of type {wanted}")
+        wanted = {
+            "int": "int64",
+            "args": "[]string",
+            _OBJECT: "struct",
+            _OBJECTS: "[]struct",
+            _PORTS: "nat.PortMap",
+        }.get(kind, kind)
+        raise InvalidParameter(
+            f"invalid JSON: json: cannot unmarshal {found} into Go struct field .{name} of type {wanted}"
+        )
 
 
 def normalized(given: Json, fields: list[tuple[str, Any, bool]]) -> Json:

@@ -109,7 +109,10 @@ def parse_bind(raw: str, driver: str = "") -> Json:
     if source and (not _VOLUME_NAME.match(source)):
         from longshore.engine.volumes.service import check_name
 
-        check_name(source)
+        try:
+            check_name(source)
+        except InvalidParameter as error:
+            raise InvalidParameter(f"create {source}: {error.message}") from None
     return {
         "Type": "volume",
         "Name": source,
@@ -121,6 +124,19 @@ def parse_bind(raw: str, driver: str = "") -> Json:
         "Propagation": "",
         "_nocopy": "nocopy" in mode.split(","),
     }
+
+
+def check_option_kinds(mount: Json) -> None:
+    """Options that belong to another type of mount are refused before anything else. Raises InvalidParameter."""
+    kind = mount.get("Type") or ""
+    for field, wanted in (
+        ("BindOptions", "bind"),
+        ("VolumeOptions", "volume"),
+        ("ImageOptions", "image"),
+        ("TmpfsOptions", "tmpfs"),
+    ):
+        if mount.get(field) is not None and kind != wanted:
+            raise InvalidParameter(f'{field} must not be specified on mount type "{kind}"')
 
 
 def check_mount(mount: Json) -> None:

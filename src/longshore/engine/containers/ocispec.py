@@ -316,7 +316,7 @@ def _mounts(container: Container, spec: oci.Spec, mounts: list[Json], files: dic
         try:
             words = mountspec.tmpfs_data(options or "")
         except ValueError as error:
-            raise InvalidParameter(str(error)) from None
+            raise SystemFailure(str(error)) from None
         spec["mounts"] = [m for m in spec["mounts"] if m["destination"] != posixpath.normpath(destination)]
         oci.add_mount(spec, "tmpfs", destination, words, "tmpfs")
     taken = {posixpath.normpath(m["destination"]) for m in mounts}

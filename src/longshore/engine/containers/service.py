@@ -368,6 +368,7 @@ class ContainerService:
             if mac:
                 settings["_mac"] = mac
             if not container.state.running:
+                settings["DNSNames"] = lifecycle.dns_names(container, settings) if network.user_defined else None
                 container.networks[network.name] = settings
                 container.save()
                 return

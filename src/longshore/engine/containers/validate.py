@@ -360,6 +360,12 @@ def check_log(host: Json) -> None:
 
 def fill_host(host: Json) -> None:
     """dockerd's defaults, in place."""
+    for bindings in (host["PortBindings"] or {}).values():
+        for number, binding in enumerate(bindings or []):
+            bindings[number] = {
+                "HostIp": (binding or {}).get("HostIp") or "",
+                "HostPort": (binding or {}).get("HostPort") or "",
+            }
     if host["Memory"] > 0 and host["MemorySwap"] == 0:
         host["MemorySwap"] = host["Memory"] * 2
     host["ShmSize"] = host["ShmSize"] or 64 * 1024 * 1024

@@ -507,7 +507,8 @@ async def exec_start(call: Call) -> Response | None:
         return empty(200)
     if entry.running:
         raise Conflict(f"exec command {entry.id} is already running")
-    tty = bool(entry.settings.get("Tty"))
+    # The start decides on framing, as in dockerd; clients say the same in both.
+    tty = bool(body.get("Tty"))
     kind = _MULTIPLEXED if call.version >= (1, 42) and not tty else _RAW
     from longshore.wire import rawstream
 

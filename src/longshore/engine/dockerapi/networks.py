@@ -103,7 +103,7 @@ async def prune(call: Call) -> Response:
     from longshore.wire.crilog import parse_time
 
     for network in service.networks():
-        if network.predefined or service.endpoints(network) or network.name in used:
+        if network.predefined or network.config_only or service.endpoints(network) or network.name in used:
             continue
         if until and parse_time(network.created.encode()) > until:
             continue

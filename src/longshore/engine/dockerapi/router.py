@@ -6,6 +6,7 @@ Source: Docker Engine API, "Versioning"; dockerd's middleware as recorded in ../
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import posixpath
 import re
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from longshore.engine.containers import filters
+from longshore.engine.containers import filters, gojson
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.machinery.http import BodyTooLarge, BodyWriter, Request, Response
 
@@ -85,8 +86,8 @@ class Call:
             raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
         try:
             value = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise InvalidParameter(_json_error(raw, error)) from None
+        except orjson.JSONDecodeError:
+            raise InvalidParameter(_json_error(raw)) from None
         if value is None:
             return {}
         if not isinstance(value, dict):
@@ -103,22 +104,10 @@ class Call:
         return await self.request.start(status, [*HEADERS, ("Content-Type", content_type), *(headers or [])])
 
 
-def _json_error(raw: bytes, error: orjson.JSONDecodeError) -> str:
+def _json_error(raw: bytes) -> str:
     """What dockerd says of a body that is not one JSON value."""
-    import json
-
-    text = raw.decode(errors="replace").lstrip()
-    try:
-        _, end = json.JSONDecoder().raw_decode(text)
-    except json.JSONDecodeError as plain:
-        if plain.pos >= len(text.rstrip()) or "Unterminated" in plain.msg:
-            return "invalid JSON: unexpected EOF"
-        return f"invalid JSON: invalid character {text[plain.pos]!r} looking for beginning of value"
-    except RecursionError:
-        return "invalid JSON: exceeded max depth"
-    if text[end:].strip():
-        return "unexpected content after JSON"
-    return f"invalid JSON: {error}"
+    text = gojson.explain(raw.decode(errors="replace").lstrip())
+    return "unexpected content after JSON" if text.endswith("after top-level value") else f"invalid JSON: {text}"
 
 
 Function = Callable[[Call], Awaitable[Response | None]]
@@ -194,6 +183,8 @@ class Dispatcher:
         if match is not None and match[2] is not None:
             refused = self._check_version(match[1])
             if isinstance(refused, Response):
+                with contextlib.suppress(Exception):
+                    await request.read(_BODY_LIMIT)
                 return refused
             version, path = refused, match[2]
         if request.method == "OPTIONS":
@@ -202,8 +193,17 @@ class Dispatcher:
         if found is None:
             return error_response(404, "page not found")
         function, groups = found
+        answer = await self._answer(function, Call(self._api, request, version, groups))
+        if answer is not None and request.has_body:
+            # A client that is still sending would take an answer and an end for a broken connection.
+            with contextlib.suppress(Exception):
+                await request.read(_BODY_LIMIT)
+        return answer
+
+    async def _answer(self, function: Function, call: Call) -> Response | None:
+        request = call.request
         try:
-            return await function(Call(self._api, request, version, groups))
+            return await function(call)
         except EngineError as error:
             if error.status == 304:
                 return empty(304)

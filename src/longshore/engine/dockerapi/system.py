@@ -323,6 +323,8 @@ async def disk_usage(call: Call) -> Response:
         if not kinds or "image" in kinds:
             shown["LayersSize"] = api.images.disk_usage()["layers"]
             shown["Images"] = api.images.list(all=False, filters={}, shared_size=True)
+            for image in shown["Images"]:
+                image["RepoDigests"] = image["RepoDigests"] or None
         if not kinds or "container" in kinds:
             service = api.containers
             shown["Containers"] = [inspect.list_entry(service, c, size=service.sizes(c)) for c in service.store.all()]

@@ -221,6 +221,9 @@ class NetworkService:
         network.enable_ipv6 = bool(body.get("EnableIPv6"))
         given = body.get("IPAM") or {}
         problems = ipam_errors(given.get("Config") or [], network.enable_ipv6)
+        for entry in given.get("Config") or []:
+            if entry.get("Gateway") and not entry.get("Subnet"):
+                raise InvalidParameter(f"no matching subnet for gateway {entry['Gateway']}")
         if problems:
             raise InvalidParameter("invalid network config:\n" + "\n".join(problems))
         if network.config_from:
@@ -269,6 +272,17 @@ class NetworkService:
         return network
 
     def _create_vlan(self, network: Network, given: Json) -> Network:
+        """Networks on an interface of the host need drivers that this engine does not have; wrong options are told first."""
+        kind = network.driver
+        mode = network.options.get(f"{kind}_mode", "")
+        allowed = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}[kind]
+        if mode and mode not in allowed:
+            raise SystemFailure(
+                f"requested {kind} mode '{mode}' is not valid, '{allowed[0]}' mode is the {kind} driver default"
+            )
+        parent = network.options.get("parent", "")
+        if parent and self._netlink.link(parent) is None and "." not in parent:
+            raise SystemFailure(f"invalid subinterface vlan name {parent}, example formatting is eth0.10")
         raise SystemFailure("operation not supported")
 
     def _assign_pools(self, network: Network, given: Json) -> None:

@@ -94,6 +94,12 @@ def default_profile(capabilities: Iterable[str]) -> dict[str, Any]:
     return _default(frozenset(capabilities))
 
 
+def _explain(text: str | bytes) -> str:
+    from longshore.engine.containers.gojson import explain
+
+    return explain(text.decode(errors="replace") if isinstance(text, bytes) else text)
+
+
 def load_profile(text: str | bytes, capabilities: Iterable[str]) -> dict[str, Any] | None:
     """Turn a profile in Docker's JSON form (archMap, includes, excludes) into the OCI object; None: no filter.
 
@@ -101,8 +107,8 @@ def load_profile(text: str | bytes, capabilities: Iterable[str]) -> dict[str, An
     """
     try:
         profile = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadProfile(f"Decoding seccomp profile failed: {error}") from None
+    except orjson.JSONDecodeError:
+        raise BadProfile(f"Decoding seccomp profile failed: {_explain(text)}") from None
     if not isinstance(profile, dict):
         raise BadProfile("Decoding seccomp profile failed: not a JSON object")
     have, machine = set(capabilities), platform.machine()
