@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def server_context(
-    certificate: Path | str, key: Path | str, *, client_ca: Path | str | None = None, require: bool = False
+    certificate: Path | str,
+    key: Path | str,
+    *,
+    client_ca: Path | str | Sequence[Path | str] | None = None,
+    require: bool = False,
 ) -> ssl.SSLContext:
-    """A server's context. With `client_ca` (PEM bundle) a client may show a certificate; with `require` it must."""
+    """A server's context. With `client_ca` (PEM bundles) a client may show a certificate; with `require` it must."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(str(certificate), str(key))
     context.set_alpn_protocols(["http/1.1"])
     context.options |= ssl.OP_NO_RENEGOTIATION
     if client_ca is not None:
-        context.load_verify_locations(str(client_ca))
+        for bundle in [client_ca] if isinstance(client_ca, Path | str) else client_ca:
+            context.load_verify_locations(str(bundle))
         context.verify_mode = ssl.CERT_REQUIRED if require else ssl.CERT_OPTIONAL
     return context
 

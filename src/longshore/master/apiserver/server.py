@@ -34,6 +34,7 @@ from longshore.master.apiserver.context import (
     Decision,
     UserInfo,
 )
+from longshore.master.apiserver.crds import Definitions
 from longshore.master.apiserver.deletion import Deleter
 from longshore.master.apiserver.discovery import Discovery
 from longshore.master.apiserver.dispatch import Dispatcher, verb_of
@@ -161,6 +162,7 @@ class APIServer:
         self.access: Access | None = None
         self.allocator: ServiceAllocator | None = None
         self.openapi: OpenAPI | None = None
+        self.definitions: Definitions | None = None
         self.bootstrap = Bootstrap(self)
         self.closers: list[Callable[[], Awaitable[None]]] = []
         self.metrics = Metrics()
@@ -191,6 +193,8 @@ class APIServer:
         await self.hub.fresh()
         await self.access.bootstrap()
         await self.allocator.repair()
+        assert self.definitions is not None
+        await self.definitions.start()
         await self.hub.fresh()
         if self.access is not None:
             await self.access.bootstrap()
@@ -513,7 +517,8 @@ async def serve(
     http = Server(server.handle, error=_plain_error, idle_timeout=300.0)
     context: tls.SSLContext | None = None
     if config.certificate is not None and config.key is not None:
-        context = server_context(config.certificate, config.key, client_ca=config.client_ca)
+        authorities = [c for c in (config.client_ca, config.requestheader_ca) if c is not None]
+        context = server_context(config.certificate, config.key, client_ca=authorities or None)
     began = time.monotonic()
     # Clients may connect from now on and are answered as soon as there is something true to say: nobody is told
     # "forbidden" because the roles are not there yet.
