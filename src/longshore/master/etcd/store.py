@@ -16,6 +16,7 @@ from longshore.master.etcd.model import (
     Lease,
     Op,
     PutResult,
+    Range,
     RangeResult,
     SortOrder,
     SortTarget,
@@ -62,6 +63,9 @@ class Store(Protocol):
         sort_target: SortTarget = "key",
     ) -> Awaitable[RangeResult]:
         """Read keys, linearizably when revision is 0, as they were at `revision` otherwise (Compacted, FutureRevision)."""
+
+    def read(self, op: Range) -> Awaitable[RangeResult]:
+        """A range with all of etcd's options."""
 
     def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False) -> Awaitable[PutResult]: ...
 

@@ -285,7 +285,9 @@ def plan_txn(compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequenc
         path: list[bool] = []
         _choose(txn, request, path)
         _check_ops(txn, request, list(path))
-        return _run_txn(txn, request, list(path))
+        result = _run_txn(txn, request, list(path))
+        _settle(result, txn.revision if txn.changes else txn.store.revision)
+        return result
 
     return plan
 
@@ -347,28 +349,32 @@ def check_sort(op: Range) -> None:
 
 
 def check_intervals(ops: Sequence[Op]) -> tuple[set[bytes], list[tuple[bytes, bytes]]]:
-    """No key may be put twice, nor put and deleted, by operations that can run together. Returns puts and deletes."""
-    puts: set[bytes] = set()
+    """No key may be put twice, nor put and deleted, by operations that can run together. Returns puts and deletes.
+
+    As etcd judges: the branches of a nested transaction exclude one another as far as puts go; a nested put is held
+    against deletes up to its place only, and a delete of "all keys from here on" against nothing.
+    """
     deletes = [(op.key, op.end) for op in ops if isinstance(op, Delete)]
-    for op in ops:
-        if isinstance(op, Put):
-            if op.key in puts:
-                raise DuplicateKey()
-            puts.add(op.key)
+    puts: set[bytes] = set()
     for op in ops:
         if isinstance(op, Txn):
             then_puts, then_deletes = check_intervals(op.then)
             else_puts, else_deletes = check_intervals(op.otherwise)
-            for key in then_puts | else_puts:
-                if key in puts:
-                    raise DuplicateKey()
-            puts |= then_puts | else_puts
-            deletes += then_deletes + else_deletes
-    for key in puts:
-        for start, end in deletes:
-            if key == start if not end else key >= start and (end == b"\0" or key < end):
+            nested = then_puts | else_puts
+            if nested & puts or any(_deleted(key, deletes) for key in nested):
                 raise DuplicateKey()
+            deletes += then_deletes + else_deletes
+            puts |= nested
+    for op in ops:
+        if isinstance(op, Put):
+            if op.key in puts or _deleted(op.key, deletes):
+                raise DuplicateKey()
+            puts.add(op.key)
     return puts, deletes
+
+
+def _deleted(key: bytes, deletes: Sequence[tuple[bytes, bytes]]) -> bool:
+    return any(key == start if not end else start <= key < end for start, end in deletes)
 
 
 def _choose(txn: Transaction, request: Txn, path: list[bool]) -> None:
@@ -426,7 +432,7 @@ def _run_delete(txn: Transaction, op: Delete) -> DeleteResult:
 
 def _run_txn(txn: Transaction, request: Txn, path: list[bool]) -> TxnResult:
     holds = path.pop(0)
-    result = TxnResult(0, holds)
+    result = TxnResult(0, holds)  # revisions: see _settle
     for op in request.then if holds else request.otherwise:
         if isinstance(op, Put):
             result.responses.append(_run_put(txn, op))
@@ -436,5 +442,16 @@ def _run_txn(txn: Transaction, request: Txn, path: list[bool]) -> TxnResult:
             result.responses.append(txn.range(op))
         else:
             result.responses.append(_run_txn(txn, op, path))
-    result.revision = txn.revision if txn.changes else txn.store.revision
     return result
+
+
+def _settle(result: TxnResult, revision: int) -> None:
+    """Every answer in a transaction tells the revision at its end."""
+    result.revision = revision
+    for place, part in enumerate(result.responses):
+        if isinstance(part, TxnResult):
+            _settle(part, revision)
+        elif isinstance(part, RangeResult):
+            part.revision = revision
+        else:
+            result.responses[place] = part._replace(revision=revision)
