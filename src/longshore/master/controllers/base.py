@@ -27,10 +27,17 @@ log = logging.getLogger("longshore.controllers")
 class Context:
     """What every controller is given: informers shared by all, a client a service account, recorders, options."""
 
-    def __init__(self, client: Client, options: Options, accounts: Accounts | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        options: Options,
+        accounts: Accounts | None = None,
+        informers: InformerFactory | None = None,
+    ) -> None:
         self.client = client
         self.options = options
-        self.informers = InformerFactory(client)
+        self.informers = informers or InformerFactory(client)
+        self._own_informers = informers is None
         self._accounts = accounts
         self._recorders: dict[str, EventRecorder] = {}
 
@@ -44,7 +51,8 @@ class Context:
         return self._recorders[component]
 
     async def stop(self) -> None:
-        await self.informers.stop()
+        if self._own_informers:
+            await self.informers.stop()
         for recorder in self._recorders.values():
             await recorder.stop()
 

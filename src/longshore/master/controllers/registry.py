@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from longshore.master.controllers.base import Controller
+from longshore.master.controllers.clusterroleaggregation import ClusterRoleAggregation
 from longshore.master.controllers.cronjob import CronJobController
 from longshore.master.controllers.daemonset import DaemonSetController
 from longshore.master.controllers.deployment import DeploymentController
+from longshore.master.controllers.disruption import DisruptionController
 from longshore.master.controllers.endpoints import EndpointsController
 from longshore.master.controllers.endpointslice import EndpointSliceController
 from longshore.master.controllers.garbagecollector import GarbageCollector
 from longshore.master.controllers.job import JobController
+from longshore.master.controllers.localpath import LocalPathProvisioner
+from longshore.master.controllers.mirroring import EndpointSliceMirroring
 from longshore.master.controllers.namespace import NamespaceController
 from longshore.master.controllers.nodeipam import NodeIPAMController
 from longshore.master.controllers.nodelifecycle import NodeLifecycleController
+from longshore.master.controllers.podgc import PodGarbageCollector
 from longshore.master.controllers.replicaset import ReplicaSetController
 from longshore.master.controllers.replicationcontroller import ReplicationControllerController
+from longshore.master.controllers.resourcequota import ResourceQuotaController
 from longshore.master.controllers.serviceaccount import RootCAPublisher, ServiceAccountController
 from longshore.master.controllers.statefulset import StatefulSetController
 from longshore.master.controllers.tainteviction import TaintEvictionController
+from longshore.master.controllers.ttlafterfinished import TTLAfterFinished
+from longshore.master.controllers.volumebinder import PersistentVolumeBinder
+from longshore.master.controllers.volumeprotection import ClaimProtection, EphemeralVolumes, VolumeProtection
 
 CONTROLLERS: tuple[type[Controller], ...] = (
     ServiceAccountController,
@@ -37,6 +46,17 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     NamespaceController,
     GarbageCollector,
     TaintEvictionController,
+    PodGarbageCollector,
+    PersistentVolumeBinder,
+    LocalPathProvisioner,
+    ClaimProtection,
+    VolumeProtection,
+    EphemeralVolumes,
+    ClusterRoleAggregation,
+    DisruptionController,
+    ResourceQuotaController,
+    EndpointSliceMirroring,
+    TTLAfterFinished,
     ReplicationControllerController,
 )
 

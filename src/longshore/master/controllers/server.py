@@ -9,6 +9,7 @@ import socket
 import uuid
 
 from longshore.client.config import Config, load
+from longshore.client.informer import InformerFactory
 from longshore.client.leader import LeaderElection
 from longshore.client.rest import Client
 from longshore.machinery.errors import StatusError
@@ -30,13 +31,15 @@ async def serve(
     leader_elect: bool = False,
     identity: str = "",
     lease_name: str = "kube-controller-manager",
+    informers: InformerFactory | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Run the controllers until cancelled.
 
     kubeconfig: a file, or a Config (identity system:kube-controller-manager). leader_elect: wait for the Lease
     kube-system/`lease_name` first, and stop when it is lost. identity: who we are in that lease; a stable one lets a
-    restarted process go on at once. ready: set when all informers have synced and the controllers work.
+    restarted process go on at once. informers: another part's factory in this process to share live copies with.
+    ready: set when all informers have synced and the controllers work.
     Raises ConfigError, ValueError (an unknown controller), StatusError (not allowed to).
     """
     options = options or Options()
@@ -48,7 +51,7 @@ async def serve(
         await wait_for_server(client)
 
         async def lead() -> None:
-            await _run(client, options, accounts, classes, ready)
+            await _run(client, options, accounts, classes, informers, ready)
 
         if not leader_elect:
             await lead()
@@ -80,9 +83,10 @@ async def _run(
     options: Options,
     accounts: Accounts | None,
     classes: list[type[Controller]],
+    informers: InformerFactory | None,
     ready: asyncio.Event | None,
 ) -> None:
-    context = Context(client, options, accounts)
+    context = Context(client, options, accounts, informers)
     controllers = [cls(context) for cls in classes]
     context.informers.start()
     tasks = [asyncio.create_task(_keep(c), name=c.name) for c in controllers]
