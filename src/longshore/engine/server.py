@@ -141,10 +141,8 @@ class Engine:
             await self.cri.start(cri_socket)
 
     def _resolvers(self) -> None:
-        try:
-            from longshore.engine.networks.resolver import Resolvers
-        except ImportError:
-            return
+        from longshore.engine.networks.resolver import Resolvers
+
         self.networks.resolvers = Resolvers(self.networks)
 
     def _builder(self, docker: DockerAPI) -> None:

@@ -191,7 +191,9 @@ def select(service: ContainerService, filters: Filters, *, all: bool, limit: int
             for b in bindings or []
         ):
             continue
-        if expose and not any(p in expose for p in container.config.get("ExposedPorts") or {}):
+        if expose and not any(
+            (p if "/" in p else p + "/tcp") in expose for p in container.config.get("ExposedPorts") or {}
+        ):
             continue
         chosen.append(container)
         if limit > 0 and len(chosen) == limit:

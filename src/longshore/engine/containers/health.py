@@ -101,6 +101,7 @@ async def _probe(service: ContainerService, container: Container, command: list[
     began = time.time_ns()
     settings: Json = {"Cmd": command, "AttachStdout": True, "AttachStderr": True, "User": container.config["User"]}
     entry = execs.Exec(container, command, settings)
+    container.execs[entry.id] = entry
     output = b""
     code = -1
     text = ""
@@ -125,6 +126,7 @@ async def _probe(service: ContainerService, container: Container, command: list[
     except EngineError as error:
         text = error.message
         code = entry.exit_code if entry.exit_code is not None else -1
+    container.execs.pop(entry.id, None)
     shown = text or (output[:_OUTPUT] + (b"..." if len(output) > _OUTPUT else b"")).decode(errors="replace")
     return {"Start": format_time(began), "End": format_time(time.time_ns()), "ExitCode": code, "Output": shown}
 

@@ -101,6 +101,8 @@ class Lifecycle:
 
     async def _run(self, container: Container) -> None:
         service, host = self._service, container.host
+        if host.get("Init") and not service.init_program:
+            raise SystemFailure('exec: "docker-init": executable file not found in $PATH')
         before = {name: settings["NetworkID"] for name, settings in container.networks.items()}
         sandbox, plugs = self._reserve_network(container)
         merged: Path | None = None
@@ -254,6 +256,7 @@ class Lifecycle:
                 network = networks.resolve(name)
                 taken.append(networks.allocate(network, container, settings))
                 settings["DNSNames"] = dns_names(container, settings) if network.user_defined else None
+                taken[-1].names = settings["DNSNames"] or []
         except BaseException as error:
             for endpoint in taken:
                 networks.release(endpoint)

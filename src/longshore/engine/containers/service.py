@@ -267,6 +267,8 @@ class ContainerService:
                     held.name = full.lstrip("/")
                 if settings["DNSNames"]:
                     settings["DNSNames"] = lifecycle.dns_names(container, settings)
+                    if held is not None:
+                        held.names = settings["DNSNames"]
         container.save()
         self.event(container, "rename", {"oldName": old})
 
@@ -374,6 +376,7 @@ class ContainerService:
                 return
             held = self.networks.allocate(network, container, settings)
             settings["DNSNames"] = lifecycle.dns_names(container, settings) if network.user_defined else None
+            held.names = settings["DNSNames"] or []
             try:
                 interface = held.interface or self._next_interface(container)
                 first = not container.networks

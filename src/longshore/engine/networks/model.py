@@ -183,6 +183,7 @@ class Endpoint:
     mac: str = ""
     interface: str = ""
     rules: list[PortRule] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     @property
     def ipv4(self) -> str:

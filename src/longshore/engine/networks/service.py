@@ -107,6 +107,8 @@ class NetworkService:
 
     def close(self) -> None:
         """Let go of sockets; networks stay as they are."""
+        if self.resolvers is not None:
+            self.resolvers.close()
         self._ports.close()
         self._firewall.close()
         self._netlink.close()
@@ -394,6 +396,7 @@ class NetworkService:
                         with contextlib.suppress(EngineError):
                             pool.reserve(address)
         endpoint.mac = settings["MacAddress"]
+        endpoint.names = settings["DNSNames"] or []
         self.endpoints(network)[endpoint.id] = endpoint
         return endpoint
 
