@@ -278,3 +278,54 @@ async def test_restart_of_everything(node: Node) -> None:
     await asyncio.gather(node.delete("stays"), node.delete("new"))
     assert not list((node.root / "k" / "pods").iterdir())
     assert not list(node.cri.sandboxes.records) and not list(node.cri.containers.records)
+
+
+async def test_resize_in_place(node: Node) -> None:
+    """New cpu and memory without a restart, or with one where the container's policy wants it."""
+    resources = {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}}
+    await node.create(
+        "resized",
+        {
+            "command": ["sleep", "1000"], "resources": resources,
+            "resizePolicy": [
+                {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+                {"resourceName": "memory", "restartPolicy": "RestartContainer"},
+            ],
+        },
+    )  # fmt: skip
+    before = await node.ready("resized")
+    first = before["status"]["containerStatuses"][0]
+    assert first["resources"] == resources and first["allocatedResources"] == resources["requests"]
+
+    async def resize(cpu: str, memory: str) -> dict[str, Any]:
+        limits = {"cpu": cpu, "memory": memory}
+        patch = {"spec": {"containers": [{"name": "main", "resources": {"limits": limits}}]}}
+        return await node.client.patch(PODS, "resized", patch, "default", kind="strategic", subresource="resize")
+
+    asked = await resize("300m", "64Mi")
+    generation = asked["metadata"]["generation"]
+
+    def done(pod: dict[str, Any]) -> bool:
+        status = pod["status"]
+        return bool(
+            status.get("observedGeneration", 0) >= generation
+            and status["containerStatuses"][0].get("resources", {}).get("limits", {}).get("cpu") == "300m"
+            and not [c for c in status["conditions"] if c["type"].startswith("PodResize")]
+        )
+
+    after = (await node.wait("resized", done))["status"]["containerStatuses"][0]
+    assert after["containerID"] == first["containerID"] and after["restartCount"] == 0
+    known = next(c for c in node.cri.containers.records if c.id == after["containerID"].rpartition("/")[2])
+    assert known.config.linux.resources.cpu_quota == 30000
+    generation = (await resize("300m", "96Mi"))["metadata"]["generation"]
+    again = await node.wait(
+        "resized",
+        lambda p: p["status"]["containerStatuses"][0]["restartCount"] == 1 and condition(p, "Ready") == "True",
+    )
+    assert again["status"]["containerStatuses"][0]["resources"]["limits"]["memory"] == "96Mi"
+    patch = {"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": "500"}, "limits": {"cpu": "500"}}}]}}
+    await node.client.patch(PODS, "resized", patch, "default", kind="strategic", subresource="resize")
+    refused = await node.wait("resized", lambda p: condition(p, "PodResizePending") == "True")
+    reason = next(c["reason"] for c in refused["status"]["conditions"] if c["type"] == "PodResizePending")
+    assert reason == "Infeasible"
+    await node.delete("resized")

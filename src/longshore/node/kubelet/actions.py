@@ -46,6 +46,14 @@ class Actions:
                     or self.start)  # fmt: skip
 
 
+#: (pod, container, what runs) -> whether its new resources need a new container
+Resized = Callable[[Pod, Mapping[str, Any], Container], bool]
+
+
+def _never(_pod: Pod, _container: Mapping[str, Any], _known: Container) -> bool:
+    return False
+
+
 def restart_policy(pod: Pod, container: Mapping[str, Any]) -> str:
     """The container's own restart policy, else the pod's."""
     return str(container.get("restartPolicy") or pod["spec"].get("restartPolicy") or "Always")
@@ -99,8 +107,8 @@ def any_regular_started(pod: Pod, state: PodState) -> bool:
     return any(c.name in names and c.state in (RUNNING, EXITED, UNKNOWN) for c in state.containers)
 
 
-def compute(pod: Pod, state: PodState, probe: ProbeResult) -> Actions:
-    """The actions for a pod that should run."""
+def compute(pod: Pod, state: PodState, probe: ProbeResult, resized: Resized = _never) -> Actions:
+    """The actions for a pod that should run. resized: whether a container must be started anew for new resources."""
     spec = pod["spec"]
     changed, attempt, sandbox_id = sandbox_changed(pod, state)
     todo = Actions(kill_pod=changed, create_sandbox=changed, sandbox_id=sandbox_id, attempt=attempt)
@@ -123,6 +131,8 @@ def compute(pod: Pod, state: PodState, probe: ProbeResult) -> Actions:
                     todo.kill.append(Kill(status, f"Container is in {status.state!r} state, try killing it before restarting"))  # fmt: skip
             continue
         kill = _why_kill(container, status, probe)
+        if kill is None and resized(pod, container, status):
+            kill = Kill(status, f"Container {container['name']} resize requires restart")
         if kill is None:
             kept += 1
             continue

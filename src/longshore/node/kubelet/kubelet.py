@@ -28,6 +28,7 @@ from longshore.node.kubelet.kill import Killer
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
 from longshore.node.kubelet.probes import ProbeManager
+from longshore.node.kubelet.resize import Allocations
 from longshore.node.kubelet.resources import is_sidecar
 from longshore.node.kubelet.runtime import PodState, Runtime
 from longshore.node.kubelet.statuses import StatusManager
@@ -77,6 +78,7 @@ class Kubelet:
             lambda: resources.amount(self.allocatable.get("memory", "0")),
         )
         self.messages = TerminationMessages()
+        self.allocations = Allocations(config, runtime, lambda: self.memory_capacity, self.pod_event)
         self.syncer = Syncer(
             Services(
                 config=config,
@@ -92,6 +94,7 @@ class Kubelet:
                 memory_capacity=lambda: self.memory_capacity,
                 addresses=self.addresses,
                 runtime_handler=lambda pod: self._handlers_of.get(pod["metadata"]["uid"], ""),
+                resized=self.allocations.restarts,
             )
         )
         self._handlers_of: dict[str, str] = {}
@@ -230,7 +233,8 @@ class Kubelet:
 
     async def sync_pod(self, worker: Worker) -> tuple[bool, float | None]:
         """Make the pod as its spec says. (it has ended by itself, seconds until it must be looked at again)."""
-        pod, uid = worker.pod, worker.uid
+        uid = worker.uid
+        pod = self.allocations.effective(worker.pod, self._others(uid), self._node())
         metadata = pod["metadata"]
         state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
         self.probes.sync(pod, state)
@@ -265,14 +269,18 @@ class Kubelet:
                 self.pod_event(pod, "Warning", "FailedMount", line)
             return False, 2.0
         try:
+            resized = await self.allocations.carry_out(pod, state, cgroup)
             outcome = await self.syncer.sync(pod, state, volumes, cgroup)
         except RpcError as error:
             log.info("pod %s/%s: %s", metadata["namespace"], metadata["name"], error.message)
             return False, 2.0
-        if outcome.changed or outcome.again is not None:
+        if outcome.changed or resized or outcome.again is not None:
             state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
-            self.probes.sync(worker.pod, state)
-            made, phase = self.make_status(worker.pod, state)
+            pod = self.allocations.given(worker.pod)
+            if await self.allocations.carry_out(pod, state, cgroup):
+                state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
+            self.probes.sync(pod, state)
+            made, phase = self.make_status(pod, state)
             self.statuses.set(worker.pod, made)
             if phase in ("Succeeded", "Failed"):
                 return True, None
@@ -302,8 +310,14 @@ class Kubelet:
                 if not is_not_found(error):
                     raise
                 return "RuntimeClassNotFound", f'runtimeclass.node.k8s.io "{name}" not found'
-        others = [w.pod for w in self.workers.values() if w.uid != pod["metadata"]["uid"] and not w.ending]
-        return admission.refusal(pod, others, self.node.store.named("", self.config.node_name), self.config)
+        return admission.refusal(pod, self._others(pod["metadata"]["uid"]), self._node(), self.config)
+
+    def _others(self, uid: str) -> list[Pod]:
+        """The node's other pods, with the resources that they have been given."""
+        return [self.allocations.given(w.pod) for w in self.workers.values() if w.uid != uid and not w.ending]
+
+    def _node(self) -> dict[str, Any] | None:
+        return self.node.store.named("", self.config.node_name)
 
     async def sync_terminating(self, worker: Worker) -> None:
         """End the pod's containers and tell how they ended."""
@@ -345,6 +359,9 @@ class Kubelet:
         self.workers.pop(uid, None)
         self.syncer.forget(uid)
         self.tokens.forget(uid)
+        self.allocations.forget(uid)
+        for other in self.allocations.waiting():
+            self.nudge(other)
         self._handlers_of.pop(uid, None)
         self.followers.pop(uid, None)
         pod = self.pods.get(uid)
@@ -495,7 +512,8 @@ class Kubelet:
             made.pop("message", None)
         made["phase"] = told
         generation = pod["metadata"].get("generation")
-        others = [c for c in (pod.get("status") or {}).get("conditions") or () if c["type"] not in status.OWNED]
+        ours = (*status.OWNED, *status.OPTIONAL)
+        others = [c for c in (pod.get("status") or {}).get("conditions") or () if c["type"] not in ours]
         sandbox = state.ready_sandbox
         reachable = sandbox is not None and (podspec.host_network(pod) or bool(sandbox.ips))
         fresh = [
@@ -503,8 +521,10 @@ class Kubelet:
             status.initialized_condition(pod, lists["initContainerStatuses"] + lists["containerStatuses"], told),
             *status.ready_conditions(pod, everything, told, others),
             {"type": "PodScheduled", "status": "True"},
+            *self._resize_conditions(uid),
         ]
-        owned_before = [c for c in before.get("conditions") or () if c["type"] in status.OWNED]
+        kinds = {c["type"] for c in fresh}
+        owned_before = [c for c in before.get("conditions") or () if c["type"] in kinds]
         made["conditions"] = status.merge_conditions(fresh, [*owned_before, *others], generation)
         made.update({k: v for k, v in self.addresses(pod, state.ips).items() if v})
         if not made.get("podIP") and before.get("podIP"):
@@ -515,6 +535,10 @@ class Kubelet:
             made["observedGeneration"] = generation
         made.update({k: v for k, v in lists.items() if v})
         return made, phase
+
+    def _resize_conditions(self, uid: str) -> list[dict[str, Any]]:
+        found = self.allocations.conditions.get(uid, ())
+        return [status.condition(kind, True, reason, message) for kind, reason, message, _ in found]
 
     def _mark_ready(self, pod: Pod, state: PodState, lists: dict[str, list[dict[str, Any]]]) -> None:
         """started and ready, from probes."""

@@ -18,6 +18,8 @@ from longshore.node.kubelet.runtime import CREATED, EXITED, RUNNING, Container, 
 
 Pod = dict[str, Any]
 OWNED = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+# Conditions that are ours as well, and that go when they no longer hold.
+OPTIONAL = ("PodResizePending", "PodResizeInProgress")
 #: container name -> (waiting reason, message) of the last failed start
 Reasons = Mapping[str, tuple[str, str]]
 

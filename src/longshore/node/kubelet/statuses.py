@@ -13,7 +13,7 @@ from typing import Any
 from longshore.client.resources import PODS
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery.errors import StatusError
-from longshore.node.kubelet.status import OWNED
+from longshore.node.kubelet.status import OPTIONAL, OWNED
 
 log = logging.getLogger("longshore.kubelet.status")
 Pod = dict[str, Any]
@@ -153,8 +153,11 @@ def difference(base: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, 
         else:
             change[field] = new if new else None
     old_conditions = {c["type"]: c for c in base.get("conditions") or ()}
-    ours = [c for c in status.get("conditions") or () if c["type"] in OWNED]
-    changed = []
+    ours = [c for c in status.get("conditions") or () if c["type"] in OWNED or c["type"] in OPTIONAL]
+    present = {c["type"] for c in ours}
+    changed: list[dict[str, Any]] = [
+        {"$patch": "delete", "type": kind} for kind in OPTIONAL if kind in old_conditions and kind not in present
+    ]
     for condition in ours:
         old = old_conditions.get(condition["type"]) or {}
         entry = dict(condition)

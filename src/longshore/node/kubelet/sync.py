@@ -61,6 +61,7 @@ class Services:
     memory_capacity: Callable[[], int]
     addresses: Callable[[Pod, list[str]], dict[str, Any]]
     runtime_handler: Callable[[Pod], str]
+    resized: actions.Resized
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class Syncer:
         """One round. Raises RpcError when the runtime fails in a way that concerns the whole pod."""
         services, uid = self.services, pod["metadata"]["uid"]
         outcome = Outcome()
-        todo = actions.compute(pod, state, services.probes.result)
+        todo = actions.compute(pod, state, services.probes.result, services.resized)
         outcome.changed = not todo.nothing
         if todo.create_sandbox and todo.sandbox_id:
             services.event(pod, None, "Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")  # fmt: skip
