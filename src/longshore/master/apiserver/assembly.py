@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from longshore.master.apiserver import admission
 from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access
+from longshore.master.apiserver.crds import Definitions
 from longshore.master.apiserver.debugging import Debugging
 from longshore.master.apiserver.kindhooks import CertificateRequests, DaemonSets
 from longshore.master.apiserver.leases import EventLeases
@@ -49,6 +50,8 @@ async def assemble(server: APIServer) -> None:
     _gauges(server)
     server.openapi = OpenAPI(server.scheme, server.discovery)
     server.path_handlers["openapi"] = server.openapi.handle
+    server.definitions = Definitions(server)
+    server.deleter.mark = server.definitions.mark
     proxying = Proxying(
         server.api,
         server.admission,

@@ -6,6 +6,7 @@ Source: registry/rest/delete.go and registry/generic/registry/store.go.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from typing import Any
 
 from longshore.api import times
@@ -41,6 +42,8 @@ class Deleter:
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
         self.hub = writer.hub
+        # What the first deletion does to a CustomResourceDefinition.
+        self.mark: Callable[[Object], None] | None = None
 
     async def delete(self, call: Call, options: DeleteOptions) -> Response:
         """A Status when the object is gone, the object when it is only marked."""
@@ -116,6 +119,11 @@ class Deleter:
         endpoint = call.endpoint
         if (endpoint.group, endpoint.plural) == ("", "namespaces"):
             return await self._delete_namespace(call, current, stored, options)
+        if (endpoint.group, endpoint.plural) == (
+            "apiextensions.k8s.io",
+            "customresourcedefinitions",
+        ) and self.mark is not None:
+            return await self._delete_definition(call, current, stored, options)
         metadata = stored["metadata"]
         was_deleting = metadata.get("deletionTimestamp")
         grace = options.grace
@@ -268,6 +276,25 @@ class Deleter:
             metadata["resourceVersion"] = str(item.version)
             return stored, False, False
         if (stored.get("spec") or {}).get("finalizers") or wanted:
+            return stored, False, False
+        return await self._gone(call, current, stored, options, False)
+
+    async def _delete_definition(
+        self, call: Call, current: Item, stored: Object, options: DeleteOptions
+    ) -> tuple[Object, bool, bool] | None:
+        """A definition is marked; it goes when its objects are gone."""
+        metadata = stored["metadata"]
+        assert self.mark is not None
+        if not metadata.get("deletionTimestamp"):
+            self.mark(stored)
+            if options.dry_run:
+                return stored, False, False
+            item = await self._write(call.endpoint, current, stored)
+            if item is None:
+                return None
+            metadata["resourceVersion"] = str(item.version)
+            return stored, False, False
+        if metadata.get("finalizers"):
             return stored, False, False
         return await self._gone(call, current, stored, options, False)
 

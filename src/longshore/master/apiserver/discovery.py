@@ -19,6 +19,7 @@ from longshore.master.apiserver.scheme import Endpoint, Scheme
 Object = dict[str, Any]
 # Groups whose order upstream fixes by priority come first as in the resource table; custom groups follow by name.
 AGGREGATED = "APIGroupDiscoveryList"
+CUSTOM_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 
 
 def storage_hash(endpoint: Endpoint) -> str:
@@ -33,7 +34,7 @@ def resource_entries(endpoint: Endpoint) -> list[Object]:
     resource = endpoint.resource
     main: Object = {
         "name": endpoint.plural, "singularName": resource.singular, "namespaced": endpoint.namespaced,
-        "kind": endpoint.kind, "verbs": sorted(endpoint.verbs),
+        "kind": endpoint.kind, "verbs": list(CUSTOM_VERBS) if endpoint.custom else sorted(endpoint.verbs),
     }  # fmt: skip
     if resource.short_names:
         main["shortNames"] = list(resource.short_names)
@@ -74,7 +75,7 @@ def aggregated_entry(endpoint: Endpoint) -> Object:
         else {"group": endpoint.group, "version": endpoint.version, "kind": endpoint.kind},
         "scope": "Namespaced" if endpoint.namespaced else "Cluster",
         "singularResource": resource.singular,
-        "verbs": sorted(endpoint.verbs),
+        "verbs": list(CUSTOM_VERBS) if endpoint.custom else sorted(endpoint.verbs),
     }
     if resource.short_names:
         out["shortNames"] = list(resource.short_names)

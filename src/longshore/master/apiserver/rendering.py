@@ -163,6 +163,8 @@ def list_answer(
     """A list of objects out of the cache or the store."""
     endpoint, form = call.endpoint, call.form
     metadata = list_metadata(version, token, remaining)
+    if endpoint.custom and not form.kind:
+        metadata = {"continue": token, **metadata}
     if not form.kind and form.media == JSON and endpoint.native and not wants_pretty(call.request):
         head = endpoint.list_head + b'"metadata":' + orjson.dumps(metadata) + b',"items":['
         if not items:
