@@ -5,15 +5,40 @@ Applied by `up` with server-side apply, so that what a person changed stays thei
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from longshore.cli.cluster import ClusterConfig
 
 Object = dict[str, Any]
+RBAC = "rbac.authorization.k8s.io"
 
 
-def manifests(config: ClusterConfig) -> list[Object]:
-    """The objects, in the order in which they are applied."""
+def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
+    """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
+    return [*_dns(config), *_storage(), *_metrics(config, ca)]
+
+
+def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:
+    """A ClusterRole, and its binding to a user where one is named."""
+    metadata: Object = {"name": name, **({"labels": labels} if labels else {})}
+    found: list[Object] = [
+        {"apiVersion": f"{RBAC}/v1", "kind": "ClusterRole", "metadata": metadata, "rules": rules},
+    ]
+    if user:
+        found.append(
+            {
+                "apiVersion": f"{RBAC}/v1",
+                "kind": "ClusterRoleBinding",
+                "metadata": {"name": name},
+                "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
+                "subjects": [{"apiGroup": RBAC, "kind": "User", "name": user}],
+            }
+        )
+    return found
+
+
+def _dns(config: ClusterConfig) -> list[Object]:
     dns_labels = {
         "k8s-app": "kube-dns",
         "kubernetes.io/name": "CoreDNS",
@@ -22,11 +47,9 @@ def manifests(config: ClusterConfig) -> list[Object]:
         "service.kubernetes.io/service-proxy-name": "longshore-dns",
     }
     return [
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRole",
-            "metadata": {"name": "system:coredns"},
-            "rules": [
+        *_cluster_role(
+            "system:coredns",
+            [
                 {
                     "apiGroups": [""],
                     "resources": ["endpoints", "services", "pods", "namespaces"],
@@ -34,14 +57,8 @@ def manifests(config: ClusterConfig) -> list[Object]:
                 },
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
             ],
-        },
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": "system:coredns"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:coredns"},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:coredns"}],
-        },
+            user="system:coredns",
+        ),
         {
             "apiVersion": "v1",
             "kind": "Service",
@@ -54,6 +71,11 @@ def manifests(config: ClusterConfig) -> list[Object]:
                 ],
             },
         },
+    ]
+
+
+def _storage() -> list[Object]:
+    return [
         {
             "apiVersion": "storage.k8s.io/v1",
             "kind": "StorageClass",
@@ -64,5 +86,53 @@ def manifests(config: ClusterConfig) -> list[Object]:
             "provisioner": "longshore.dev/local-path",
             "volumeBindingMode": "WaitForFirstConsumer",
             "reclaimPolicy": "Delete",
+        },
+    ]
+
+
+def _metrics(config: ClusterConfig, ca: bytes) -> list[Object]:
+    """The usage API: its rights, and where the API server finds it (the manager serves it at the host's address)."""
+    from longshore.master.metrics.server import DEFAULT_PORT
+
+    name, namespace = "metrics-server", "kube-system"
+    service = {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "longshore"}
+    figures = {"apiGroups": ["metrics.k8s.io"], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]}
+    aggregated = {f"{RBAC}/aggregate-to-{role}": "true" for role in ("view", "edit", "admin")}
+    return [
+        *_cluster_role(
+            "system:metrics-server",
+            [
+                {"apiGroups": [""], "resources": ["nodes/metrics"], "verbs": ["get"]},
+                {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]},
+            ],
+            user="system:metrics-server",
+        ),
+        *_cluster_role("system:aggregated-metrics-reader", [figures], labels=aggregated),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace, "labels": {"k8s-app": name}},
+            "spec": {"ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": DEFAULT_PORT}]},
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": f"{name}-manager", "namespace": namespace, "labels": service},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [config.host_ip], "conditions": {"ready": True}}],
+            "ports": [{"name": "https", "port": DEFAULT_PORT, "protocol": "TCP"}],
+        },
+        {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": "v1beta1.metrics.k8s.io", "labels": {"k8s-app": name}},
+            "spec": {
+                "group": "metrics.k8s.io",
+                "version": "v1beta1",
+                "groupPriorityMinimum": 100,
+                "versionPriority": 100,
+                "caBundle": base64.b64encode(ca).decode(),
+                "service": {"name": name, "namespace": namespace, "port": 443},
+            },
         },
     ]

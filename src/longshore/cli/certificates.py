@@ -40,6 +40,15 @@ def ensure(layout: Layout, config: ClusterConfig) -> None:
     _kubeconfig(layout, ca, "controller-manager", config.local_server, "system:kube-controller-manager")
     _kubeconfig(layout, ca, "scheduler", config.local_server, "system:kube-scheduler")
     _kubeconfig(layout, ca, "proxy", config.server, "system:kube-proxy")
+    _kubeconfig(layout, ca, "metrics-server", config.local_server, "system:metrics-server")
+    pki.ensure_issued(
+        layout.pki,
+        "metrics-server-tls",
+        ca,
+        "metrics-server",
+        names=["metrics-server.kube-system.svc", "localhost", "127.0.0.1", config.host_ip],
+        server=True,
+    )
     _kubeconfig(layout, ca, "dns", config.server, "system:coredns")
     for node in config.nodes:
         user = f"system:node:{node.name}"

@@ -58,7 +58,7 @@ async def wait_ready(layout: Layout, config: ClusterConfig, say: Callable[[str],
             except (OSError, ClientError, StatusError):
                 await asyncio.sleep(RETRY_SECONDS)
         say("API server ready")
-        for obj in addons.manifests(config):
+        for obj in addons.manifests(config, (layout.pki / "ca.crt").read_bytes()):
             await apply(client, obj)
         missing = {node.name for node in config.nodes}
         while missing:

@@ -24,10 +24,15 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(layout)
     if config is None:
         raise UserError(f"no cluster in {layout.data}: `longshore up` makes one")
+    from longshore.client import config as client_config
+    from longshore.client.rest import Client
+    from longshore.machinery.http import client_context, server_context
     from longshore.master.controllers.options import Options
     from longshore.master.controllers.server import serve as serve_controllers
+    from longshore.master.metrics.server import serve as serve_metrics
     from longshore.master.scheduler.server import serve as serve_scheduler
 
+    pki = layout.pki
     options = Options(
         controllers=tuple(arguments.controllers.split(",")),
         cluster_cidr=(config.pod_cidr,),
@@ -57,6 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
                     config=arguments.scheduler_config,
                     leader_elect=elect,
                     identity=identity,
+                )
+            )
+            who = pki / "metrics-server.crt", pki / "metrics-server.key"
+            own = pki / "metrics-server-tls.crt", pki / "metrics-server-tls.key"
+            tasks.create_task(
+                serve_metrics(
+                    client=Client(client_config.load(layout.kubeconfig("metrics-server")), user_agent="metrics-server"),
+                    kubelet_tls=client_context(ca=pki / "ca.crt", certificate=who[0], key=who[1]),
+                    tls=server_context(*own, client_ca=pki / "front-proxy-ca.crt"),
                 )
             )
 
