@@ -6,7 +6,6 @@ Source: kubernetes pkg/kubelet/kubelet.go (syncLoop, SyncPod, SyncTerminatingPod
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -19,7 +18,8 @@ from longshore.client.resources import NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTE
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
-from longshore.node.kubelet import admission, cgroups, podspec, resources, status
+from longshore.node.kubelet import admission, cgroups, podspec, resources
+from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.events_source import PodEvents
 from longshore.node.kubelet.handlers import Handlers
@@ -27,10 +27,10 @@ from longshore.node.kubelet.images import ImageManager
 from longshore.node.kubelet.kill import Killer
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
+from longshore.node.kubelet.podstatus import StatusMaker
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.resize import Allocations
-from longshore.node.kubelet.resources import is_sidecar
-from longshore.node.kubelet.runtime import PodState, Runtime
+from longshore.node.kubelet.runtime import Runtime
 from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import TokenManager
@@ -44,7 +44,7 @@ RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass"
 TRUST_BUNDLES = Resource("certificates.k8s.io", "v1beta1", "clustertrustbundles", "ClusterTrustBundle", False)
 
 
-class Kubelet:
+class Kubelet(StatusMaker):
     """The pods of one node."""
 
     def __init__(self, config: Config, client: Client, runtime: Runtime, recorder: EventRecorder) -> None:
@@ -98,6 +98,7 @@ class Kubelet:
             )
         )
         self._handlers_of: dict[str, str] = {}
+        self.cleaner = Cleaner(config, runtime, self.killer, self.volumes, self.is_wanted)
         self.pleg = PodEvents(runtime, self._runtime_changed, self._gap)
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ class Kubelet:
                 self._added(pod)
             self._waiting.clear()
             self.synced.set()
-            await self.clean_up()
+            await self.cleaner.everything()
             await self.pleg.run()
         finally:
             for worker in self.workers.values():
@@ -208,7 +209,7 @@ class Kubelet:
         if uid in self.workers:
             self.workers[uid].nudge()
         elif self._synced and uid not in self.pods:
-            self.spawn(self._end_orphan(uid), f"orphan {uid}")
+            self.spawn(self.cleaner.orphan(uid), f"orphan {uid}")
 
     def _gap(self) -> None:
         for worker in self.workers.values():
@@ -344,15 +345,7 @@ class Kubelet:
         if self.config.cgroups_per_qos:
             await asyncio.to_thread(cgroups.remove, path)
         if worker.removed or worker.pod["metadata"].get("deletionTimestamp"):
-            await self._remove_from_runtime(uid)
-
-    async def _remove_from_runtime(self, uid: str) -> None:
-        state = (await self.runtime.pods()).get(uid)
-        if state is None:
-            return
-        for sandbox in state.sandboxes:
-            await self.runtime.call("StopPodSandbox", pod_sandbox_id=sandbox.id)
-            await self.runtime.call("RemovePodSandbox", pod_sandbox_id=sandbox.id)
+            await self.cleaner.from_runtime(uid)
 
     def _worker_finished(self, worker: Worker) -> None:
         uid = worker.uid
@@ -372,90 +365,25 @@ class Kubelet:
             self.statuses.forget(uid)
             self.objects.unregister(uid)
         if worker.removed or (pod is not None and pod["metadata"].get("deletionTimestamp")):
-            self.spawn(self._remove_logs(worker.pod), f"logs of {uid}")
-
-    async def _remove_logs(self, pod: Pod) -> None:
-        import shutil
-
-        metadata = pod["metadata"]
-        folder = self.config.pod_log_folder(metadata["namespace"], metadata["name"], metadata["uid"])
-        await asyncio.to_thread(shutil.rmtree, folder, True)
+            self.spawn(self.cleaner.logs(worker.pod), f"logs of {uid}")
 
     async def _bury(self, pod: Pod) -> None:
         """Remove what is left of a pod that ended by itself and is deleted now: dead containers and logs."""
         uid = pod["metadata"]["uid"]
-        await self._end_orphan(uid)
-        await self._remove_logs(pod)
+        await self.cleaner.orphan(uid)
+        await self.cleaner.logs(pod)
         if uid in self.pods:
             self.statuses.finish(pod)
+
+    def is_wanted(self, uid: str) -> bool:
+        """Whether a source asks for the pod, or it is being ended in order."""
+        return uid in self.pods or uid in self.workers
 
     def is_finished(self, uid: str) -> bool:
         """Nothing of the pod is left on the node."""
         return uid not in self.workers
 
-    # -- clearing up -------------------------------------------------------------------------------------------------
-
-    async def clean_up(self) -> None:
-        """End and remove what is here of pods that no source knows (they were deleted while we were away)."""
-        try:
-            present = await self.runtime.pods()
-        except RpcError as error:
-            log.warning("the runtime cannot be asked for leftovers: %s", error.message)
-            present = {}
-        for uid in present:
-            if uid not in self.pods and uid not in self.workers:
-                self.spawn(self._end_orphan(uid), f"orphan {uid}")
-        for uid in self.volumes.known():
-            if uid not in self.pods and uid not in self.workers and uid not in present:
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self.volumes.remove, uid)
-        for uid, path in cgroups.pods_present(self.config.cgroup_root).items():
-            if uid not in self.pods and uid not in self.workers and uid not in present:
-                await asyncio.to_thread(cgroups.remove, path)
-        known = set(self.pods)
-        if self.config.pod_logs.is_dir():
-            for folder in list(self.config.pod_logs.iterdir()):
-                uid = folder.name.rpartition("_")[2]
-                if uid not in known and uid not in self.workers:
-                    import shutil
-
-                    await asyncio.to_thread(shutil.rmtree, folder, True)
-
-    async def _end_orphan(self, uid: str) -> None:
-        """End a pod that runs though nobody asks for it; what its containers carry tells how."""
-        try:
-            state = await self.runtime.pod(uid)
-            if not state.sandboxes and not state.containers:
-                return
-            log.info("pod %s/%s (%s) is not wanted any more and is ended", state.namespace, state.name, uid)
-            await self.killer.kill_pod(None, state, override=1)
-            await self._remove_from_runtime(uid)
-            await asyncio.to_thread(self.volumes.remove, uid)
-            path = cgroups.pods_present(self.config.cgroup_root).get(uid)
-            if path is not None:
-                await asyncio.to_thread(cgroups.remove, path)
-        except (RpcError, OSError) as error:
-            log.warning("orphaned pod %s: %s", uid, error)
-
     # -- what pods see -----------------------------------------------------------------------------------------------
-
-    def addresses(self, pod: Pod, ips: list[str]) -> dict[str, Any]:
-        """hostIP, hostIPs, podIP, podIPs for a pod whose sandbox has these addresses."""
-        host = self.config.node_ips
-        own = host if podspec.host_network(pod) else ips
-        return {
-            "hostIP": host[0], "hostIPs": [{"ip": ip} for ip in host],
-            "podIP": own[0] if own else "", "podIPs": [{"ip": ip} for ip in own],
-        }  # fmt: skip
-
-    def _known_addresses(self, pod: Pod) -> Mapping[str, Any]:
-        made = self.statuses.get(pod["metadata"]["uid"]) or pod.get("status") or {}
-        ips = [entry["ip"] for entry in made.get("podIPs") or ()]
-        return self.addresses(pod, ips)
-
-    def pod_ip(self, pod: Pod) -> str:
-        """The pod's primary address as known now."""
-        return str(self._known_addresses(pod)["podIP"])
 
     async def _claim(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         resource = PERSISTENT_VOLUME_CLAIMS if kind == "PersistentVolumeClaim" else PERSISTENT_VOLUMES
@@ -475,89 +403,6 @@ class Kubelet:
             if not is_not_found(error):
                 raise OSError(error.message) from error
         return None
-
-    # -- status ------------------------------------------------------------------------------------------------------
-
-    def make_status(
-        self, pod: Pod, state: PodState, *, verdict: tuple[str, str, str] | None = None, terminal: bool = False
-    ) -> tuple[dict[str, Any], str]:
-        """(the pod's whole status as it is told now, the phase that it is in or about to be in)."""
-        uid = pod["metadata"]["uid"]
-        before = self.statuses.get(uid) or pod.get("status") or {}
-        reasons = self.syncer.reasons.get(uid, {})
-        lists: dict[str, list[dict[str, Any]]] = {}
-        for kind, field in (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
-                            ("ephemeralContainers", "ephemeralContainerStatuses")):  # fmt: skip
-            lists[field] = status.container_statuses(
-                pod, kind, state, runtime=self.runtime.name, reasons=reasons, previous=before.get(field) or (),
-                message=self.messages.read,
-            )  # fmt: skip
-        self._mark_ready(pod, state, lists)
-        everything = lists["initContainerStatuses"] + lists["containerStatuses"]
-        ended = terminal or before.get("phase") in ("Succeeded", "Failed")
-        phase = status.phase(pod, everything, ended)
-        if before.get("phase") in ("Succeeded", "Failed"):
-            phase = before["phase"]
-        made: dict[str, Any] = {}
-        if verdict is not None:
-            phase = verdict[0]
-            made["reason"], made["message"] = verdict[1], verdict[2]
-        elif before.get("phase") == phase == "Failed":
-            made.update({k: before[k] for k in ("reason", "message") if before.get(k)})
-        told = phase
-        if phase in ("Succeeded", "Failed") and not terminal and state.running():
-            # The end is told when all containers have ended (sidecars end after the others).
-            told = before.get("phase") or "Pending"
-            made.pop("reason", None)
-            made.pop("message", None)
-        made["phase"] = told
-        generation = pod["metadata"].get("generation")
-        ours = (*status.OWNED, *status.OPTIONAL)
-        others = [c for c in (pod.get("status") or {}).get("conditions") or () if c["type"] not in ours]
-        sandbox = state.ready_sandbox
-        reachable = sandbox is not None and (podspec.host_network(pod) or bool(sandbox.ips))
-        fresh = [
-            status.condition("PodReadyToStartContainers", reachable),
-            status.initialized_condition(pod, lists["initContainerStatuses"] + lists["containerStatuses"], told),
-            *status.ready_conditions(pod, everything, told, others),
-            {"type": "PodScheduled", "status": "True"},
-            *self._resize_conditions(uid),
-        ]
-        kinds = {c["type"] for c in fresh}
-        owned_before = [c for c in before.get("conditions") or () if c["type"] in kinds]
-        made["conditions"] = status.merge_conditions(fresh, [*owned_before, *others], generation)
-        made.update({k: v for k, v in self.addresses(pod, state.ips).items() if v})
-        if not made.get("podIP") and before.get("podIP"):
-            made["podIP"], made["podIPs"] = before["podIP"], before["podIPs"]
-        made["startTime"] = before.get("startTime") or status.timestamp()
-        made["qosClass"] = resources.compute_qos(pod)
-        if generation:
-            made["observedGeneration"] = generation
-        made.update({k: v for k, v in lists.items() if v})
-        return made, phase
-
-    def _resize_conditions(self, uid: str) -> list[dict[str, Any]]:
-        found = self.allocations.conditions.get(uid, ())
-        return [status.condition(kind, True, reason, message) for kind, reason, message, _ in found]
-
-    def _mark_ready(self, pod: Pod, state: PodState, lists: dict[str, list[dict[str, Any]]]) -> None:
-        """started and ready, from probes."""
-        for kind, field in (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses")):
-            by_name = {c["name"]: c for c in pod["spec"].get(kind) or ()}
-            for entry in lists[field]:
-                container = by_name[entry["name"]]
-                if kind == "initContainers" and not is_sidecar(container):
-                    continue
-                known = state.latest(entry["name"])
-                if known is None or "running" not in entry["state"]:
-                    entry["started"] = entry["ready"] = False
-                    continue
-                started = not container.get("startupProbe") or self.probes.result("startup", known.id) is True
-                ready = not container.get("readinessProbe") or self.probes.result("readiness", known.id) is True
-                entry["started"], entry["ready"] = started, started and ready
-        for entry in lists["ephemeralContainerStatuses"]:
-            entry.pop("started", None)
-            entry["ready"] = False
 
     # -- events ------------------------------------------------------------------------------------------------------
 
