@@ -268,9 +268,7 @@ async def test_impersonation_modes() -> None:
 
 
 async def test_impersonation_without_a_user() -> None:
-    with pytest.raises(
-        StatusError, match=r'Extra:map\[string\]\[\]string{"x":\[\]string{"g"}}} without impersonating'
-    ):
+    with pytest.raises(StatusError, match=r'Extra:map\[string\]\[\]string{"x":\[\]string{"g"}}} without impersonating'):
         await impersonate({"Impersonate-Extra-x": "g"})
     assert impersonation.wants(Headers([("IMPERSONATE-EXTRA-x", "y")])) and not impersonation.wants(
         Headers([("A", "b")])
