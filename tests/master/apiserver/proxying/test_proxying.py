@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import shutil
@@ -142,6 +143,11 @@ async def backend(request: Request) -> Response | None:
         return Response(302, b"", [("Location", "/else?x=1")])
     if request.path == "/away":
         return Response(302, b"", [("Location", "http://example.com/x")])
+    if request.path == "/page":
+        return Response(200, b'<a href="/rewriteme">test</a>', (), "text/html; charset=utf-8")
+    if request.path == "/zipped":
+        page = gzip.compress(b'<a href="/rewriteme">test</a>')
+        return Response(200, page, [("Content-Encoding", "gzip")], "text/html")
     if request.path == "/up":
         duplex = await request.upgrade()
         while data := await duplex.read():
@@ -303,6 +309,9 @@ async def test_pod_proxy(place: Place) -> None:
     assert (code, headers.get("Location")) == (302, f"{base}/else?x=1")
     code, _, headers = await place.get(f"{base}/away")
     assert headers.get("Location") == "http://example.com/x"
+    for page in ("page", "zipped"):
+        code, body, _ = await place.get(f"{base}/{page}", headers=[("Accept-Encoding", "gzip")])
+        assert body == f'<a href="{base}/rewriteme">test</a>'.encode()
     code, body, _ = await place.get("/api/v1/namespaces/default/pods/p/proxy/x")
     assert code == 200
     code, body, _ = await place.get("/api/v1/namespaces/default/pods/p:81/proxy/x")

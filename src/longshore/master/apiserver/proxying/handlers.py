@@ -191,7 +191,7 @@ class Proxying:
                 return Response(301, b"", [("Location", f"{request.raw_path}/{query}")])
             rest = "/"
         url = target.location.url + rest + query
-        return await reverse.carry(request, target.client, url, prefix=prefix, backend=target.location.url)
+        return await reverse.carry(request, target.client, url, prefix=prefix)
 
     # ---- what all share
 

@@ -5,11 +5,14 @@ Source: k8s.io/apimachinery/pkg/util/proxy (upgradeaware.go, transport.go), net/
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+import zlib
+from collections.abc import AsyncIterable, Callable, Sequence
 from urllib.parse import urlsplit
 
 from longshore.machinery.errors import StatusError, bad_request, service_unavailable
 from longshore.machinery.http import Client, ClientError, ClientResponse, Duplex, Headers, Request, Response, tunnel
+
+from .links import Links, Page
 
 Fields = list[tuple[str, str]]
 # Of one connection only (RFC 9110 section 7.6.1), as ReverseProxy drops them.
@@ -101,19 +104,14 @@ async def _refused(response: ClientResponse, far: Duplex | None) -> Response:
     return Response(response.status, body, fields)
 
 
-async def carry(request: Request, client: Client, url: str, *, prefix: str = "", backend: str = "") -> Response | None:
+async def carry(request: Request, client: Client, url: str, *, prefix: str) -> Response | None:
     """Carries an ordinary request through, streaming both ways.
 
-    prefix: the path under which the client sees the backend's root: redirects within `backend` (scheme and authority)
-    are put under it. 503 when the backend cannot be reached.
+    prefix: the path under which the client sees the backend's root: redirects and links in HTML pages are put under it.
+    503 when the backend cannot be reached.
     """
     fields = forwarded(request, upgrade=False)
-    host = request.headers.get("host") or ""
-    fields += [
-        ("X-Forwarded-Uri", prefix + urlsplit(url).path),
-        ("X-Forwarded-Host", host),
-        ("X-Forwarded-Proto", "https"),
-    ]
+    fields.append(("X-Forwarded-Uri", prefix + urlsplit(url).path))
     body: AsyncIterable[bytes] | None = None
     if request.has_body:
         body = request.chunks()
@@ -124,27 +122,31 @@ async def carry(request: Request, client: Client, url: str, *, prefix: str = "",
     except ClientError as error:
         raise service_unavailable(f"error trying to reach service: {error}") from error
     head = returned(response.headers)
-    if prefix:
-        head = [(n, _moved(v, url, prefix, backend) if n.lower() == "location" else v) for n, v in head]
+    links = Links(prefix, frozenset((urlsplit(url).netloc, request.headers.get("host") or "")))
+    page: Page | None = None
+    unpack: Callable[[bytes], bytes] | None = None
+    if response.headers.get("location"):
+        head = [(n, links.change(v) if n.lower() == "location" else v) for n, v in head]
+    elif (response.headers.get("content-type") or "").split(";")[0].strip() == "text/html":
+        coding = (response.headers.get("content-encoding") or "").lower()
+        if coding in ("", "gzip", "deflate") and request.method != "HEAD":
+            page = Page(links)
+            head = [(n, v) for n, v in head if n.lower() not in ("content-length", "content-encoding")]
+            if coding:
+                unpack = zlib.decompressobj(31 if coding == "gzip" else -15).decompress
     async with response:
         writer = await request.start(response.status, head)
-        async for piece in response.chunks():
-            writer.write(piece)
-            await writer.drain()
+        try:
+            async for piece in response.chunks():
+                if unpack is not None:
+                    piece = unpack(piece)
+                writer.write(page.feed(piece) if page is not None else piece)
+                await writer.drain()
+        except zlib.error as error:
+            raise ConnectionResetError("the backend's page cannot be unpacked") from error
+        if page is not None:
+            writer.write(page.finish())
     return None
-
-
-def _moved(location: str, url: str, prefix: str, backend: str) -> str:
-    """Where a redirect leads as seen from the client (proxyutil.Transport.rewriteURL)."""
-    parts = urlsplit(location)
-    if parts.netloc:
-        if f"{parts.scheme or urlsplit(url).scheme}://{parts.netloc}" != backend:
-            return location
-    path = parts.path
-    if not path.startswith("/"):
-        return location if not parts.netloc else prefix + "/" + location.split(parts.netloc, 1)[1].lstrip("/")
-    rest = path + (f"?{parts.query}" if parts.query else "") + (f"#{parts.fragment}" if parts.fragment else "")
-    return prefix + rest
 
 
 def need_upgrade(request: Request) -> None:
