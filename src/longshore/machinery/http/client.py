@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .client_connection import Connection, Head
-from .connection import header_lines
 from .errors import ClientError, ConnectError, ProtocolError
 from .flow import Duplex
 from .headers import Headers
+from .heads import header_lines
 from .message import BodyTooLarge
 
 Origin = tuple[str, str, int]

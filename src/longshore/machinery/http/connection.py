@@ -6,17 +6,13 @@ import asyncio
 import logging
 import socket
 import struct
-import time
 from collections.abc import Awaitable, Sequence
-from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httptools
-
-from .body import Body, BodyError, ChunkedBody, LengthBody
+from .body import Body, BodyError, LengthBody
 from .flow import SLICE, Duplex, FlowProtocol, Inbox
-from .headers import Headers
-from .message import REASONS, BadTarget, BodyTooLarge, BodyWriter, Peer, Request, RequestTimeout, Response
+from .heads import CONTINUE, HeadParser, RefusedRequest, date_line, header_lines, status_line
+from .message import BodyTooLarge, BodyWriter, Peer, Request, RequestTimeout, Response
 
 if TYPE_CHECKING:
     from .server import Server
@@ -24,37 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("longshore.http")
 MAX_PIPELINED = 65536
 MAX_DISCARD = 256 * 1024  # of a body that no handler read; Go's net/http reads over as much
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_METHODS = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_STATUS_LINES = {code: f"HTTP/1.1 {code} {reason}\r\n".encode() for code, reason in REASONS.items()}
-_date: tuple[int, bytes] = (0, b"")
-
-
-def _date_line() -> bytes:
-    global _date
-    now = int(time.time())
-    if _date[0] != now:
-        _date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n".encode())
-    return _date[1]
-
-
-def status_line(status: int) -> bytes:
-    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status {status}\r\n".encode()
-
-
-def header_lines(headers: Sequence[tuple[str, str]]) -> bytes:
-    """Fields as octets. Line breaks in a value become spaces, so that a value cannot make a field of its own."""
-    if not headers:
-        return b""
-    text = "".join([f"{name}: {value}\0" for name, value in headers])
-    if "\r" in text or "\n" in text:
-        text = text.replace("\r", " ").replace("\n", " ")
-    return text.replace("\0", "\r\n").encode("utf-8", "surrogateescape")
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        self.status, self.message = status, message
 
 
 class Connection(FlowProtocol):
@@ -69,10 +34,7 @@ class Connection(FlowProtocol):
         self.server = server
         self._pending = b""
         self._scanned = 0
-        self._parser: Any = None
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._complete = self._keep = False
+        self._heads = HeadParser()
         self._request: Request | None = None
         self._body: Body | None = None
         self._discarding = -1  # octets of an unread body that may still be read over; -1: the handler reads
@@ -137,16 +99,6 @@ class Connection(FlowProtocol):
 
     # ---- heads
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._complete = True
-        self._keep = self._parser.should_keep_alive()
-
     def _next(self) -> None:
         """Takes requests out of what has come until one has to wait."""
         while self._request is None and self._body is None and self._pending:
@@ -176,81 +128,14 @@ class Connection(FlowProtocol):
                 if not head:
                     continue
             try:
-                request = self._parse(head)
-            except _Refused as refused:
+                request, self._body = self._heads.parse(self, head)
+            except RefusedRequest as refused:
                 return self._refuse(refused.status, refused.message)
             self._deadline = None
+            self._discarding = -1
             self._request = request
             self._answered = False
             self._dispatch(request)
-
-    def _parse(self, head: bytes) -> Request:
-        parser = self._parser
-        if parser is None:
-            parser = self._parser = httptools.HttpRequestParser(self)
-        self._url, self._fields, self._complete = b"", [], False
-        try:
-            parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self._parser = None
-        except httptools.HttpParserError as error:
-            raise _Refused(400, "Bad Request") from error
-        if not self._complete:
-            raise _Refused(400, "Bad Request")
-        line_end = head.find(b"\r\n")
-        version = head[line_end - 8 : line_end]
-        if version == b"HTTP/1.1":
-            minor = "1.1"
-        elif version == b"HTTP/1.0":
-            minor = "1.0"
-        else:
-            raise _Refused(505, "HTTP Version Not Supported")
-        headers = Headers.of_wire(self._fields)
-        first = headers.first()
-        if len(first) != len(self._fields) and len(headers.getall("host")) > 1:
-            raise _Refused(400, "Bad Request: too many Host headers")
-        if b"host" not in first and minor == "1.1":
-            raise _Refused(400, "Bad Request: missing required Host header")
-        name = parser.get_method()
-        method = _METHODS.get(name) or name.decode()
-        if method == "CONNECT":
-            raise _Refused(405, "Method Not Allowed")
-        try:
-            request = Request(
-                self,
-                method,
-                self._url.decode("utf-8", "surrogateescape"),
-                headers,
-                version=minor,
-                keep_alive=self._keep,
-            )
-        except BadTarget as error:
-            raise _Refused(400, f"Bad Request: {error}") from error
-        coding = first.get(b"transfer-encoding")
-        length = first.get(b"content-length")
-        if coding is not None:
-            if length is not None or minor == "1.0":
-                raise _Refused(400, "Bad Request")
-            if coding.strip().lower() != b"chunked" or len(headers.getall("transfer-encoding")) > 1:
-                raise _Refused(501, "Unsupported transfer encoding")
-            self._body = ChunkedBody()
-            request._length = None
-        elif length is not None and length.strip() != b"0":
-            if not length.strip().isdigit():
-                raise _Refused(400, "Bad Request")
-            request._length = int(length)
-            if request._length:
-                self._body = LengthBody(request._length)
-        if self._body is not None:
-            self._parser = None  # it would wait for a body that it is never given
-            request._inbox = Inbox(self.pause_reading, self.resume_reading)
-            self._discarding = -1
-            expect = first.get(b"expect")
-            if expect is not None:
-                if expect.lower() != b"100-continue":
-                    raise _Refused(417, "Expectation Failed")
-                request._continue = minor == "1.1"
-        return request
 
     # ---- bodies
 
@@ -265,7 +150,7 @@ class Connection(FlowProtocol):
             self._body = None
             self.pause_reading()
             if inbox is not None:
-                inbox.fail(_Refused(400, f"Bad Request: {error}"))
+                inbox.fail(RefusedRequest(400, f"Bad Request: {error}"))
                 self._eof = True  # nothing after this can be understood: close after the answer
             else:
                 self.transport.close()
@@ -368,7 +253,7 @@ class Connection(FlowProtocol):
         if isinstance(error, RequestTimeout):
             request.keep_alive = False
             return self.server.error(408, "Request Timeout")
-        if isinstance(error, _Refused):
+        if isinstance(error, RefusedRequest):
             request.keep_alive = False
             return self.server.error(error.status, error.message)
         if not (isinstance(error, ConnectionError) and (self.lost or self._eof)):
@@ -392,7 +277,7 @@ class Connection(FlowProtocol):
             extra += b"Connection: close\r\n"
         elif request.version == "1.0":
             extra += b"Connection: keep-alive\r\n"
-        return b"%b%b%b%b\r\n" % (status_line(status), header_lines(headers), _date_line(), extra)
+        return b"%b%b%b%b\r\n" % (status_line(status), header_lines(headers), date_line(), extra)
 
     def _send(self, request: Request, response: Response) -> bool:
         """Writes a whole answer; False when it is large and must be written in slices."""
@@ -517,7 +402,7 @@ class Connection(FlowProtocol):
         fields = [*response.headers, ("Content-Length", str(len(body))), ("Connection", "close")]
         if response.content_type is not None:
             fields.append(("Content-Type", response.content_type))
-        self.transport.write(b"%b%b%b\r\n%b" % (status_line(status), header_lines(fields), _date_line(), body))
+        self.transport.write(b"%b%b%b\r\n%b" % (status_line(status), header_lines(fields), date_line(), body))
         self._pending = b""
         self._close_gently()
 
