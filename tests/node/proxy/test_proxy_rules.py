@@ -110,7 +110,13 @@ def test_an_element_that_two_want_passes_to_the_second() -> None:
     assert "delete element ip t service-ips { 10.96.0.50 . tcp . 80 }" in text
     assert "add element ip t service-ips { 10.96.0.50 . tcp . 80 : goto cluster-tcp-2 }" in text
     rules.update([("b", None)])
-    assert rules.element_count == 0 and rules.chain_names() == {"nat-prerouting", "nat-output", "services"}
+    assert rules.element_count == 0
+    sticky = replace(port(), affinity=60)
+    rules.update([("c", render(sticky, choose(sticky, pods(2), NODE, ""), V4))])
+    assert rules.affinity_maps()
+    rules.update([("c", None)])
+    # Chains that Services share stay, those of one Service go with it.
+    assert not rules.affinity_maps() and not any("-8080" in name for name in rules.chain_names())
 
 
 def test_no_endpoints_reject_and_no_local_ones_drop() -> None:

@@ -76,7 +76,8 @@ class RuleSet:
             if old is not None:
                 for name in old.chains:
                     self._chain_users[name] -= 1
-                    maybe_unused[name] = None
+                    if old.maps:
+                        maybe_unused[name] = None
                 for name in old.maps:
                     self._map_users[name] -= 1
                     unused_maps[name] = None
@@ -98,15 +99,17 @@ class RuleSet:
             if self._map_users[name]:
                 lines.append(f"add map {self._place} {name} {{ {self._maps[name]} }}")
         for name in new_chains:
-            if self._chain_users[name]:
+            if self._chain_users[name] or name not in maybe_unused:
                 lines.append(f"add chain {self._place} {name}")
                 lines += [f"add rule {self._place} {name} {rule}" for rule in self._chains[name]]
         lines += self._commands("delete", deletes)
         lines += self._commands("add", adds)
-        # Outer chains were made after the inner ones to which they lead, so they go first.
+        # Outer chains were made after the inner ones to which they lead, so they go first. Those of no one Service stay:
+        # they are few, and to make one again with the next change costs the kernel more than all the rest.
         unused = [name for name in maybe_unused if not self._chain_users.get(name, 0)]
-        order = {name: place for place, name in enumerate(self._chains)}
-        unused.sort(key=lambda name: -order.get(name, 0))
+        if unused:
+            order = {name: place for place, name in enumerate(self._chains)}
+            unused.sort(key=lambda name: -order.get(name, 0))
         for name in unused:
             if name in self._chains:
                 del self._chains[name]
