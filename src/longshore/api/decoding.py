@@ -360,7 +360,13 @@ def admit(
         place = (
             f'{given_kind} in version "{short if given_version != want else version}" cannot be handled as a {kind}: '
         )
-        if (group, short, given_kind) in by_kind():
+        if not resource.builtin:
+            if given_version != want:
+                raise BodyError(
+                    f"the API version in the data ({given_version}) does not match the expected API version ({want})"
+                )
+            kind = given_kind  # refused by validation
+        elif (group, short, given_kind) in by_kind():
             if (group, given_kind) != (resource.group, kind):
                 package = (resource.group or "core").split(".")[0]
                 raise BodyError(f"{place}converting ({short}.{given_kind}) to ({package}.{kind}): unknown conversion")

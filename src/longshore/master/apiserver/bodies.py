@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from longshore.api import decoding
-from longshore.machinery.errors import StatusError, bad_request, request_entity_too_large, unsupported_media_type
+from longshore.machinery.errors import (
+    Cause,
+    StatusError,
+    bad_request,
+    invalid,
+    request_entity_too_large,
+    unsupported_media_type,
+)
 from longshore.machinery.http import BodyTooLarge, Request
 from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.negotiation import ACCEPTED, JSON, PROTOBUF, YAML
@@ -42,7 +49,16 @@ async def read_object(call: Call, resource: Any, version: str, validation: str) 
         raise bad_request(str(error)) from None
     for text in warnings:
         call.warn(text)
+    if call.endpoint.custom and resource is call.endpoint.resource:
+        check_kind(obj, resource)
     return obj
+
+
+def check_kind(obj: Object, resource: Any) -> None:
+    """Custom resources are validated as to their kind; that of built-in ones is known from decoding."""
+    if obj["kind"] != resource.kind:
+        cause = Cause("FieldValueInvalid", f'Invalid value: "{obj["kind"]}": must be {resource.kind}', "kind")
+        raise invalid(resource.group, obj["kind"], obj["metadata"].get("name", ""), [cause])
 
 
 def _protobuf(resource: Any, version: str, data: bytes, validation: str) -> tuple[Object, list[str]]:

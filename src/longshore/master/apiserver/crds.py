@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from typing import TYPE_CHECKING, Any
 
 from longshore.api import times
+from longshore.api.crd import CustomResource, names
 from longshore.machinery.errors import StatusError
 from longshore.machinery.patch.schema import DEDUCED, Node, SchemaBuilder
 from longshore.master.apiserver.cache import CacheEvent, ResourceCache
@@ -25,21 +25,6 @@ Object = dict[str, Any]
 log = logging.getLogger("longshore.apiserver.crds")
 GROUP, PLURAL = "apiextensions.k8s.io", "customresourcedefinitions"
 FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
-_NAMES = (
-    # field of names, reason of the conflict, whether it is a kind's name
-    ("plural", "PluralConflict"), ("singular", "SingularConflict"), ("shortNames", "ShortNamesConflict"),
-    ("kind", "KindConflict"), ("listKind", "ListKindConflict"),
-)  # fmt: skip
-_VERSION = re.compile(r"v([1-9]\d*)(?:(alpha|beta)([1-9]\d*))?")
-
-
-def version_priority(version: str) -> tuple[Any, ...]:
-    """Sorts versions as discovery prefers them: v2 before v1 before v1beta2 before v1alpha1 before anything else."""
-    found = _VERSION.fullmatch(version)
-    if found is None:
-        return (1, version)
-    stage = {None: 0, "beta": 1, "alpha": 2}[found[2]]
-    return (0, stage, -int(found[1]), -int(found[3] or 0))
 
 
 def condition(kind: str, status: str, reason: str, message: str) -> Object:
@@ -60,11 +45,6 @@ def set_condition(conditions: list[Object], new: Object) -> bool:
     return True
 
 
-def is_true(obj: Object, kind: str) -> bool:
-    conditions = (obj.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == kind and c.get("status") == "True" for c in conditions)
-
-
 class Definitions:
     """Follows the definitions in the cache and keeps what is served in step with them."""
 
@@ -72,7 +52,7 @@ class Definitions:
         self.server = server
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
-        self._served: dict[str, tuple[str, str, int]] = {}  # name -> group, plural, generation
+        self._served: dict[str, tuple[str, str, Any]] = {}  # name -> group, plural, generation with names
         cache = server.scheme.storages[GROUP, PLURAL].cache
         assert cache is not None
         self._cache: ResourceCache = cache
@@ -93,7 +73,7 @@ class Definitions:
         """Serve what is established already, then follow."""
         for name in list(self._cache.keys):
             obj = self._definition(name)
-            if obj is not None and is_true(obj, "Established"):
+            if obj is not None and names.is_established(obj):
                 await self._serve(name, obj)
             self._add(name)
         self.server.spawn(self._run(), "custom resource definitions")
@@ -124,70 +104,22 @@ class Definitions:
             return
         if await self._accept_names(obj):
             return  # the change comes back as an event
-        if is_true(obj, "Established"):
+        if names.is_established(obj):
             await self._serve(name, obj)
 
     # Names.
 
-    def _taken(self, obj: Object) -> tuple[set[str], set[str]]:
-        """The resource names and the kinds that other definitions of the group hold."""
-        group, own = obj["spec"]["group"], obj["metadata"]["name"]
-        names: set[str] = set()
-        kinds: set[str] = set()
-        for other in self.server.api.list(GROUP, PLURAL):
-            if other["spec"]["group"] != group or other["metadata"]["name"] == own:
-                continue
-            accepted = (other.get("status") or {}).get("acceptedNames") or {}
-            names |= {accepted.get("plural", ""), accepted.get("singular", ""), *(accepted.get("shortNames") or ())}
-            kinds |= {accepted.get("kind", ""), accepted.get("listKind", "")}
-        return names - {""}, kinds - {""}
-
     async def _accept_names(self, obj: Object) -> bool:
-        """Settle acceptedNames and the conditions; whether the definition was written."""
-        wanted = obj["spec"]["names"]
-        status = obj.get("status") or {}
-        before = dict(status.get("acceptedNames") or {})
-        accepted = {"plural": before.get("plural", ""), "kind": before.get("kind", "")} | before
-        names, kinds = self._taken(obj)
-        conflict = None
-        for field, reason in _NAMES:
-            value = wanted.get(field)
-            held = kinds if field in ("kind", "listKind") else names
-            clash = next((v for v in (value if isinstance(value, list) else [value]) if v and v in held), None)
-            if clash is None:
-                if value:
-                    accepted[field] = value
-                else:
-                    accepted.pop(field, None)
-            else:
-                conflict = (reason, clash)
-        if conflict is None and wanted.get("categories"):
-            accepted["categories"] = wanted["categories"]
-        elif conflict is None:
-            accepted.pop("categories", None)
-        conditions = list(status.get("conditions") or ())
-        if conflict is None:
-            changed = set_condition(conditions, condition("NamesAccepted", "True", "NoConflicts", "no conflicts found"))
-            if not is_true(obj, "Established"):
-                new = condition("Established", "True", "InitialNamesAccepted", "the initial names have been accepted")
-                changed |= set_condition(conditions, new)
-        else:
-            reason, clash = conflict
-            changed = set_condition(
-                conditions, condition("NamesAccepted", "False", reason, f'"{clash}" is already in use')
-            )
-            if not is_true(obj, "Established"):
-                changed |= set_condition(
-                    conditions, condition("Established", "False", "NotAccepted", "not all names are accepted")
-                )
-        stored = list(status.get("storedVersions") or ())
+        """Settle acceptedNames, the conditions and storedVersions; whether the definition was written."""
+        before = obj.get("status") or {}
+        status = names.conditions(obj, self.server.api.list(GROUP, PLURAL))
+        status["storedVersions"] = list(status.get("storedVersions") or ())
         storage = next((v["name"] for v in obj["spec"]["versions"] if v.get("storage")), "")
-        if storage and storage not in stored:
-            stored.append(storage)
-            changed = True
-        if not changed and accepted == before:
+        if storage and storage not in status["storedVersions"]:
+            status["storedVersions"].append(storage)
+        if status == before:
             return False
-        obj["status"] = {**status, "acceptedNames": accepted, "conditions": conditions, "storedVersions": stored}
+        obj["status"] = status
         await self.server.api.update(GROUP, PLURAL, "", obj, "status")
         return True
 
@@ -195,15 +127,15 @@ class Definitions:
 
     async def _serve(self, name: str, obj: Object) -> None:
         generation = obj["metadata"].get("generation", 1)
+        shape = (generation, obj["status"].get("acceptedNames"))
         spec = obj["spec"]
         held = self._served.get(name)
-        if held is not None and held[2] == generation:
+        if held is not None and held[2] == shape:
             return
-        from longshore.api.crd import CustomResource
-
         resource: Any = CustomResource(obj)
-        versions = sorted((v["name"] for v in spec["versions"] if v.get("served")), key=version_priority)
+        versions = list(resource.versions)
         storage = Storage(resource, custom=True)
+        storage.reshaped = generation > 1
         key = folder(resource.group, resource.plural, True)
         present = self.server.hub.caches.get(key)
         if present is None:
@@ -212,7 +144,7 @@ class Definitions:
         else:
             storage.cache = present
         nodes = {v["name"]: _node(v) for v in spec["versions"]}
-        self._served[name] = (resource.group, resource.plural, generation)
+        self._served[name] = (resource.group, resource.plural, shape)
         assert self.server.openapi is not None
         for version in spec["versions"]:
             self.server.openapi.custom.setdefault((resource.group, version["name"]), {}).update(
@@ -318,9 +250,9 @@ _DOCS = {
 
 def _published(spec: Object, version: Object) -> dict[str, Object]:
     """The definitions that OpenAPI shows of one version."""
-    names, group = spec["names"], spec["group"]
+    called, group = spec["names"], spec["group"]
     prefix = ".".join([*reversed(group.split(".")), version["name"]])
-    gvk = {"group": group, "version": version["name"], "kind": names["kind"]}
+    gvk = {"group": group, "version": version["name"], "kind": called["kind"]}
     schema = _schema(version)
     properties = dict(schema.get("properties") or {})
     preserve = schema.get("x-kubernetes-preserve-unknown-fields")
@@ -330,14 +262,14 @@ def _published(spec: Object, version: Object) -> dict[str, Object]:
     own |= {"type": "object", "x-kubernetes-group-version-kind": [gvk]}
     if properties or not preserve:
         own["properties"] = {**properties, **head, "metadata": metadata}
-    lists = names.get("listKind") or names["kind"] + "List"
-    reference = f"#/components/schemas/{prefix}.{names['kind']}"
+    lists = called.get("listKind") or called["kind"] + "List"
+    reference = f"#/components/schemas/{prefix}.{called['kind']}"
     listing = {
-        "type": "object", "description": f"{lists} is a list of {names['kind']}", "required": ["items"],
+        "type": "object", "description": f"{lists} is a list of {called['kind']}", "required": ["items"],
         "properties": {
             **head, "items": {"type": "array", "items": {"$ref": reference}},
             "metadata": {"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"}]},
         },
         "x-kubernetes-group-version-kind": [{**gvk, "kind": lists}],
     }  # fmt: skip
-    return {f"{prefix}.{names['kind']}": own, f"{prefix}.{lists}": listing}
+    return {f"{prefix}.{called['kind']}": own, f"{prefix}.{lists}": listing}

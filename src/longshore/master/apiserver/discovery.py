@@ -43,8 +43,7 @@ def resource_entries(endpoint: Endpoint) -> list[Object]:
     if endpoint.cache is not None:
         main["storageVersionHash"] = storage_hash(endpoint)
     out = [main]
-    for name in sorted(subresources(endpoint)):
-        sub = resource.subresources[name]
+    for name, sub in subresources(endpoint):
         entry: Object = {"name": f"{endpoint.plural}/{name}", "singularName": "", "namespaced": endpoint.namespaced}
         if (
             sub.kind != endpoint.kind
@@ -60,10 +59,11 @@ def resource_entries(endpoint: Endpoint) -> list[Object]:
     return out
 
 
-def subresources(endpoint: Endpoint) -> list[str]:
+def subresources(endpoint: Endpoint) -> list[tuple[str, Any]]:
     """The subresources of this version (a custom resource may have them in some versions only)."""
-    of_version = getattr(endpoint.resource, "version_subresources", None)
-    return list(of_version(endpoint.version)) if of_version is not None else list(endpoint.resource.subresources)
+    if endpoint.custom:
+        return list(endpoint.resource.subresources_of(endpoint.version).items())
+    return sorted(endpoint.resource.subresources.items())
 
 
 def aggregated_entry(endpoint: Endpoint) -> Object:
@@ -82,8 +82,7 @@ def aggregated_entry(endpoint: Endpoint) -> Object:
     if resource.categories:
         out["categories"] = list(resource.categories)
     subs = []
-    for name in sorted(subresources(endpoint)):
-        sub = resource.subresources[name]
+    for name, sub in subresources(endpoint):
         own = (sub.kind, sub.group) == (endpoint.kind, endpoint.group)
         kind: Object = {"group": sub.group, "version": sub.version, "kind": sub.kind}
         if not endpoint.custom and (own or not sub.group):

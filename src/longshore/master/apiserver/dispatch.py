@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from longshore.machinery.errors import StatusError, method_not_allowed, route_not_found
+from longshore.machinery.errors import StatusError, method_not_allowed, not_found, route_not_found
 from longshore.machinery.http import Request, Response
 from longshore.master.apiserver import bodies, options, rendering
 from longshore.master.apiserver.cache import Item
@@ -64,8 +64,12 @@ class Dispatcher:
         if info.namespace and not endpoint.namespaced:
             raise route_not_found()
         if info.subresource:
-            sub = endpoint.resource.subresources.get(info.subresource)
+            resource = endpoint.resource
+            subs = resource.subresources_of(endpoint.version) if endpoint.custom else resource.subresources
+            sub = subs.get(info.subresource)
             if sub is None:
+                if endpoint.custom:
+                    raise not_found(endpoint.group, endpoint.plural, info.name)
                 raise route_not_found()
             wanted = "create" if verb == "create" else verb
             if info.subresource == "proxy":  # any method is carried through
@@ -81,7 +85,10 @@ class Dispatcher:
                 raise method_not_allowed()
         if endpoint.namespaced and not info.namespace and (info.name and verb != "watch"):
             raise route_not_found()
-        return Call(request, info, endpoint, verb)
+        call = Call(request, info, endpoint, verb)
+        if endpoint.deprecation:
+            call.warn(endpoint.deprecation)
+        return call
 
     def answer(self, call: Call) -> Answer | Awaitable[Answer]:
         """Answer an authorized call."""

@@ -215,8 +215,7 @@ class OpenAPI:
         named = [parameter("name", "path", True), *common, parameter("pretty")]
         if item:
             out[f"{scoped}/{endpoint.plural}/{{name}}"] = {**item, "parameters": named}
-        for name in subresources(endpoint):
-            sub = resource.subresources[name]
+        for name, sub in subresources(endpoint):
             group, version = (
                 (sub.group, sub.version) if sub.kind != endpoint.kind else (endpoint.group, endpoint.version)
             )

@@ -10,7 +10,16 @@ from typing import Any
 
 from longshore.api import decoding
 from longshore.api.kinds import kind_schema
-from longshore.machinery.errors import Cause, StatusError, apply_conflict, bad_request, invalid, modified, not_found
+from longshore.machinery.errors import (
+    Cause,
+    StatusError,
+    apply_conflict,
+    bad_request,
+    internal_error,
+    invalid,
+    modified,
+    not_found,
+)
 from longshore.machinery.http import Response
 from longshore.machinery.patch import managedfields, typed
 from longshore.machinery.patch.schema import DEDUCED
@@ -27,6 +36,8 @@ SCALE = ("autoscaling", "v1", "Scale")
 
 class KindOnly:
     """A kind that is no resource of its own, as decoding.read wants it."""
+
+    builtin = True
 
     def __init__(self, group: str, version: str, kind: str) -> None:
         self.group, self.version, self.kind = group, version, kind
@@ -111,8 +122,8 @@ class ScaleHandler:
     def _paths(self, call: Call) -> tuple[str, str, str]:
         """Where replicas, their status and the selector are."""
         if call.endpoint.custom:
-            found: tuple[str, str, str] = call.endpoint.resource.scale_paths(call.endpoint.version)
-            return found
+            found = call.endpoint.resource.scale_paths(call.endpoint.version) or {}
+            return found["specReplicasPath"], found["statusReplicasPath"], found.get("labelSelectorPath", "")
         return ".spec.replicas", ".status.replicas", ".spec.selector"
 
     def show(self, call: Call, obj: Object) -> Object:
@@ -122,6 +133,8 @@ class ScaleHandler:
         keep = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
         spec: Object = {}
         count = at_path(obj, replicas)
+        if count is None and call.endpoint.custom:
+            raise internal_error(f'the spec replicas field "{replicas}" does not exist')
         if count:
             spec["replicas"] = count
         shown: Object = {"replicas": at_path(obj, status) or 0}
@@ -190,7 +203,7 @@ class ScaleHandler:
 
     def _check(self, call: Call, scale: Object) -> None:
         count = (scale.get("spec") or {}).get("replicas", 0)
-        if count < 0:
+        if count < 0 and not call.endpoint.custom:
             cause = Cause(
                 "FieldValueInvalid", f"Invalid value: {count}: must be greater than or equal to 0", "spec.replicas"
             )

@@ -29,17 +29,21 @@ UNSTORED = frozenset(
         ("authorization.k8s.io", "subjectaccessreviews"),
     }
 )
+# The groups that are built in.
+KNOWN_GROUPS = frozenset(group for group, _ in KINDS)
 _SHARED = {("events.k8s.io", "events"): ("", "events")}
 
 
 class Storage:
     """One resource: its rules (api.kinds.Resource or a custom one) and its cache (None for virtual resources)."""
 
-    __slots__ = ("cache", "custom", "resource")
+    __slots__ = ("cache", "custom", "reshaped", "resource")
 
     def __init__(self, resource: Any, *, custom: bool = False) -> None:
         self.resource = resource
         self.custom = custom
+        # The definition has been changed: what is stored may not fit its schemas, and is fitted as it is read.
+        self.reshaped = False
         self.cache: ResourceCache | None = None
         if (resource.group, resource.plural) not in UNSTORED:
             self.cache = ResourceCache(keys.folder(resource.group, resource.plural, custom))
@@ -52,6 +56,7 @@ class Endpoint:
         "api_version",
         "cache",
         "custom",
+        "deprecation",
         "group",
         "head",
         "kind",
@@ -85,8 +90,10 @@ class Endpoint:
         # Items of a built-in list carry no kind of their own; custom ones do.
         self.separator = b"," + (self.head if self.custom else b"{")
         # Whether stored bodies can be handed out in this version without conversion.
-        self.native = resource is storage.resource and version == resource.storage_version
+        self.native = resource is storage.resource and version == resource.storage_version and not storage.reshaped
         stored = storage.resource
+        # The Warning that a deprecated version carries.
+        self.deprecation: str = resource.deprecation(version) if self.custom else ""
         self.stored_head = f"{stored.group}/{stored.storage_version}" if stored.group else stored.storage_version
 
     @property
@@ -105,14 +112,25 @@ class Endpoint:
 
     def convert(self, obj: Object, version: str) -> Object:
         """An object of this resource in another version of it (across the two groups of events as well)."""
+        if self.custom:
+            return self._fitted(obj, version)
         out: Object = self.resource.convert(obj, version)
         return out
+
+    def _fitted(self, obj: Object, version: str) -> Object:
+        """A custom object in a version: only the name of the version changes, and what its schema does not have goes."""
+        out: Object = _copy(obj)
+        if out.get("apiVersion") == self.resource.api_version(version):
+            out["apiVersion"] = ""  # fitted to the schema even so
+        return dict(self.resource.convert(out, version))
 
     def stored(self, obj: Object) -> Object:
         """An object of this version as it is stored."""
         if self.native:
             return obj
         resource = self.storage.resource
+        if self.custom:
+            return self._fitted(obj, resource.storage_version)
         out: Object = resource.convert(obj, resource.storage_version)
         return out
 
@@ -200,6 +218,12 @@ class Scheme:
         return self._builder.definition(name) if name is not None else None
 
 
+def _copy(value: Any) -> Any:
+    if value.__class__ is dict:
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if value.__class__ is list else value
+
+
 def _definition(name: str) -> Any:
     from longshore.api import definitions
 
@@ -227,7 +251,7 @@ def reset_fields(endpoint: Endpoint, subresource: str) -> fieldset.Set:
     out: fieldset.Set = {}
     if subresource == "status":
         if endpoint.custom:
-            paths: list[tuple[str, ...]] = [("spec",)]
+            paths: list[tuple[str, ...]] = [("metadata",), ("spec",)]
         else:
             paths = _META_RESET.get(key, [("spec",)])
     elif (

@@ -95,7 +95,7 @@ def selectable_names(endpoint: Endpoint) -> frozenset[str]:
     """The names of the fields that a kind can be selected by."""
     key = (endpoint.group, endpoint.version, endpoint.plural)
     if endpoint.custom:
-        return _names(endpoint)
+        return frozenset(endpoint.resource.selectable_names(endpoint.version)) | _META
     found = _known.get(key)
     if found is None:
         own = (endpoint.group, endpoint.plural)

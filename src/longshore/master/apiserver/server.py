@@ -45,7 +45,7 @@ from longshore.master.apiserver.metrics import Metrics
 from longshore.master.apiserver.negotiation import negotiate
 from longshore.master.apiserver.openapi import OpenAPI
 from longshore.master.apiserver.reads import Reader
-from longshore.master.apiserver.scheme import Scheme
+from longshore.master.apiserver.scheme import KNOWN_GROUPS, Scheme
 from longshore.master.apiserver.watching import Watcher
 from longshore.master.apiserver.writes import Writer
 
@@ -196,8 +196,6 @@ class APIServer:
         assert self.definitions is not None
         await self.definitions.start()
         await self.hub.fresh()
-        if self.access is not None:
-            await self.access.bootstrap()
         self.health.started = True
 
     async def close(self) -> None:
@@ -386,7 +384,7 @@ class APIServer:
         remote = self.dispatch_remote(request, user, info)
         if remote is not None:
             return remote
-        if info.group and info.group not in self.scheme.groups:
+        if info.group not in KNOWN_GROUPS and (info.group, info.version, info.resource) not in self.scheme.endpoints:
             return not_found_page()
         call = self.dispatcher.locate(request, info, verb)
         call.user = user
