@@ -28,6 +28,8 @@ async def handler(request: Request) -> Response | None:
         async for piece in request.chunks():
             n += len(piece)
         return Response(200, str(n).encode())
+    if request.path == "/told":
+        return Response(200, b"", [("Content-Length", "12345")])
     if request.path == "/fail":
         raise ValueError("secret")
     if request.path == "/cut":
@@ -142,6 +144,8 @@ async def test_a_header_value_cannot_make_a_field(running: Running) -> None:
 async def test_head_and_old_clients(running: Running) -> None:
     out = await running.raw(b"HEAD /one HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert b"Content-Length: 9\r\n" in out and out.endswith(b"\r\n\r\n")
+    out = await running.raw(b"HEAD /told HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert b"Content-Length: 12345\r\n" in out and out.count(b"Content-Length") == 1
     out = await running.raw(b"GET /stream HTTP/1.0\r\n\r\n")
     assert out.endswith(b"piece 0\npiece 1\npiece 2\n") and b"chunked" not in out
 

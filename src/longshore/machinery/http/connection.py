@@ -289,7 +289,12 @@ class Connection(FlowProtocol):
         bare = request.method == "HEAD" or status in (204, 304)
         if size > SLICE and not bare:
             return False
-        extra = b"" if status == 204 or (status == 304 and not size) else b"Content-Length: %d\r\n" % size
+        if status == 204 or (status == 304 and not size):
+            extra = b""
+        elif bare and any(name.lower() == "content-length" for name, _ in response.headers):
+            extra = b""  # HEAD: the length that GET would have
+        else:
+            extra = b"Content-Length: %d\r\n" % size
         if response.content_type is not None:
             extra += b"Content-Type: %b\r\n" % response.content_type.encode()
         self._answered = True

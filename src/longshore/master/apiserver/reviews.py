@@ -137,7 +137,7 @@ class ReviewHandlers:
         )
         await self.admission.admit(request)
         await self.admission.validate(request)
-        out = self.access.issuer.create(request.object or wanted, call.namespace, call.name)
+        out = await self.access.issuer.issue(request.object or wanted, call.namespace, call.name)
         return rendering.respond(call, 201, rendering.encode(out, call.form, call.request), call.form.media)
 
     def well_known(self, request: Request, parts: list[str]) -> Response | None:
