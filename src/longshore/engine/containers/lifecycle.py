@@ -755,7 +755,7 @@ class Lifecycle:
                     restart.append(container)
             elif policy == "on-failure" and was_running and state.exit_code != 0:
                 restart.append(container)
-        for id in known:
+        for id in self._runtime.ids():
             if service.store.get(id) is None and self._runtime.state(id).labels.get("owner") == "docker":
                 with contextlib.suppress(Exception):
                     await self._runtime.delete(id, force=True)

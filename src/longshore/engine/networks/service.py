@@ -428,6 +428,8 @@ class NetworkService:
                         if attempt or error.errno != 17:
                             raise
                         host.delete_link(host.index(name))
+                # Where br_netfilter is on, a container's way to itself through a published port stays on the bridge.
+                host.set_bridge_port(host.index(name), hairpin=True)
                 index = inside.index(interface)
                 for address, prefix in endpoint.addresses:
                     inside.add_address(index, ipaddress.ip_interface(f"{address}/{prefix}"))
