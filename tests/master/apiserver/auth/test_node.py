@@ -146,3 +146,12 @@ def test_own_things_only(node: NodeAuthorizer, objects: Any) -> None:
         "unknown node"
         in node.authorize(ask("get", "x", user=UserInfo("system:node:", groups=("system:nodes",)))).reason
     )
+
+
+def test_what_nobody_asks_for_is_not_kept(objects: Any, node: NodeAuthorizer) -> None:
+    for n in range(5000):
+        objects.put("", "pods", pod(f"p{n}"))
+        objects.remove("", "pods", "ns", f"p{n}")
+    assert len(node.graph._dirty) <= 1024
+    objects.put("", "pods", FULL)
+    assert node.authorize(ask("get", "secrets", "vol")).allowed

@@ -17,6 +17,7 @@ from .users import node_identity, quoted
 ALLOW = Decision("allow")
 MIRROR = "kubernetes.io/config.mirror"
 LEASES = "kube-node-lease"
+MAX_DIRTY = 1024
 Thing = tuple[str, str, str]  # resource, namespace, name
 
 
@@ -49,6 +50,8 @@ class Graph:
 
     def _note(self, group: str, resource: str, namespace: str, name: str) -> None:
         self._dirty.add((f"{group}/{resource}", namespace, name))
+        if len(self._dirty) > MAX_DIRTY:  # nobody asks: it must not grow with all that ever lived
+            self._refresh()
 
     def related(self, node: str, thing: Thing) -> bool:
         """Whether there is a way from a thing to a node."""

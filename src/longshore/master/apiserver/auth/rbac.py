@@ -17,6 +17,7 @@ from .users import account_name, quoted
 GROUP = "rbac.authorization.k8s.io"
 _KINDS = ("clusterroles", "roles", "clusterrolebindings", "rolebindings")
 _MAX_DECISIONS = 16384
+_MAX_DIRTY = 1024
 Key = tuple[str, str]  # namespace ("" for cluster-wide), name
 
 
@@ -64,6 +65,8 @@ class RBAC:
 
     def _note(self, resource: str, namespace: str, name: str) -> None:
         self._dirty.add((resource, namespace, name))
+        if len(self._dirty) > _MAX_DIRTY:  # nobody asks: it must not grow with all that ever lived
+            self._refresh()
 
     def _refresh(self) -> None:
         dirty, self._dirty = self._dirty, set()
