@@ -192,7 +192,7 @@ BUSYBOX_WGET = "/bin/busybox"
 
 def test_limits_identity_and_isolation(engine: DockerEngine) -> None:
     out = engine.docker("run", "--rm", "--user", "user", "-w", "/made/here", "-e", "A=b", "-h", "box", "busybox", "sh", "-c", "id; pwd; echo $A $HOME; hostname").stdout  # fmt: skip
-    assert out.splitlines() == ["uid=1000(user) gid=1000(user)", "/made/here", "b /home", "box"]
+    assert out.splitlines() == ["uid=1000(user) gid=1000(user) groups=1000(user)", "/made/here", "b /home", "box"]
     caps = engine.docker("run", "--rm", "busybox", "grep", "CapEff", "/proc/self/status").stdout.split()[1]
     assert int(caps, 16) == 0xA80425FB
     assert (
@@ -322,3 +322,17 @@ def test_inspect_formats_and_filters(engine: DockerEngine) -> None:
         "{{.Action}}",
     ).stdout.split()
     assert events[:2] == ["create", "start"] or events[:3] == ["create", "connect", "start"]
+
+
+def test_logs_rotate_while_they_are_followed(engine: DockerEngine) -> None:
+    options = ["--log-opt", "max-size=20k", "--log-opt", "max-file=3"]
+    script = "i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo line $i; [ $((i % 100)) = 0 ] && sleep 0.05; done"
+    engine.docker("run", "-d", "--name", "turns", *options, "busybox", "sh", "-c", script)
+    followed = engine.docker("logs", "-f", "turns").stdout.splitlines()
+    assert followed[-1] == "line 4000"
+    numbers = [int(line.split()[1]) for line in followed]
+    assert numbers == list(range(numbers[0], 4001))
+    kept = engine.docker("logs", "turns").stdout.splitlines()
+    assert kept[-1] == "line 4000" and len(kept) < 4000
+    path = Path(engine.docker("inspect", "-f", "{{.LogPath}}", "turns").stdout.strip())
+    assert len(list(path.parent.glob(path.name + "*"))) == 3

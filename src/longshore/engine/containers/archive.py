@@ -113,14 +113,14 @@ def _check(path: str) -> str:
     return path
 
 
-def path_stat(view: View, container: Container, path: str) -> tuple[str, Json]:
-    """(X-Docker-Container-Path-Stat value, its content). Raises NotFound, SystemFailure."""
+def path_stat(view: View, shown: str, path: str) -> tuple[str, Json]:
+    """(X-Docker-Container-Path-Stat value, its content). shown: the container as the client named it. Raises NotFound, SystemFailure."""
     root, inside, _ = view.locate(_check(path))
     try:
         fd = _open(root, inside + ("/" if path.endswith("/") and inside != "/" else ""), follow=path.endswith("/"))
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NotFound(f"Could not find the file {path} in container {container.id}") from None
+            raise NotFound(f"Could not find the file {path} in container {shown}") from None
         raise _failure(error, path) from None
     try:
         info = os.fstat(fd)
@@ -156,7 +156,7 @@ def _entry(fd: int, name: str, path: str, info: os.stat_result) -> tar.Entry | N
     return make(fd, name, path, info)
 
 
-def get(view: View, container: Container, path: str) -> Iterator[bytes]:
+def get(view: View, shown: str, path: str) -> Iterator[bytes]:
     """A tar of a file or folder: members are named from the path's last part. Raises before the first piece."""
     from longshore.engine.images.pack import Packer
 
@@ -167,7 +167,7 @@ def get(view: View, container: Container, path: str) -> Iterator[bytes]:
         fd = _open(root, inside + ("/" if path.endswith("/") and inside != "/" else ""), follow=follow)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NotFound(f"Could not find the file {path} in container {container.id}") from None
+            raise NotFound(f"Could not find the file {path} in container {shown}") from None
         raise _failure(error, path) from None
     try:
         info = os.fstat(fd)
@@ -208,7 +208,7 @@ def _file_tar(parent: int, real: str, name: str, info: os.stat_result, packer_cl
     yield tar.END
 
 
-def check_put(view: View, container: Container, path: str) -> tuple[int, str]:
+def check_put(view: View, container: Container, path: str, shown: str) -> tuple[int, str]:
     """An O_PATH descriptor of the folder to extract into, and its path. Raises EngineError classes."""
     root, inside, point = view.locate(_check(path))
     if point is not None and not point["RW"]:
@@ -219,7 +219,7 @@ def check_put(view: View, container: Container, path: str) -> tuple[int, str]:
         fd = rooted.open_in(root, inside, os.O_PATH)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NotFound(f"Could not find the file {path} in container {container.id}") from None
+            raise NotFound(f"Could not find the file {path} in container {shown}") from None
         raise _failure(error, path) from None
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)

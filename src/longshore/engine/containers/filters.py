@@ -116,7 +116,7 @@ def select(service: ContainerService, filters: Filters, *, all: bool, limit: int
         if word not in _STATES:
             raise InvalidParameter(
                 f"invalid filter 'status={word}': invalid value for state ({word}): must be one of "
-                "created, running, paused, restarting, removing, exited, or dead"
+                "created, running, paused, restarting, removing, exited, dead"
             )
     for word in filters.get("health", []):
         if word not in _HEALTH:

@@ -21,7 +21,7 @@ from longshore.engine.networks.service import remove_sandbox
 from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRunning, RuntimeFailed
 from longshore.machinery import mounts, rooted
 
-from . import files, health, mountspec, ocispec, signals
+from . import files, health, logdrivers, mountspec, ocispec, signals
 from .model import Container, format_time, new_id, now, parse_time
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ class Lifecycle:
             for name, id in before.items():
                 container.networks[name]["NetworkID"] = id
             raise
+        self._rotate_log(container)
         for name, settings in container.networks.items():
             if settings["EndpointID"]:
                 network = service.networks.find(name)
@@ -186,6 +187,12 @@ class Lifecycle:
                     service.networks.announce("connect", network, container.id)
         service.event(container, "start")
         health.start(service, container)
+
+    def _rotate_log(self, container: Container) -> None:
+        settings = container.host["LogConfig"]
+        container.rotation = logdrivers.start_rotation(
+            settings["Type"], settings["Config"], container.log_path, lambda: self._runtime.reopen_log(container.id)
+        )
 
     async def _undo(self, container: Container, sandbox: Path | None, created: bool) -> None:
         container.state.running = False
@@ -203,12 +210,10 @@ class Lifecycle:
             ) from None
 
     def _check_log_options(self, container: Container) -> None:
-        from .logdrivers import parse_size
-
         options = container.host["LogConfig"]["Config"]
         try:
             if options.get("max-size"):
-                parse_size(options["max-size"])
+                logdrivers.parse_size(options["max-size"])
         except ValueError as error:
             container.log_path.touch(mode=0o640)
             raise SystemFailure(
@@ -432,6 +437,9 @@ class Lifecycle:
         service, state = self._service, container.state
         ran = status.at - parse_time(state.started_at) / 1e9
         health.stop(container)
+        if container.rotation is not None:
+            container.rotation.close()
+            container.rotation = None
         for session in container.execs.values():
             session.container_ended()
         await asyncio.gather(self._clean(container), self._delete_from_runtime(container))
@@ -795,6 +803,7 @@ class Lifecycle:
             self._spawn(
                 service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))
             )
+        self._rotate_log(container)
         if not paused:
             health.start(service, container)
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from longshore.engine.runtime import logs
+from longshore.machinery.inotify import Inotify, Mask
+
+log = logging.getLogger("longshore.engine.containers")
+
+_REST = 0.2
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgtpKMGTP]?)(?:i?[bB])?$")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
@@ -44,3 +55,43 @@ def details(driver_options: Mapping[str, str], labels: Mapping[str, str], enviro
                 continue
             found.update({name: value for name, value in source.items() if expression.search(name)})
     return dict(sorted(found.items()))
+
+
+class Rotation:
+    """Rotates one container's log as it grows. It is woken by the file's change, then rests, so that a chatty container
+    costs five looks a second at most. reopen: tells the monitor to begin a new file."""
+
+    def __init__(self, path: Path, size: int, count: int, reopen: Callable[[], None]) -> None:
+        self._path, self._size, self._count, self._reopen = path, size, count, reopen
+        self._inotify = Inotify()
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
+
+    def _look(self) -> None:
+        self._timer = None
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_size >= self._size:
+                try:
+                    logs.rotate(self._path, self._count)
+                    self._reopen()
+                except Exception as error:
+                    log.warning("log %s could not be rotated: %s", self._path, error)
+        # The new file is made by the monitor, so the folder is watched.
+        with contextlib.suppress(FileNotFoundError):
+            self._inotify.watch(self._path.parent, Mask.MODIFY | Mask.MOVED_TO, self._changed)
+
+    def _changed(self, _path: Path, _mask: Mask, name: str) -> None:
+        if name == self._path.name and self._timer is None:
+            self._inotify.forget(self._path.parent)
+            self._timer = asyncio.get_running_loop().call_later(_REST, self._look)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._inotify.close()
+
+
+def start_rotation(driver: str, options: Mapping[str, str], path: Path, reopen: Callable[[], None]) -> Rotation | None:
+    """The rotation that a container's log settings ask for; None: none."""
+    size, count = rotation(driver, options)
+    return Rotation(path, size, count, reopen) if size > 0 and driver != "none" else None

@@ -287,6 +287,7 @@ class Container:
         self.ended: asyncio.Future[object] | None = None
         self.health_task: asyncio.Task[None] | None = None
         self.removed = False
+        self.rotation: Any = None
 
     @property
     def short(self) -> str:

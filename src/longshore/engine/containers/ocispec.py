@@ -221,7 +221,7 @@ def build(
     if host["OomScoreAdj"]:
         process["oomScoreAdj"] = host["OomScoreAdj"]
     user = user_of(container, root, config["User"], host["GroupAdd"])
-    oci.set_user(spec, user.uid, user.gid, user.groups)
+    oci.set_user(spec, user.uid, user.gid, (user.gid, *user.groups))
     if not any(e.startswith("HOME=") for e in process["env"]):
         process["env"].append(f"HOME={user.home}")
     security = container.security_options
@@ -358,8 +358,7 @@ def exec_process(
             merged.pop(name, None)
     if user is not None:
         ids: Json = {"uid": user.uid, "gid": user.gid}
-        if user.groups:
-            ids["additionalGids"] = list(user.groups)
+        ids["additionalGids"] = sorted({user.gid, *user.groups})
         process["user"] = ids
         if not any(e.startswith("HOME=") for e in (container.config["Env"] or []) + env):
             merged["HOME"] = f"HOME={user.home}"

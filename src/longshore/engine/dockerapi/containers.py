@@ -394,7 +394,7 @@ async def archive_head(call: Call) -> Response:
     try:
         container = service.find(call.path["name"])
         with archive.View(service, container) as view:
-            value, _ = archive.path_stat(view, container, call.param("path"))
+            value, _ = archive.path_stat(view, call.path["name"], call.param("path"))
     except EngineError as error:
         return Response(error.status, b"", HEADERS)
     return Response(200, b"", [*HEADERS, ("X-Docker-Container-Path-Stat", value)])
@@ -407,8 +407,8 @@ async def archive_get(call: Call) -> Response | None:
     service = call.api.containers
     container = service.find(call.path["name"])
     with archive.View(service, container) as view:
-        value, _ = archive.path_stat(view, container, call.param("path"))
-        source = archive.get(view, container, call.param("path"))
+        value, _ = archive.path_stat(view, call.path["name"], call.param("path"))
+        source = archive.get(view, call.path["name"], call.param("path"))
         writer = await call.start(200, "application/x-tar", [("X-Docker-Container-Path-Stat", value)])
         async for data in pieces(source):
             writer.write(data)
@@ -427,7 +427,7 @@ async def archive_put(call: Call) -> Response:
     path = call.param("path")
     container = service.find(call.path["name"])
     with archive.View(service, container) as view:
-        fd, clean = archive.check_put(view, container, path)
+        fd, clean = archive.check_put(view, container, path, call.path["name"])
         try:
             owner = None
             if call.flag("copyUIDGID") and container.config["User"]:

@@ -291,7 +291,7 @@ class NetworkService:
         taken = [p.subnet for n in self._networks.values() for p in n.pools] + self._reserved
         taken += [route.destination for route in self._netlink.routes(4) if route.destination.prefixlen]
         network.ipam_driver = given.get("Driver") or "default"
-        network.ipam_options = given.get("Options") or None
+        network.ipam_options = given.get("Options")
         config = [dict(c) for c in given.get("Config") or [] if c]
         for entry in config:
             if entry.get("Subnet"):

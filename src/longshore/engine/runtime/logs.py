@@ -157,6 +157,7 @@ async def read(
                     if done:
                         return
         rest = b""
+        replaced = False
         while follow:
             over = ended is not None and ended.done()
             wake.clear()
@@ -174,6 +175,11 @@ async def read(
                     return
                 continue
             if file is not None and path.exists() and os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+                if not replaced:
+                    # Now that there is a new file nothing more comes into this one; but something may have just before.
+                    replaced = True
+                    continue
+                replaced = False
                 file.close()
                 file = open(path, "rb")  # noqa: SIM115
                 rest = b""
