@@ -1,5 +1,6 @@
 """etcd v3 (package etcdserverpb): messages and methods of its gRPC services, as a table.
 
+Users and roles are not managed over it here; their methods are listed (with empty messages) so that they are refused in words.
 Enums are plain numbers here (on the wire they are the same); their values are the constants below. Source of names, numbers
 and types: etcd's api/etcdserverpb/rpc.proto and api/mvccpb/kv.proto, release 3.5.
 """
@@ -25,7 +26,12 @@ service Lease: LeaseGrant, LeaseRevoke, LeaseKeepAlive(~LeaseKeepAliveRequest)~L
 service Cluster: MemberAdd, MemberRemove, MemberUpdate, MemberList, MemberPromote
 service Maintenance: Alarm, Status, Defragment, Hash, HashKV, Snapshot(SnapshotRequest)~SnapshotResponse, MoveLeader,
   Downgrade
-service Auth: AuthStatus, Authenticate
+service Auth: AuthStatus, Authenticate, AuthEnable(AuthRequest)AuthResponse, AuthDisable(AuthRequest)AuthResponse,
+  UserAdd(AuthRequest)AuthResponse, UserGet(AuthRequest)AuthResponse, UserList(AuthRequest)AuthResponse,
+  UserDelete(AuthRequest)AuthResponse, UserChangePassword(AuthRequest)AuthResponse,
+  UserGrantRole(AuthRequest)AuthResponse, UserRevokeRole(AuthRequest)AuthResponse, RoleAdd(AuthRequest)AuthResponse,
+  RoleGet(AuthRequest)AuthResponse, RoleList(AuthRequest)AuthResponse, RoleDelete(AuthRequest)AuthResponse,
+  RoleGrantPermission(AuthRequest)AuthResponse, RoleRevokePermission(AuthRequest)AuthResponse
 
 KeyValue: 1 key bytes, 2 create_revision int64, 3 mod_revision int64, 4 version int64, 5 value bytes, 6 lease int64
 Event: 1 type int32, 2 kv KeyValue, 3 prev_kv KeyValue
@@ -97,6 +103,8 @@ MoveLeaderRequest: 1 targetID uint64
 MoveLeaderResponse: 1 header ResponseHeader
 DowngradeRequest: 1 action int32, 2 version string
 DowngradeResponse: 1 header ResponseHeader, 2 version string
+AuthRequest:
+AuthResponse: 1 header ResponseHeader
 AuthStatusRequest:
 AuthStatusResponse: 1 header ResponseHeader, 2 enabled bool, 3 authRevision uint64
 AuthenticateRequest: 1 name string, 2 password string

@@ -214,6 +214,79 @@ async def test_watches_go_on_after_etcd_was_away(etcd_server: str, tmp_path: Pat
     await etcd.close()
 
 
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[tuple[list[str], list[subprocess.Popen[bytes]]]]:
+    """A cluster of three members on loopback."""
+    urls = [f"http://127.0.0.1:{24000 + 10 * n}" for n in range(3)]
+    peers = [f"http://127.0.0.1:{24001 + 10 * n}" for n in range(3)]
+    cluster = ",".join(f"m{n}={peer}" for n, peer in enumerate(peers))
+    members = [
+        subprocess.Popen(
+            [
+                "etcd", "--name", f"m{n}", "--data-dir", str(tmp_path / f"m{n}"), "--heartbeat-interval", "50",
+                "--election-timeout", "500", "--listen-client-urls", urls[n], "--advertise-client-urls", urls[n],
+                "--listen-peer-urls", peers[n], "--initial-advertise-peer-urls", peers[n], "--initial-cluster", cluster,
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    yield urls, members
+    for member in members:
+        member.kill()
+        member.wait()
+
+
+@needs_etcd
+async def test_three_members_and_the_leader_dies(three: tuple[list[str], list[subprocess.Popen[bytes]]]) -> None:
+    urls, members = three
+    await (await opened(urls[0])).close()
+    store = await EtcdStore.open(urls)
+    watch = store.watch(b"/k/", m.prefix_end(b"/k/"))
+    await asyncio.sleep(0.3)
+    acknowledged: dict[bytes, int] = {}
+    doubtful: set[bytes] = set()
+    stop = False
+
+    async def write(number: int) -> None:
+        count = 0
+        while not stop:
+            key = b"/k/%d/%d" % (number, count)
+            count += 1
+            try:
+                acknowledged[key] = (await store.put(key, b"v")).revision
+            except m.StoreError:
+                doubtful.add(key)
+                await asyncio.sleep(0.02)
+
+    writers = [asyncio.create_task(write(number)) for number in range(6)]
+    await asyncio.sleep(0.5)
+    for place, url in enumerate(urls):
+        one = await EtcdStore.open([url])
+        leads = (await one.status()).leader
+        await one.close()
+        if leads:
+            members[place].kill()
+            break
+    before = len(acknowledged)
+    for _ in range(200):
+        await asyncio.sleep(0.1)
+        if len(acknowledged) > before + 200:
+            break
+    stop = True
+    await asyncio.gather(*writers)
+    assert len(acknowledged) > before + 200
+    kvs = {kv.key: kv.mod_revision for kv in (await store.range(b"/k/", m.prefix_end(b"/k/"))).kvs}
+    assert acknowledged.items() <= kvs.items()
+    assert kvs.keys() <= acknowledged.keys() | doubtful
+    told: list[tuple[bytes, int]] = []
+    while len(told) < len(kvs):
+        batch = await asyncio.wait_for(watch.__anext__(), 10)
+        told += [(e.kv.key, e.kv.mod_revision) for e in batch.events]
+    assert told == sorted(kvs.items(), key=lambda item: item[1])
+    await store.close()
+
+
 class Ctl:
     async def __call__(self, *words: str, stdin: bytes | None = None, ok: bool = True) -> str:
         environment = {**os.environ, "ETCDCTL_API": "3"}
@@ -280,6 +353,7 @@ async def test_etcdctl(ours: tuple[EmbeddedStore, EtcdStore], tmp_path: Path) ->
     assert "required revision has been compacted" in await ctl("get", "foo", "--rev=2", ok=False)
     assert "required revision has been compacted" in await ctl("watch", "--rev=2", "foo", ok=False)
     assert "duplicate key" in await ctl("txn", ok=False, stdin=b"\n\nput foo a\nput foo b\n\n\n")
+    assert "Unimplemented" in await ctl("user", "add", "root:x", ok=False)
     assert "requested lease not found" in await ctl("put", "--lease=4711", "a", "b", ok=False)
     await ctl("snapshot", "save", str(tmp_path / "copy.db"))
     assert await ctl("put", "new", "x") == "OK\n"
