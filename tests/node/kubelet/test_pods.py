@@ -323,7 +323,9 @@ async def test_resize_in_place(node: Node) -> None:
         lambda p: p["status"]["containerStatuses"][0]["restartCount"] == 1 and condition(p, "Ready") == "True",
     )
     assert again["status"]["containerStatuses"][0]["resources"]["limits"]["memory"] == "96Mi"
-    patch = {"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": "500"}, "limits": {"cpu": "500"}}}]}}
+    patch = {
+        "spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": "500"}, "limits": {"cpu": "500"}}}]}
+    }
     await node.client.patch(PODS, "resized", patch, "default", kind="strategic", subresource="resize")
     refused = await node.wait("resized", lambda p: condition(p, "PodResizePending") == "True")
     reason = next(c["reason"] for c in refused["status"]["conditions"] if c["type"] == "PodResizePending")

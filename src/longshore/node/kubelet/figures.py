@@ -76,7 +76,7 @@ def _file_system(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tree_usage(folder: Path) -> tuple[int, int]:
+def tree_usage(folder: Path) -> tuple[int, int]:
     """(bytes, inodes) under a folder. Blocking."""
     used = inodes = 0
     for where, names, files in os.walk(folder):
@@ -135,7 +135,7 @@ class Figures:
     def _disk_of(self, uid: str) -> tuple[int, int]:
         when, used, inodes = self._disk.get(uid, (0.0, 0, 0))
         if time.monotonic() - when > _DISK_SECONDS or not when:
-            used, inodes = _tree_usage(self.kubelet.config.pod_folder(uid) / "volumes")
+            used, inodes = tree_usage(self.kubelet.config.pod_folder(uid) / "volumes")
             self._disk[uid] = (time.monotonic(), used, inodes)
         return used, inodes
 

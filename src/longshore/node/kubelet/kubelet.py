@@ -31,6 +31,7 @@ from longshore.node.kubelet.podstatus import StatusMaker
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.resize import Allocations
 from longshore.node.kubelet.runtime import Runtime
+from longshore.node.kubelet.static import Mirrors, StaticPods
 from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import TokenManager
@@ -53,6 +54,8 @@ class Kubelet(StatusMaker):
         self.workers: dict[str, Worker] = {}
         self._waiting: dict[str, Pod] = {}
         self._synced = False
+        #: uid -> why the kubelet itself has ended the pod (its DisruptionTarget condition)
+        self.disruptions: dict[str, str] = {}
         #: set when every source has told its first list
         self.synced = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -69,7 +72,7 @@ class Kubelet(StatusMaker):
         self.killer = Killer(runtime, self.handlers, self.container_event, self.pod_ip)
         self.objects = ObjectCache(client, self._objects_changed)
         self.tokens = TokenManager(client)
-        self.statuses = StatusManager(client, api_pod=self.pods.get, finished=self.is_finished)
+        self.statuses = StatusManager(client, api_pod=self.api_pod, finished=self.is_finished)
         self.volumes = VolumeManager(
             config.root,
             Sources(self.objects.get, self.tokens.get, self._known_addresses, lambda: self.allocatable, self._trust),
@@ -78,6 +81,7 @@ class Kubelet(StatusMaker):
             lambda: resources.amount(self.allocatable.get("memory", "0")),
         )
         self.messages = TerminationMessages()
+        self.mirrors = Mirrors(client, self._node)
         self.allocations = Allocations(config, runtime, lambda: self.memory_capacity, self.pod_event)
         self.syncer = Syncer(
             Services(
@@ -122,6 +126,7 @@ class Kubelet(StatusMaker):
                 self._added(pod)
             self._waiting.clear()
             self.synced.set()
+            self._start_static()
             await self.cleaner.everything()
             await self.pleg.run()
         finally:
@@ -142,9 +147,10 @@ class Kubelet(StatusMaker):
             # Variables of Services and the node's labels must be known before the first pod starts.
             self._waiting[uid] = pod
             return
-        self.pods[uid] = pod
         if resources.is_mirror(pod):
+            self._mirror_seen(pod, pod)
             return
+        self.pods[uid] = pod
         self.objects.register(pod)
         worker = self.workers.get(uid)
         if worker is not None:
@@ -163,9 +169,10 @@ class Kubelet(StatusMaker):
         if not self._synced:
             self._waiting[uid] = new
             return
-        self.pods[uid] = new
         if resources.is_mirror(new):
+            self._mirror_seen(new, new)
             return
+        self.pods[uid] = new
         self.objects.register(new)
         worker = self.workers.get(uid)
         if worker is None:
@@ -180,6 +187,9 @@ class Kubelet(StatusMaker):
     def _deleted(self, pod: Pod) -> None:
         uid = pod["metadata"]["uid"]
         self._waiting.pop(uid, None)
+        if resources.is_mirror(pod):
+            self._mirror_seen(pod, None)
+            return
         self.pods.pop(uid, None)
         self.objects.unregister(uid)
         worker = self.workers.get(uid)
@@ -190,6 +200,37 @@ class Kubelet(StatusMaker):
         else:
             self.statuses.forget(uid)
             self.spawn(self._bury(pod), f"remains of {uid}")
+
+    def _start_static(self) -> None:
+        if self.config.static_pods is None:
+            return
+        static = StaticPods(
+            self.config.static_pods, self.config.node_name, added=self._static_added, removed=self._static_removed
+        )
+        self.spawn(static.run(), "static pods")
+        self.spawn(self.mirrors.run(), "mirror pods")
+
+    def _static_added(self, pod: Pod) -> None:
+        self.mirrors.want(pod)
+        self._added(pod)
+
+    def _static_removed(self, pod: Pod) -> None:
+        self.mirrors.drop(pod)
+        self._deleted(pod)
+
+    def _mirror_seen(self, pod: Pod, now: Pod | None) -> None:
+        metadata = pod["metadata"]
+        self.mirrors.seen(now, (metadata["namespace"], metadata["name"]))
+        if now is None:
+            return
+        for static in self.pods.values():
+            if resources.is_static(static) and self.mirrors.of(static) is now:
+                self.statuses.resend(static["metadata"]["uid"])
+
+    def api_pod(self, uid: str) -> Pod | None:
+        """The API server's object of a pod: itself, or a static pod's mirror."""
+        pod = self.pods.get(uid)
+        return self.mirrors.of(pod) if pod is not None and resources.is_static(pod) else pod
 
     # -- events from below -------------------------------------------------------------------------------------------
 
@@ -353,6 +394,7 @@ class Kubelet(StatusMaker):
         self.syncer.forget(uid)
         self.tokens.forget(uid)
         self.allocations.forget(uid)
+        self.disruptions.pop(uid, None)
         for other in self.allocations.waiting():
             self.nudge(other)
         self._handlers_of.pop(uid, None)

@@ -31,6 +31,7 @@ class StatusMaker:
     probes: ProbeManager
     messages: TerminationMessages
     allocations: Allocations
+    disruptions: dict[str, str]
 
     def addresses(self, pod: Pod, ips: list[str]) -> dict[str, Any]:
         """hostIP, hostIPs, podIP, podIPs for a pod whose sandbox has these addresses."""
@@ -94,6 +95,11 @@ class StatusMaker:
             *status.ready_conditions(pod, everything, told, others),
             {"type": "PodScheduled", "status": "True"},
             *self._resize_conditions(uid),
+            *(
+                [status.condition("DisruptionTarget", True, "TerminationByKubelet", self.disruptions[uid])]
+                if uid in self.disruptions
+                else []
+            ),
         ]
         kinds = {c["type"] for c in fresh}
         owned_before = [c for c in before.get("conditions") or () if c["type"] in kinds]

@@ -25,6 +25,7 @@ from longshore.node.kubelet.figures import Figures
 from longshore.node.kubelet.kubelet import Kubelet
 from longshore.node.kubelet.nodestatus import NodeStatus
 from longshore.node.kubelet.runtime import Runtime
+from longshore.node.kubelet.upkeep import Upkeep
 
 log = logging.getLogger("longshore.kubelet")
 
@@ -51,6 +52,12 @@ async def serve(
     register_with_taints: Sequence[Mapping[str, str]] = (),
     resolv_conf: str = "/etc/resolv.conf",
     allowed_unsafe_sysctls: Sequence[str] = (),
+    eviction_hard: Mapping[str, str] | None = None,
+    eviction_soft: Mapping[str, str] | None = None,
+    image_gc_high_threshold: int = 100,
+    image_gc_low_threshold: int = 80,
+    container_log_max_size: int = 10 * 2**20,
+    container_log_max_files: int = 5,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Run a node's pods until cancelled; its containers go on then.
@@ -80,13 +87,21 @@ async def serve(
         resolv_conf=resolv_conf,
         allowed_unsafe_sysctls=list(allowed_unsafe_sysctls),
     )
+    if eviction_hard is not None:
+        config.eviction_hard = dict(eviction_hard)
+    config.eviction_soft = dict(eviction_soft or {})
+    config.image_gc_high_percent, config.image_gc_low_percent = image_gc_high_threshold, image_gc_low_threshold
+    config.container_log_max_size, config.container_log_max_files = container_log_max_size, container_log_max_files
     config.root.mkdir(parents=True, exist_ok=True, mode=0o750)
     config.pod_logs.mkdir(parents=True, exist_ok=True, mode=0o755)
     client = Client(load(kubeconfig), user_agent="longshore-kubelet/v1.36.1")
     runtime = Runtime(cri_endpoint)
     recorder = EventRecorder(client, "kubelet", host=node_name)
     kubelet = Kubelet(config, client, runtime, recorder)
-    node = NodeStatus(config, client, runtime, recorder, healthy=kubelet.unhealthy, pressures=dict)
+    upkeep = Upkeep(kubelet, lambda: node.nudge())
+    node = NodeStatus(
+        config, client, runtime, recorder, healthy=kubelet.unhealthy, pressures=upkeep.pressures.conditions
+    )
     kubelet.allocatable = node.allocatable
     figures = Figures(kubelet)
     kubelet.probes.metric = figures.count_probe
@@ -110,6 +125,7 @@ async def serve(
             group.create_task(node.renew_forever())
             running = group.create_task(kubelet.run())
             group.create_task(node.run())
+            group.create_task(upkeep.run())
             group.create_task(_report_ready(kubelet, node, ready))
             await running
     finally:

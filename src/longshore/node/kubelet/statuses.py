@@ -13,6 +13,7 @@ from typing import Any
 from longshore.client.resources import PODS
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery.errors import StatusError
+from longshore.node.kubelet.resources import is_static
 from longshore.node.kubelet.status import OPTIONAL, OWNED
 
 log = logging.getLogger("longshore.kubelet.status")
@@ -49,6 +50,12 @@ class StatusManager:
             return
         self._statuses[uid] = status
         self._nudge(uid)
+
+    def resend(self, uid: str) -> None:
+        """The API server has a fresh object of the pod that shows nothing yet."""
+        self._sent.pop(uid, None)
+        if uid in self._statuses:
+            self._nudge(uid)
 
     def finish(self, pod: Pod) -> None:
         """Nothing of the pod is left on the node: a deleted one is now removed from the API server."""
@@ -96,12 +103,16 @@ class StatusManager:
         metadata = pod["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         status = self._statuses.get(uid)
-        current = self._api_pod(uid) or pod
+        found = self._api_pod(uid)
+        if found is None and is_static(pod):
+            # No mirror yet; its coming sends this again.
+            return
+        current = found or pod
         if status is not None:
             base = self._sent.get(uid) or current.get("status") or {}
             change = difference(base, status)
             if change:
-                patch = {"metadata": {"uid": uid}, "status": change}
+                patch = {"metadata": {"uid": current["metadata"]["uid"]}, "status": change}
                 try:
                     answer = await self._client.patch(
                         PODS, name, patch, namespace, kind="strategic", subresource="status"
@@ -116,6 +127,8 @@ class StatusManager:
                 self._pods[uid] = {**pod, "metadata": {**metadata, **_deletion(answer)}}
             self._sent[uid] = status
         latest = self._api_pod(uid) or current
+        if is_static(pod):
+            return
         if latest["metadata"].get("deletionTimestamp") and self._finished(uid):
             try:
                 await self._client.delete(PODS, name, namespace, grace_seconds=0, uid=uid)
@@ -153,7 +166,11 @@ def difference(base: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, 
         else:
             change[field] = new if new else None
     old_conditions = {c["type"]: c for c in base.get("conditions") or ()}
-    ours = [c for c in status.get("conditions") or () if c["type"] in OWNED or c["type"] in OPTIONAL]
+    ours = [
+        c
+        for c in status.get("conditions") or ()
+        if c["type"] in OWNED or c["type"] in OPTIONAL or c.get("reason") == "TerminationByKubelet"
+    ]
     present = {c["type"] for c in ours}
     changed: list[dict[str, Any]] = [
         {"$patch": "delete", "type": kind} for kind in OPTIONAL if kind in old_conditions and kind not in present

@@ -6,6 +6,7 @@ Source: kubernetes pkg/kubelet/kuberuntime (SyncPod, startContainer, doBackOff).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -127,9 +128,19 @@ class Syncer:
             else:
                 reasons.pop(container["name"], None)
                 outcome.changed = True
+                await self._collect(state, container["name"])
             if hold:
                 break
         return outcome
+
+    async def _collect(self, state: PodState, name: str) -> None:
+        """Of a container that was started anew only the last dead one is kept, with its log."""
+        for known in [c for c in state.containers if c.name == name and c.state == EXITED][1:]:
+            with contextlib.suppress(RpcError, OSError):
+                path = (await self.services.runtime.container(known.id)).log_path
+                await self.services.runtime.call("RemoveContainer", container_id=known.id)
+                if path:
+                    Path(path).unlink(missing_ok=True)
 
     async def _purge_init(self, pod: Pod, state: PodState) -> None:
         """A new sandbox begins with the first init container: what ran in the old one must not count."""
