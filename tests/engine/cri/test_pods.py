@@ -297,3 +297,18 @@ async def test_images(engine: Engine) -> None:
     assert len((await engine.call("ListImages")).images) == 1
     with pytest.raises(RpcError):
         await engine.call("PullImage", image=cri.ImageSpec(image="127.0.0.1:9/none"))
+
+
+async def test_metrics(engine: Engine) -> None:
+    pod = await engine.run_pod("metrics")
+    container = await engine.run(pod, "main", ["sleep", "1000"])
+    keys = {d.name: list(d.label_keys) for d in (await engine.call("ListMetricDescriptors")).descriptors}
+    found = (await engine.call("ListPodSandboxMetrics")).pod_metrics
+    assert [m.pod_sandbox_id for m in found] == [pod[0]]
+    assert [m.container_id for m in found[0].container_metrics] == [container]
+    seen = set()
+    for metric in (*found[0].metrics, *found[0].container_metrics[0].metrics):
+        assert len(metric.label_values) == len(keys[metric.name]), metric.name
+        seen.add(metric.name)
+    assert set(keys) - seen <= {"container_blkio_device_usage_total"}
+    assert {"container_threads", "container_network_receive_bytes_total", "container_memory_working_set_bytes"} <= seen

@@ -388,6 +388,21 @@ class RuntimeService:
     async def stream_pod_sandbox_stats(self, request: Any) -> AsyncIterator[Any]:
         yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=await self.statistics.pods(request.filter))
 
+    async def list_metric_descriptors(self, _: Any) -> Any:
+        from longshore.engine.cri import metrics
+
+        return cri.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
+
+    async def list_pod_sandbox_metrics(self, _: Any) -> Any:
+        from longshore.engine.cri.metrics import Metrics
+
+        return cri.ListPodSandboxMetricsResponse(pod_metrics=await Metrics(self.statistics).pods())
+
+    async def stream_pod_sandbox_metrics(self, _: Any) -> AsyncIterator[Any]:
+        from longshore.engine.cri.metrics import Metrics
+
+        yield cri.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=await Metrics(self.statistics).pods())
+
     async def get_container_events(self, _: Any) -> AsyncIterator[Any]:
         async for message in self.events.stream():
             yield message
