@@ -306,7 +306,7 @@ def _shown_metrics(specs: list[Object], statuses: list[Object]) -> str:
         current = ((statuses[index].get(name) or {}).get("current") or {}) if index < len(statuses) else {}
         prefix = ""
         if kind in ("Resource", "ContainerResource"):
-            prefix = f"{source.get('name', '')}: " if kind == "Resource" else f"{source.get('name', '')}: "
+            prefix = f"{source.get('name', '')}: "
         if kind in ("Resource", "ContainerResource") and target.get("averageValue") is None:
             now = f"{current['averageUtilization']}%" if current.get("averageUtilization") is not None else "<unknown>"
             goal = f"{target['averageUtilization']}%" if target.get("averageUtilization") is not None else "<auto>"

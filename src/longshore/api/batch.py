@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from longshore.api import printing, times
@@ -361,7 +362,7 @@ def _exit_codes(errors: Errors, codes: Object, path: str, names: set[Any]) -> No
         errors.invalid(f"{path}.values", values or None, "at least one value is required")
     elif len(values) > 255:
         errors.too_many(f"{path}.values", len(values), 255)
-    ordered = all(a <= b for a, b in zip(values, values[1:], strict=False))
+    ordered = all(a <= b for a, b in pairwise(values))
     for index, value in enumerate(values):
         if operator == "In" and value == 0:
             errors.invalid(f"{path}.values[{index}]", value, "must not be 0 for the In operator")

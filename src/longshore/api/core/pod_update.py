@@ -26,9 +26,7 @@ def validate_update(new: Object, old: Object, errors: Errors) -> None:
     spec, before = new["spec"], old["spec"]
     pod_validation.validate_spec(spec, errors, "spec", update=True)
     pod_validation._only_pods(new, errors)
-    if not (new["metadata"].get("annotations") or {}).get("kubernetes.io/config.mirror") == (
-        old["metadata"].get("annotations") or {}
-    ).get("kubernetes.io/config.mirror"):
+    if _mirror(new) != _mirror(old):
         errors.forbidden(
             "metadata.annotations[kubernetes.io/config.mirror]", "may not remove or update mirror pod annotation"
         )
@@ -43,6 +41,10 @@ def validate_update(new: Object, old: Object, errors: Errors) -> None:
     if munged == before:
         return
     errors.forbidden("spec", f"{_MUTABLE}\n{indented_diff(_SPEC, before, munged)}")
+
+
+def _mirror(obj: Object) -> Any:
+    return (obj["metadata"].get("annotations") or {}).get("kubernetes.io/config.mirror")
 
 
 def _gates(spec: Object, before: Object, errors: Errors) -> None:
@@ -195,9 +197,7 @@ def validate_status(new: Object, old: Object, errors: Errors) -> None:
                 continue
             if (state.get("state") or {}).get("terminated") is None:
                 errors.forbidden(
-                    f"status.{kind}[{index}].state"
-                    if kind == "initContainerStatuses"
-                    else f"status.{kind}[{index}].state",
+                    f"status.{kind}[{index}].state",
                     "may not be transitioned to non-terminated state",
                 )
     qos = status.get("qosClass")

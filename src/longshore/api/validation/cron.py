@@ -51,7 +51,7 @@ def parse(text: str) -> Schedule:
     if not text:
         raise ValueError("empty spec string")
     if text.startswith(("TZ=", "CRON_TZ=")):
-        zone, _, text = text.partition(" ")
+        text = text.partition(" ")[2]
         text = text.strip()
     if text.startswith("@"):
         if text in _NAMED:

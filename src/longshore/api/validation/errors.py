@@ -89,6 +89,13 @@ def show(value: Any) -> str:
     return str(value)
 
 
+class _Omitted:
+    """A bad value that the message leaves out."""
+
+
+OMITTED = _Omitted()
+
+
 class FieldError:
     """One field that is wrong: type (a key of TYPES), field (path), value, detail."""
 
@@ -103,7 +110,7 @@ class FieldError:
     def body(self) -> str:
         """The message without the field's path."""
         words = TYPES[self.type][0]
-        if self.type not in _SILENT:
+        if self.type not in _SILENT and self.value is not OMITTED:
             words = f"{words}: {show(self.value)}"
         return f"{words}: {self.detail}" if self.detail else words
 
