@@ -7,6 +7,7 @@ compared kind by kind, events by what they say.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import sys
@@ -23,9 +24,11 @@ from live import Live
 
 from longshore.client.resources import (
     BY_KIND,
+    CERTIFICATE_SIGNING_REQUESTS,
     CONFIG_MAPS,
     DAEMON_SETS,
     DEPLOYMENTS,
+    HORIZONTAL_POD_AUTOSCALERS,
     JOBS,
     NAMESPACES,
     NODES,
@@ -464,3 +467,59 @@ async def test_namespace_and_garbage(cluster: Cluster, golden: Path) -> None:
         return not left
 
     await cluster.until(namespace, empty)
+
+
+async def test_autoscaler_without_metrics(cluster: Cluster, golden: Path) -> None:
+    namespace = "ctl-hpa"
+    await cluster.namespace(namespace)
+    body = {
+        "metadata": {"name": "web"},
+        "spec": {"replicas": 2, "selector": {"matchLabels": LABELS}, "template": template()},
+    }
+    await cluster.client.create(DEPLOYMENTS, body, namespace)
+    for name, target in (("h", "web"), ("nt", "nope")):
+        ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}
+        cpu = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}
+        metrics = [{"type": "Resource", "resource": cpu}]
+        spec = {"scaleTargetRef": ref, "minReplicas": 1, "maxReplicas": 3, "metrics": metrics}
+        await cluster.client.create(HORIZONTAL_POD_AUTOSCALERS, {"metadata": {"name": name}, "spec": spec}, namespace)
+
+    async def told() -> bool:
+        items = (await cluster.client.list(HORIZONTAL_POD_AUTOSCALERS, namespace))["items"]
+        return all((i.get("status") or {}).get("conditions") for i in items)
+
+    await cluster.until(namespace, told)
+    wanted, kinds = stage(golden, "hpa", 0), ("HorizontalPodAutoscaler",)
+    compare(wanted, await fetch(cluster, namespace, kinds), kinds)
+    ours = said(await fetch(cluster, namespace, ("Event",)))
+    assert {k for k in ours if k[3] == "HorizontalPodAutoscaler"} == {
+        k for k in said(wanted) if k[3] == "HorizontalPodAutoscaler"
+    }
+
+
+async def test_certificates(cluster: Cluster, golden: Path) -> None:
+    wanted = stage(golden, "certificates", 0)
+    for obj in wanted:
+        spec = {k: obj["spec"][k] for k in ("request", "signerName", "usages")}
+        made = await cluster.client.create(
+            CERTIFICATE_SIGNING_REQUESTS, {"metadata": {"name": obj["metadata"]["name"]}, "spec": spec}
+        )
+        approved = {"type": "Approved", "status": "True", "reason": "R"}
+        await cluster.client.update(
+            CERTIFICATE_SIGNING_REQUESTS, {**made, "status": {"conditions": [approved]}}, subresource="approval"
+        )
+
+    async def answered() -> bool:
+        items = (await cluster.client.list(CERTIFICATE_SIGNING_REQUESTS))["items"]
+        return all(i["status"].get("certificate") or len(i["status"].get("conditions", ())) > 1 for i in items)
+
+    await cluster.until("default", answered)
+    ours = await fetch(cluster, "", ("CertificateSigningRequest",))
+    for obj in ours:
+        if "certificate" in obj["status"]:
+            assert b"BEGIN CERTIFICATE" in base64.b64decode(obj["status"]["certificate"])
+            obj["status"]["certificate"] = "*"
+    for obj in (*wanted, *ours):
+        for field in ("extra", "groups", "username", "uid"):
+            obj["spec"].pop(field, None)
+    compare(wanted, ours, ("CertificateSigningRequest",))

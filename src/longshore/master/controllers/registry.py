@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from longshore.master.controllers.base import Controller
+from longshore.master.controllers.bootstraptokens import BootstrapSigner, TokenCleaner
+from longshore.master.controllers.certificates import CSRApprover, CSRCleaner, CSRSigner
 from longshore.master.controllers.clusterroleaggregation import ClusterRoleAggregation
 from longshore.master.controllers.cronjob import CronJobController
 from longshore.master.controllers.daemonset import DaemonSetController
@@ -13,6 +15,7 @@ from longshore.master.controllers.disruption import DisruptionController
 from longshore.master.controllers.endpoints import EndpointsController
 from longshore.master.controllers.endpointslice import EndpointSliceController
 from longshore.master.controllers.garbagecollector import GarbageCollector
+from longshore.master.controllers.hpa import HorizontalPodAutoscalerController
 from longshore.master.controllers.job import JobController
 from longshore.master.controllers.localpath import LocalPathProvisioner
 from longshore.master.controllers.mirroring import EndpointSliceMirroring
@@ -22,8 +25,10 @@ from longshore.master.controllers.nodelifecycle import NodeLifecycleController
 from longshore.master.controllers.podgc import PodGarbageCollector
 from longshore.master.controllers.replicaset import ReplicaSetController
 from longshore.master.controllers.replicationcontroller import ReplicationControllerController
+from longshore.master.controllers.resourceclaims import ResourceClaimController
 from longshore.master.controllers.resourcequota import ResourceQuotaController
 from longshore.master.controllers.serviceaccount import RootCAPublisher, ServiceAccountController
+from longshore.master.controllers.servicecidrs import ServiceCIDRController
 from longshore.master.controllers.statefulset import StatefulSetController
 from longshore.master.controllers.tainteviction import TaintEvictionController
 from longshore.master.controllers.ttlafterfinished import TTLAfterFinished
@@ -58,6 +63,14 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     EndpointSliceMirroring,
     TTLAfterFinished,
     ReplicationControllerController,
+    HorizontalPodAutoscalerController,
+    CSRSigner,
+    CSRApprover,
+    CSRCleaner,
+    ServiceCIDRController,
+    ResourceClaimController,
+    BootstrapSigner,
+    TokenCleaner,
 )
 
 NAMES: dict[str, type[Controller]] = {c.name: c for c in CONTROLLERS}
