@@ -363,13 +363,21 @@ class Netlink:
 
     # ------------------------------------------------------------------ addresses
 
-    def add_address(self, index: int, address: Interface, *, noprefixroute: bool = False) -> None:
-        """Give an interface an address. Raises NetlinkError (EEXIST)."""
+    def add_address(
+        self, index: int, address: Interface, *, noprefixroute: bool = False, never_source: bool = False
+    ) -> None:
+        """Give an interface an address. Raises NetlinkError (EEXIST).
+
+        never_source: the node answers at it, but the kernel never chooses it for what the node itself begins.
+        """
         flags = 0x200 if noprefixroute else 0
         if address.version == 6:
             flags |= 0x02  # no duplicate address detection: we hand the addresses out
-        body = _IFADDR.pack(_family(address), address.network.prefixlen, flags & 0xFF, 0, index)
+        scope = 254 if never_source and address.version == 4 else 0  # RT_SCOPE_HOST
+        body = _IFADDR.pack(_family(address), address.network.prefixlen, flags & 0xFF, scope, index)
         body += _attribute(2, address.ip.packed) + _attribute(1, address.ip.packed)
+        if never_source and address.version == 6:
+            body += _attribute(6, struct.pack("=IIII", 0, 0xFFFFFFFF, 0, 0))  # deprecated from the start
         if address.version == 4 and address.network.prefixlen < 31:
             body += _attribute(4, address.network.broadcast_address.packed)
         body += _u32(8, flags)

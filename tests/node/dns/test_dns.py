@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import subprocess
 
 import pytest
 
@@ -150,6 +151,15 @@ async def test_over_the_wire(zone):
     for number in range(60):
         zone.set_slice(endpoint_slice(f"many-{number}", "db", {"addresses": [f"10.244.9.{number}"]}))
     server.own_address("10.96.0.10")
+    server.own_address("10.96.0.10")
+    server.own_address("fd00:96::10")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
+        # What the node itself begins never comes from the DNS address.
+        elsewhere.connect(("127.0.0.1", 9))
+        assert elsewhere.getsockname()[0] == "127.0.0.1"
+    shown = subprocess.run(["ip", "-o", "addr", "show", "lo"], capture_output=True, text=True, check=True).stdout
+    assert "10.96.0.10/32 scope host" in shown and "deprecated" in shown.partition("fd00:96::10/128")[2].split("\n")[0]
+    server.disown_address("fd00:96::10")
     doors = await server.listen(handler(chain(zone, None)), "10.96.0.10")
 
     def udp(packet: bytes) -> bytes:

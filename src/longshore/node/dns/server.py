@@ -214,7 +214,8 @@ def own_address(address: str) -> None:
     with Netlink() as link:
         try:
             prefix = ipaddress.ip_address(address).max_prefixlen
-            link.add_address(link.index("lo"), ipaddress.ip_interface(f"{address}/{prefix}"))
+            where = ipaddress.ip_interface(f"{address}/{prefix}")
+            link.add_address(link.index("lo"), where, never_source=True)
         except NetlinkError as error:
             if error.errno != 17:  # EEXIST: an earlier start gave it already
                 raise
