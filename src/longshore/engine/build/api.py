@@ -13,6 +13,7 @@ import orjson
 from longshore.engine.build.options import parse_options
 
 if TYPE_CHECKING:
+    from longshore.engine.build.buildkit.control import Services
     from longshore.engine.build.classic import Builder
     from longshore.engine.dockerapi.router import Call
     from longshore.engine.server import Engine
@@ -37,24 +38,45 @@ def decode_auths(header: str | None) -> dict[str, dict[str, str]]:
 
 
 def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
-    """The handler of POST /build for an engine; the builder itself is made at the first build."""
+    """The handler of POST /build for an engine; BuildKit's routes are added to its API.
+
+    The builder and BuildKit's services are made at first use.
+    """
+    from longshore.engine.build.buildkit.routes import routes
     from longshore.engine.build.runner import RuncRunner
 
     builder: Builder | None = None
+    kit: Services | None = None
     runner = RuncRunner(engine.run / "build", engine.networks)
     sweeping = asyncio.ensure_future(runner.sweep())
 
-    async def build(call: Call) -> Response | None:
+    async def ready() -> Builder:
         nonlocal builder
         from longshore.engine.build.classic import Builder
-        from longshore.engine.dockerapi.images import stream
 
-        options = parse_options(call.request.query, decode_auths(call.request.headers.get("x-registry-config")))
         await sweeping
         if builder is None:
             builder = Builder(engine.images, runner)
+        return builder
+
+    async def services() -> Services:
+        nonlocal kit
+        from longshore.engine.build.buildkit.control import Services
+
+        made = await ready()
+        if kit is None:
+            kit = Services(made)
+        return kit
+
+    async def build(call: Call) -> Response | None:
+        from longshore.engine.dockerapi.images import stream
+
+        options = parse_options(call.request.query, decode_auths(call.request.headers.get("x-registry-config")))
+        made = await ready()
         body = call.request.chunks()
-        made = builder
         return await stream(call, lambda say: made.build(body, options, say))
 
+    if engine.docker is not None:
+        engine.docker.router.include(routes(services))
+        engine.docker.builder_version = "2"
     return build

@@ -72,6 +72,8 @@ def load(data: bytes) -> Program:
 class _Build:
     """One build under way."""
 
+    buildkit = False
+
     def __init__(self, builder: Builder, context: Context, options: BuildOptions, emit: Emit) -> None:
         self.store, self.cache, self.runner = builder.store, builder.cache, builder.runner
         self.context, self.options = context, options
@@ -89,6 +91,19 @@ class _Build:
     def say(self, text: str) -> None:
         if not self.options.quiet:
             self._emit({"stream": text})
+
+    def hit(self) -> None:
+        self.say(" ---> Using cache\n")
+
+    def running(self, step: str) -> None:
+        self.say(f" ---> Running in {step[:12]}\n")
+
+    def removed(self, step: str) -> None:
+        if self.options.remove:
+            self.say(f" ---> Removed intermediate container {step[:12]}\n")
+
+    async def secret(self, name: str) -> bytes | None:
+        return None
 
     def output(self, number: int, data: bytes) -> None:
         """A command's output; errors in red, as dockerd colours them."""

@@ -5,6 +5,7 @@ Source: moby builder/dockerfile/dispatchers.go, internals.go.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
 import secrets
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine.build import mounts
 from longshore.engine.build.instructions import BUILDKIT_FLAGS, Instruction
 from longshore.engine.build.shell import ExpansionError, expand, expand_words
 from longshore.engine.build.state import StageState
@@ -25,7 +27,7 @@ from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
 
 if TYPE_CHECKING:
-    from longshore.engine.build.classic import _Build
+    from longshore.engine.build.state import Host
     from longshore.engine.images.layers import Layer
 
 _NEEDS_BUILDKIT = (
@@ -68,13 +70,14 @@ def go_duration(nanoseconds: int) -> str:
 class Dispatcher:
     """Carries out the instructions of one stage."""
 
-    def __init__(self, build: _Build, state: StageState) -> None:
+    def __init__(self, build: Host, state: StageState) -> None:
         self.build, self.state = build, state
         self._escape = build.program.file.escape
+        self._kit = build.buildkit
 
     async def run(self, instruction: Instruction) -> None:
         """One instruction. Raises EngineError."""
-        for flag in (*instruction.flags, *instruction.lists):
+        for flag in () if self._kit else (*instruction.flags, *instruction.lists):
             if flag in BUILDKIT_FLAGS or flag == "chmod":
                 raise InvalidParameter(_NEEDS_BUILDKIT.format(flag))
         handler = getattr(self, f"_{instruction.command}")
@@ -190,16 +193,15 @@ class Dispatcher:
 
     async def configured(self, comment: str) -> None:
         """A step that is configuration only: from the cache, or a new image without a layer."""
-        told = f"{' '.join(self.state.shell)} #(nop)  {comment}"
-        if comment.startswith("SHELL"):
+        told = comment if self._kit else f"{' '.join(self.state.shell)} #(nop)  {comment}"
+        if comment.startswith("SHELL") and not self._kit:
             told = f"{' '.join(self.state.config['Shell'])} #(nop)  {comment}"
         key = self.key(told)
         if self.cached(key):
             return
         step = secrets.token_hex(32)
-        self.build.say(f" ---> Running in {step[:12]}\n")
-        if self.build.options.remove:
-            self.build.say(f" ---> Removed intermediate container {step[:12]}\n")
+        self.build.running(step)
+        self.build.removed(step)
         self.commit(key, told, None, step)
 
     # -- images ----------------------------------------------------------------------------------------------------
@@ -208,7 +210,13 @@ class Dispatcher:
         """The cache key of a step: the image below, the configuration that it leaves, its words, what else matters."""
         image = self.state.image.id if self.state.image else ""
         return self.build.cache.key(
-            "classic", image, self.state.config, self.state.author, told, self.build.options.platform, more
+            "buildkit" if self._kit else "classic",
+            image,
+            self.state.config,
+            self.state.author,
+            told,
+            self.build.options.platform,
+            more,
         )
 
     def cached(self, key: str) -> bool:
@@ -218,7 +226,7 @@ class Dispatcher:
         found = self.build.cache.get(key)
         if found is None:
             return False
-        self.build.say(" ---> Using cache\n")
+        self.build.hit()
         self.take(found)
         return True
 
@@ -234,9 +242,13 @@ class Dispatcher:
             diff=layer.diff if layer else "",
             created_by=told,
             author=state.author,
-            container=container,
-            container_config={**state.config, "Cmd": told.split(" ", 2)},
+            comment="buildkit.dockerfile.v0" if self._kit else "",
+            container="" if self._kit else container,
+            container_config=None if self._kit else {**state.config, "Cmd": told.split(" ", 2)},
         )
+        if self._kit:
+            config.pop("docker_version", None)
+            config.pop("comment", None)
         if state.author:
             config["author"] = state.author
         chain = layer.chain if layer else state.chain
@@ -253,7 +265,7 @@ class Dispatcher:
         path = posixpath.normpath(posixpath.join("/", self.state.config.get("WorkingDir") or "/", wanted))
         path = "/" + path.lstrip("/")
         self.state.config["WorkingDir"] = path
-        told = f"{' '.join(self.state.shell)} #(nop) WORKDIR {path}"
+        told = f"WORKDIR {path}" if self._kit else f"{' '.join(self.state.shell)} #(nop) WORKDIR {path}"
         key = self.key(told)
         if self.cached(key):
             return
@@ -266,10 +278,9 @@ class Dispatcher:
         with self.build.store.lease() as lease:
             lease.add(self.state.chain)
             root = StepRoot(self.build.store, self.state.chain)
-            self.build.say(f" ---> Running in {root.id[:12]}\n")
+            self.build.running(root.id)
             layer = await self.in_root(root, work, lease)
-            if self.build.options.remove:
-                self.build.say(f" ---> Removed intermediate container {root.id[:12]}\n")
+            self.build.removed(root.id)
             self.commit(key, told, layer, root.id)
 
     async def in_root(self, root: StepRoot, work: Callable[[StepRoot], None], lease: Any) -> Layer | None:
@@ -299,8 +310,18 @@ class Dispatcher:
         told = " ".join(words)
         if arguments:
             told = f"|{len(arguments)} {' '.join(arguments)} {told}"
+        if self._kit:
+            told = f"RUN {told} # buildkit"
         options = self.build.options
-        key = self.key(told, words, arguments, options.network)
+        wanted = [
+            mounts.parse(self.expand(text, instruction), instruction) for text in instruction.lists.get("mount", ())
+        ]
+        network = instruction.flags.get("network") or options.network
+        if network not in ("default", "none", "host") and self._kit:
+            raise InvalidParameter(f'invalid network mode: "{network}"')
+        if instruction.flags.get("security", "sandbox") != "sandbox":
+            raise InvalidParameter("security.insecure is not allowed")
+        key = self.key(told, words, arguments, network, [mount.key() for mount in wanted])
         if self.cached(key):
             return
         state = self.state
@@ -310,31 +331,42 @@ class Dispatcher:
         with self.build.store.lease() as lease:
             lease.add(state.chain)
             root = StepRoot(self.build.store, state.chain)
-            self.build.say(f" ---> Running in {root.id[:12]}\n")
+            self.build.running(root.id)
+            stack = contextlib.AsyncExitStack()
             try:
                 await in_thread(root.mount)
-                await in_thread(root.add_mount_points)
+                prepared = [await mounts.prepare(self, mount, root, stack) for mount in wanted]
+                held = [mount for mount in prepared if mount is not None]
+                await in_thread(root.add_mount_points, [(mount.target, mount.folder) for mount in held])
                 step = RunStep(
                     root.id,
                     root.merged,
                     words,
-                    [*state.hidden_arguments(), *arguments, *state.env],
+                    [*state.hidden_arguments(), *arguments, *state.env, *mounts.environment(wanted)],
                     state.config.get("WorkingDir") or "/",
                     user=state.config.get("User") or "",
-                    network=options.network,
+                    network=network,
+                    mounts=held,
                     hosts=options.hosts,
                     limits=options.limits,
                 )
                 code = await self.build.runner.run(step, self.build.output)
                 if code != 0:
-                    raise StepFailed(f"The command '{' '.join(words)}' returned a non-zero code: {code}", code)
+                    raise StepFailed(self._failure(words, code), code)
+                await stack.aclose()
                 await in_thread(root.finish)
                 layer = await in_thread(root.layer, lease)
             finally:
+                await stack.aclose()
                 await in_thread(root.discard)
-            if options.remove:
-                self.build.say(f" ---> Removed intermediate container {root.id[:12]}\n")
+            self.build.removed(root.id)
             self.commit(key, told, layer, root.id)
+
+    def _failure(self, words: list[str], code: int) -> str:
+        text = " ".join(words)
+        if self._kit:
+            return f'process "{text}" did not complete successfully: exit code: {code}'
+        return f"The command '{text}' returned a non-zero code: {code}"
 
     async def _copy(self, instruction: Instruction) -> None:
         from longshore.engine.build.transfer import transfer

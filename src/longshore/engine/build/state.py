@@ -4,9 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.engine.images.model import Image
+
+if TYPE_CHECKING:
+    from longshore.engine.build.cache import BuildCache
+    from longshore.engine.build.context import Context
+    from longshore.engine.build.instructions import Program
+    from longshore.engine.build.options import BuildOptions
+    from longshore.engine.build.step import Runner
+    from longshore.engine.images.store import ImageStore
+
+
+class Host(Protocol):
+    """The build that a stage's instructions belong to: the classic one, or a stage of BuildKit's."""
+
+    store: ImageStore
+    cache: BuildCache
+    runner: Runner
+    options: BuildOptions
+    program: Program
+    context: Context
+    buildkit: bool
+
+    def hit(self) -> None:
+        """The step came from the cache."""
+
+    def running(self, step: str) -> None: ...
+    def removed(self, step: str) -> None: ...
+    def output(self, number: int, data: bytes) -> None: ...
+    async def image(self, name: str) -> Image: ...
+    def stage_image(self, name: str) -> Image | None: ...
+    async def secret(self, name: str) -> bytes | None: ...
+
 
 # Arguments that need no ARG and are not recorded in the history.
 PREDEFINED = {

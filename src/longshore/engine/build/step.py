@@ -32,12 +32,13 @@ MOUNT_POINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount of a step: source path on the host ("" for tmpfs), target in the root, options, type."""
+    """A mount of a step: source path on the host ("" for tmpfs), target in the root, options, type; folder: the target is one."""
 
     source: str
     target: str
     options: tuple[str, ...] = ("rbind", "ro")
     kind: str = "bind"
+    folder: bool = True
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from longshore.engine.build.context import new_folder
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
+from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import compression
@@ -44,7 +45,7 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
             tree = await _other_root(dispatcher, instruction, stack)
         picked: list[tuple[Tree, list[Source]]] = []
         kinds: list[str] = []
-        with _failing(upper):
+        with _failing(upper, build.buildkit):
             for word in wanted:
                 if _is_heredoc(word):
                     folder = _scratch(dispatcher, stack)
@@ -76,12 +77,16 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
                 )
             digests = [await in_thread(found.digest, sources) for found, sources in picked]
         kinds = ["dir" if source.folder else "file" for _, sources in picked for source in sources]
+        exclude = instruction.lists.get("exclude")
         label = f"{kinds[0]}:{digests[0]}" if len(digests) == 1 and len(kinds) == 1 else f"multi:{_join(digests)}"
         told = f"{' '.join(state.shell)} #(nop) {upper} {label} in {target} "
         owner = dispatcher.expand(instruction.flags.get("chown", ""), instruction)
-        if owner:
+        mode = _mode(dispatcher.expand(instruction.flags.get("chmod", ""), instruction))
+        if build.buildkit:
+            told = f"{upper} {' '.join([*_shown_flags(instruction), *words])} # buildkit"
+        elif owner:
             told = f"{' '.join(state.shell)} #(nop) {upper} --chown={owner} {label} in {target} "
-        key = dispatcher.key(told, owner)
+        key = dispatcher.key(told, owner, digests, mode, exclude)
         if dispatcher.cached(key):
             return
         into = target.endswith("/") or target in (".", "..") or target.endswith("/.")
@@ -89,7 +94,7 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
         where = "/" + where.lstrip("/")
 
         def work(root: StepRoot) -> None:
-            placement = Placement()
+            placement = Placement(mode=mode, folder_mode=mode, parents=instruction.flags.get("parents") == "true")
             if owner:
                 try:
                     user = resolve_user(root.merged, owner)
@@ -97,7 +102,7 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
                     raise SystemFailure(f"unable to convert uid/gid chown string to host mapping: {error}") from None
                 # A number without a group is both, as in BuildKit and the classic builder.
                 gid = user.uid if ":" not in owner and owner.isdigit() else user.gid
-                placement = Placement(user.uid, gid)
+                placement.uid, placement.gid = user.uid, gid
             for found, sources in picked:
                 for source in sources:
                     local = upper == "ADD" and not source.folder and found.root == build.context.root
@@ -105,13 +110,28 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
                         found, source, root.merged, where, (placement.uid, placement.gid) if owner else None
                     ):
                         continue
-                    Copier(found, root.merged, placement).copy([source], where, into=into or count > 1)
+                    Copier(found, root.merged, placement, Ignore(exclude) if exclude else None).copy(
+                        [source], where, into=into or count > 1
+                    )
 
-        with build.store.lease() as lease, _failing(upper):
+        with build.store.lease() as lease, _failing(upper, build.buildkit):
             lease.add(state.chain)
             root = StepRoot(build.store, state.chain)
             layer = await dispatcher.in_root(root, work, lease)
             dispatcher.commit(key, told, layer, root.id)
+
+
+def _mode(text: str) -> int | None:
+    """The bits of --chmod. Raises InvalidParameter."""
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-7]{1,4}", text):
+        raise InvalidParameter(f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777")
+    return int(text, 8)
+
+
+def _shown_flags(instruction: Instruction) -> list[str]:
+    return list(instruction.node.flags)
 
 
 def _is_heredoc(word: str) -> bool:
@@ -125,11 +145,16 @@ def _join(digests: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _failing(upper: str) -> Iterator[None]:
+def _failing(upper: str, buildkit: bool) -> Iterator[None]:
     """Errors of the block in dockerd's words."""
     try:
         yield
     except CopyError as error:
+        found = re.search(r"stat (.*): file does not exist$", str(error))
+        if buildkit and found:
+            raise SystemFailure(
+                f'failed to compute cache key: failed to calculate checksum of ref: "/{found[1]}": not found'
+            ) from None
         raise SystemFailure(f"{upper} failed: {error}") from None
     except OSError as error:
         shown = f"{error.filename}: " if error.filename else ""

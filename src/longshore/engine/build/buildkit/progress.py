@@ -1,0 +1,103 @@
+"""What a build tells its watchers: vertices (steps), their statuses, their output. Kept, so that a late watcher sees all."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from longshore.engine.build.buildkit.schemas import control
+
+
+def now() -> Any:
+    seconds, nanos = divmod(time.time_ns(), 10**9)
+    return control.Timestamp(seconds=seconds, nanos=nanos)
+
+
+class Progress:
+    """The messages of one build."""
+
+    def __init__(self) -> None:
+        self._messages: list[Any] = []
+        self._watchers: set[asyncio.Event] = set()
+        self._done = False
+
+    def send(self, **fields: Any) -> None:
+        """Add a StatusResponse: vertexes, statuses, logs, warnings."""
+        self._messages.append(control.StatusResponse(**fields))
+        for event in self._watchers:
+            event.set()
+
+    def finish(self) -> None:
+        self._done = True
+        for event in self._watchers:
+            event.set()
+
+    async def watch(self) -> AsyncIterator[Any]:
+        """All messages from the first on, until the build is done."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        position = 0
+        try:
+            while True:
+                while position < len(self._messages):
+                    yield self._messages[position]
+                    position += 1
+                if self._done:
+                    return
+                event.clear()
+                await event.wait()
+        finally:
+            self._watchers.discard(event)
+
+    def vertex(self, name: str) -> Vertex:
+        return Vertex(self, name)
+
+
+class Vertex:
+    """One step as people see it: "[2/3] COPY f /f". As a context manager: begun, and completed with the error if any."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self.name = progress, name
+        self.digest = "sha256:" + secrets.token_hex(32)
+        self.cached = False
+        self._started: Any = None
+
+    def __enter__(self) -> Vertex:
+        self._started = now()
+        self._tell()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        text = ""
+        if error is not None:
+            text = getattr(error, "message", None) or str(error) or "canceled"
+        self._tell(completed=now(), error=text)
+
+    def _tell(self, **fields: Any) -> None:
+        made = control.Vertex(digest=self.digest, name=self.name, cached=self.cached, started=self._started, **fields)
+        self._progress.send(vertexes=[made])
+
+    def log(self, stream: int, data: bytes) -> None:
+        """A command's output: stream 1 or 2."""
+        self._progress.send(logs=[control.VertexLog(vertex=self.digest, timestamp=now(), stream=stream, msg=data)])
+
+    def status(self, name: str, current: int = 0, total: int = 0, *, started: Any = None, done: bool = False) -> None:
+        """A line below the step: "transferring context: 2.5kB"."""
+        moment = now()
+        self._progress.send(
+            statuses=[
+                control.VertexStatus(
+                    ID=name,
+                    vertex=self.digest,
+                    name=name,
+                    current=current,
+                    total=total,
+                    timestamp=moment,
+                    started=started or self._started,
+                    completed=moment if done else None,
+                )
+            ]
+        )

@@ -1,0 +1,110 @@
+"""HTTP/2 inside an upgraded connection: a gRPC server on the one the client opened for us, a client on its session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+from grpclib.client import Channel
+from grpclib.config import Configuration
+from grpclib.encoding.base import StatusDetailsCodecBase
+from grpclib.protocol import H2Protocol
+
+from longshore.engine.build.buildkit.schemas import bridge
+from longshore.machinery.grpc import Server
+
+if TYPE_CHECKING:
+    from longshore.machinery.http import Duplex
+
+_WINDOW = 4 << 20
+_PIECE = 1 << 17
+
+
+async def _pump(duplex: Duplex, inner: socket.socket) -> None:
+    """Carry octets both ways until one side ends."""
+    loop = asyncio.get_running_loop()
+
+    async def outward() -> None:
+        while data := await loop.sock_recv(inner, _PIECE):
+            duplex.write(data)
+            await duplex.drain()
+
+    async def inward() -> None:
+        while data := await duplex.read(_PIECE):
+            await loop.sock_sendall(inner, data)
+
+    tasks = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        inner.close()
+
+
+class DetailsCodec(StatusDetailsCodecBase):  # type: ignore[misc]
+    """google.rpc.Status with its details: a list of (type URL, bytes)."""
+
+    def encode(self, status: Any, message: str | None, details: Any) -> bytes:
+        made = bridge.Status(code=status.value, message=message or "")
+        for url, value in details or ():
+            made.details.add(type_url=url, value=value)
+        return bytes(made.SerializeToString())
+
+    def decode(self, status: Any, message: str | None, data: bytes) -> Any:
+        made = bridge.Status()
+        made.ParseFromString(data)
+        return [(detail.type_url, detail.value) for detail in made.details]
+
+
+async def serve(duplex: Duplex, server: Server) -> None:
+    """Answer gRPC calls on a connection until it ends."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    grpc = server._server
+    grpc._status_details_codec = DetailsCodec()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_accepted_socket(grpc._protocol_factory, theirs)
+    try:
+        await _pump(duplex, ours)
+    finally:
+        transport.close()
+
+
+class SessionChannel(Channel):  # type: ignore[misc]
+    """A gRPC channel whose one connection is already there."""
+
+    def __init__(self, duplex: Duplex) -> None:
+        super().__init__(
+            "session",
+            80,
+            config=Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW),
+            status_details_codec=DetailsCodec(),
+            codec=None,
+        )
+        self._duplex = duplex
+        self._used = False
+        self._pumping: asyncio.Task[None] | None = None
+
+    async def _create_connection(self) -> H2Protocol:
+        if self._used:
+            raise ConnectionError("the client's session has ended")
+        self._used = True
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._pumping = asyncio.ensure_future(_pump(self._duplex, ours))
+        _, protocol = await loop.create_connection(self._protocol_factory, sock=theirs)
+        return protocol
+
+    async def ended(self) -> None:
+        """Returns when the connection has ended."""
+        await self.__connect__()
+        if self._pumping is not None:
+            with contextlib.suppress(Exception):
+                await self._pumping

@@ -1,0 +1,233 @@
+"""RUN --mount: bind, cache, tmpfs, secret. Source: Dockerfile reference, "RUN --mount"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import posixpath
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.build.step import Mount, StepRoot
+from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
+from longshore.engine.images.extract import remove_path
+from longshore.engine.images.streams import in_thread
+from longshore.machinery import rooted
+
+if TYPE_CHECKING:
+    from longshore.engine.build.dispatch import Dispatcher
+    from longshore.engine.build.instructions import Instruction
+
+_KINDS = ("bind", "cache", "tmpfs", "secret", "ssh")
+_KNOWN = {
+    "type", "from", "source", "src", "target", "dst", "destination", "readonly", "ro", "readwrite", "rw", "id", "sharing",
+    "required", "size", "mode", "uid", "gid", "env",
+}  # fmt: skip
+# Caches that are not shared: one build after the other.
+_locks: dict[str, asyncio.Lock] = {}
+
+
+@dataclass(slots=True)
+class Wanted:
+    """One --mount as written."""
+
+    kind: str
+    target: str
+    source: str = ""
+    origin: str = ""
+    id: str = ""
+    readonly: bool = True
+    sharing: str = "shared"
+    required: bool = False
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    env: str = ""
+    value: bytes | None = field(default=None, repr=False)
+
+    def key(self) -> list[Any]:
+        """What of it belongs to the cache key: a secret's content never does."""
+        return [self.kind, self.target, self.source, self.origin, self.id, self.readonly]
+
+
+def _flag(value: str, equals: str) -> bool:
+    return not equals or value.lower() in ("true", "1")
+
+
+def _number(text: str, name: str, base: int = 10) -> int:
+    try:
+        return int(text, base)
+    except ValueError:
+        raise InvalidParameter(f"invalid value for {name}: {text}") from None
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+)([kmg]?)b?", text.lower())
+    if not found:
+        raise InvalidParameter(f"invalid value for size: {text}")
+    return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[found[2]]
+
+
+def parse(text: str, instruction: Instruction) -> Wanted:
+    """The mount that a --mount flag means. Raises InvalidParameter with BuildKit's texts."""
+    wanted = Wanted("bind", "")
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        name = name.lower()
+        if name not in _KNOWN:
+            raise InvalidParameter(
+                f"dockerfile parse error on line {instruction.line}: unexpected key '{name}' in '{part.strip()}'"
+            )
+        if name == "type":
+            if value not in _KINDS:
+                raise InvalidParameter(
+                    f'dockerfile parse error on line {instruction.line}: unsupported mount type "{value}"'
+                )
+            wanted.kind = value
+            wanted.readonly = value == "bind"
+        elif name == "from":
+            wanted.origin = value
+        elif name in ("source", "src"):
+            wanted.source = value
+        elif name in ("target", "dst", "destination"):
+            wanted.target = value
+        elif name in ("readonly", "ro"):
+            wanted.readonly = _flag(value, equals)
+        elif name in ("readwrite", "rw"):
+            wanted.readonly = not _flag(value, equals)
+        elif name == "required":
+            wanted.required = _flag(value, equals)
+        elif name == "size":
+            wanted.size = _size(value)
+        elif name == "mode":
+            wanted.mode = _number(value, name, 8)
+        elif name in ("uid", "gid"):
+            setattr(wanted, name, _number(value, name))
+        else:
+            setattr(wanted, name, value)
+    if wanted.kind == "secret":
+        wanted.id = wanted.id or posixpath.basename(wanted.source or wanted.target)
+        if not wanted.id:
+            raise InvalidParameter("one of source, target required")
+        if not wanted.target and not wanted.env:
+            wanted.target = f"/run/secrets/{wanted.id}"
+    elif not wanted.target and wanted.kind != "ssh":
+        raise InvalidParameter(f"dockerfile parse error on line {instruction.line}: target is required")
+    return wanted
+
+
+def environment(wanted: list[Wanted]) -> list[str]:
+    """Secrets that are wanted as variables."""
+    return [
+        f"{mount.env}={mount.value.decode('utf-8', 'replace')}"
+        for mount in wanted
+        if mount.env and mount.value is not None
+    ]
+
+
+async def prepare(
+    dispatcher: Dispatcher, wanted: Wanted, root: StepRoot, stack: contextlib.AsyncExitStack
+) -> Mount | None:
+    """Make what a mount needs; it lasts until the stack is closed. None: nothing to mount. Raises EngineError."""
+    target = posixpath.join("/", dispatcher.state.config.get("WorkingDir") or "/", wanted.target)
+    if wanted.kind == "tmpfs":
+        options = ("nosuid", "nodev", *((f"size={wanted.size}",) if wanted.size else ()))
+        return Mount("tmpfs", target, options, "tmpfs")
+    if wanted.kind == "ssh":
+        if wanted.required:
+            raise NotImplementedUpstream("ssh agent forwarding is not available in this engine")
+        return None
+    if wanted.kind == "secret":
+        return await _secret(dispatcher, wanted, target, stack)
+    if wanted.kind == "cache":
+        return await _cache(dispatcher, wanted, target, stack)
+    origin = await _origin(dispatcher, wanted, stack)
+    try:
+        inside = await in_thread(rooted.real_path, origin, wanted.source or "/")
+    except OSError:
+        shown = wanted.source or "/"
+        raise SystemFailure(f'failed to calculate checksum of ref: "{shown}": not found') from None
+    path = f"{origin}{inside}"
+    folder = stat.S_ISDIR(os.lstat(path).st_mode)
+    if wanted.readonly:
+        return Mount(path, target, ("rbind", "ro"), folder=folder)
+    # What is written goes nowhere: an overlay over the source, thrown away after the step.
+    scratch = StepRoot(dispatcher.build.store, "")
+    stack.push_async_callback(in_thread, scratch.discard)
+    for name in ("diff", "work"):
+        (scratch.root.path / name).mkdir(parents=True)
+    lower = path if folder else str(Path(path).parent)
+    options = (f"lowerdir={lower}", f"upperdir={scratch.root.upper}", f"workdir={scratch.root.work}")
+    if folder:
+        return Mount("overlay", target, options, "overlay")
+    return Mount(path, target, ("rbind", "ro"), folder=False)
+
+
+async def _origin(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack) -> Path:
+    """The root that a bind comes from: the context, a stage or an image."""
+    build = dispatcher.build
+    if not wanted.origin:
+        return build.context.root
+    image = build.stage_image(wanted.origin)
+    if image is None:
+        try:
+            image = await build.image(wanted.origin)
+        except EngineError as error:
+            raise SystemFailure(f"invalid from flag value {wanted.origin}: {error.message}") from None
+    lease = build.store.lease()
+    lease.add(image.chain)
+    stack.callback(lease.__exit__)
+    root = StepRoot(build.store, image.chain)
+    stack.push_async_callback(in_thread, root.discard)
+    await in_thread(root.mount)
+    return root.merged
+
+
+async def _secret(
+    dispatcher: Dispatcher, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack
+) -> Mount | None:
+    value = await dispatcher.build.secret(wanted.id)
+    if value is None:
+        if wanted.required:
+            raise SystemFailure(f"secret {wanted.id}: not found")
+        return None
+    if wanted.env:
+        wanted.value = value
+        if not wanted.target:
+            return None
+    folder = dispatcher.build.store.root / "builds"
+    # In memory where the machine has the usual place for it, so that a secret is never on a disk.
+    memory = Path("/dev/shm")
+    base = memory if memory.is_dir() else folder
+    path = base / f".longshore-secret-{os.getpid()}-{os.urandom(8).hex()}"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, value)
+        os.fchown(fd, wanted.uid, wanted.gid)
+        os.fchmod(fd, wanted.mode or 0o400)
+    finally:
+        os.close(fd)
+    stack.callback(path.unlink, missing_ok=True)
+    return Mount(str(path), target, ("rbind", "ro", "nosuid", "nodev", "noexec"), folder=False)
+
+
+async def _cache(dispatcher: Dispatcher, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack) -> Mount:
+    """A folder that lasts from build to build."""
+    name = hashlib.sha256((wanted.id or posixpath.normpath(target)).encode()).hexdigest()
+    path = dispatcher.build.store.root / "buildcache" / name
+    if wanted.sharing == "private":
+        path = path.with_name(f"{name}-{os.urandom(6).hex()}")
+        stack.push_async_callback(in_thread, remove_path, path)
+    elif wanted.sharing == "locked":
+        await stack.enter_async_context(_locks.setdefault(name, asyncio.Lock()))
+    if not path.exists():
+        path.mkdir(parents=True)
+        os.chown(path, wanted.uid, wanted.gid)
+        os.chmod(path, wanted.mode or 0o755)
+    return Mount(str(path), target, ("rbind", "ro" if wanted.readonly else "rw"))
