@@ -288,17 +288,23 @@ async def logs(call: Call) -> Response | None:
     if container.host["LogConfig"]["Type"] == "none":
         raise NotImplementedUpstream("configured logging driver does not support reading")
     since, until = parse_timestamp(call.param("since")), parse_timestamp(call.param("until"))
-    text = call.param("tail")
-    tail = int(text) if re.fullmatch(r"\d+", text) else -1
+    wanted = call.param("tail")
+    tail = int(wanted) if re.fullmatch(r"\d+", wanted) else -1
     attributes = streams.attributes_of(container) if call.flag("details") else ""
     timestamps = call.flag("timestamps")
     writer = await call.start(200, _stream_type(call, container))
-    async for batch in streams.read_log(container, since=since, until=until, tail=tail, follow=call.flag("follow")):
-        writer.write(
-            streams.log_text(
-                container, batch, stdout=stdout, stderr=stderr, timestamps=timestamps, attributes=attributes
-            )
-        )
+    async for text in streams.read_log(
+        container,
+        stdout=stdout,
+        stderr=stderr,
+        since=since,
+        until=until,
+        tail=tail,
+        follow=call.flag("follow"),
+        timestamps=timestamps,
+        attributes=attributes,
+    ):
+        writer.write(text)
         await writer.drain()
     return None
 
@@ -318,8 +324,8 @@ async def attach(call: Call) -> Response | None:
     await asyncio.sleep(0)
     prefix = b""
     if logs_too and container.host["LogConfig"]["Type"] != "none":
-        async for batch in streams.read_log(container):
-            prefix += streams.log_text(container, batch, stdout=stdout, stderr=stderr, timestamps=False, attributes="")
+        async for text in streams.read_log(container, stdout=stdout, stderr=stderr):
+            prefix += text
     connection = await hijack(call, _stream_type(call, container))
     service.event(container, "attach")
     if waiting is None:

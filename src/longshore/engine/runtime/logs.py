@@ -65,6 +65,11 @@ class Joiner:
                 self._open[record.stream] = (started, parts, size)
         return out
 
+    @property
+    def empty(self) -> bool:
+        """Whether no line is unfinished."""
+        return not self._open
+
     def flush(self) -> list[Line]:
         """What is unfinished, at the end of the output."""
         left = [Line(started, stream, False, b"".join(parts)) for stream, (started, parts, _) in self._open.items()]
@@ -104,21 +109,15 @@ def _tail_offset(paths: Sequence[Path], count: int) -> tuple[int, int]:
     return 0, 0
 
 
-async def read(
+async def blocks(
     path: Path,
     *,
-    since: int = 0,
-    until: int = 0,
     tail: int = -1,
     follow: bool = False,
+    until: int = 0,
     ended: asyncio.Future[object] | None = None,
-) -> AsyncIterator[list[Line]]:
-    """Lines of a container's log, in batches.
-
-    since, until: nanoseconds since 1970, 0: no bound. tail: at most so many last lines, -1: all. follow: wait for more
-    until `ended` is done (the container's end) and all was read, or `until` has passed.
-    """
-    joiner = Joiner()
+) -> AsyncIterator[bytes]:
+    """A container's log in blocks of whole records, as they lie in its files; arguments as `read`."""
     watch: Inotify | None = None
     wake = asyncio.Event()
     file = None
@@ -151,11 +150,7 @@ async def read(
                     block = rest + block
                     cut = block.rfind(b"\n") + 1
                     rest = block[cut:]
-                    batch, done = _select(joiner.push(block[:cut]), since, until)
-                    if batch:
-                        yield batch
-                    if done:
-                        return
+                    yield block[:cut]
         rest = b""
         replaced = False
         while follow:
@@ -168,11 +163,7 @@ async def read(
                 block = rest + block
                 cut = block.rfind(b"\n") + 1
                 rest = block[cut:]
-                batch, done = _select(joiner.push(block[:cut]), since, until)
-                if batch:
-                    yield batch
-                if done:
-                    return
+                yield block[:cut]
                 continue
             if file is not None and path.exists() and os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
                 if not replaced:
@@ -187,9 +178,6 @@ async def read(
             if over or (until and time.time_ns() > until):
                 break
             await wake.wait()
-        batch, _ = _select(joiner.flush(), since, until)
-        if batch:
-            yield batch
     finally:
         if watch is not None:
             watch.close()
@@ -197,7 +185,37 @@ async def read(
             file.close()
 
 
-def _select(lines: list[Line], since: int, until: int) -> tuple[list[Line], bool]:
+async def read(
+    path: Path,
+    *,
+    since: int = 0,
+    until: int = 0,
+    tail: int = -1,
+    follow: bool = False,
+    ended: asyncio.Future[object] | None = None,
+) -> AsyncIterator[list[Line]]:
+    """Lines of a container's log, in batches.
+
+    since, until: nanoseconds since 1970, 0: no bound. tail: at most so many last lines, -1: all. follow: wait for more
+    until `ended` is done (the container's end) and all was read, or `until` has passed.
+    """
+    joiner = Joiner()
+    source = blocks(path, tail=tail, follow=follow, until=until, ended=ended)
+    try:
+        async for block in source:
+            batch, done = select(joiner.push(block), since, until)
+            if batch:
+                yield batch
+            if done:
+                return
+    finally:
+        await source.aclose()  # type: ignore[attr-defined]
+    batch, _ = select(joiner.flush(), since, until)
+    if batch:
+        yield batch
+
+
+def select(lines: list[Line], since: int, until: int) -> tuple[list[Line], bool]:
     """The lines within the bounds, and whether one lay past the upper bound."""
     done = False
     if until and lines and lines[-1].time > until:
