@@ -102,6 +102,10 @@ class Definitions:
         if obj["metadata"].get("deletionTimestamp"):
             await self._finalize(name, obj)
             return
+        if name not in self._served:
+            for version in obj["spec"]["versions"]:
+                if version.get("served"):
+                    await self.server.bootstrap.local_service(obj["spec"]["group"], version["name"], 1000, 100, "true")
         if await self._accept_names(obj):
             return  # the change comes back as an event
         if names.is_established(obj):
@@ -151,8 +155,6 @@ class Definitions:
                 _published(spec, version)
             )
         self.server.scheme.add_custom(storage, versions, nodes)
-        for version in versions:
-            await self.server.bootstrap.local_service(resource.group, version, 1000, 100, "true")
 
     def _withdraw(self, name: str) -> None:
         held = self._served.pop(name, None)

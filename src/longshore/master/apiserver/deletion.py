@@ -305,6 +305,7 @@ class Deleter:
         await self.hub.fresh()
         cache = endpoint.cache
         assert cache is not None
+        version = self.hub.version
         found = [i for i in cache.select(call.namespace) if not chosen or chosen.matches(endpoint, i)]
         objects = []
         for item in found:
@@ -316,8 +317,7 @@ class Deleter:
                     continue
                 raise
             objects.append(obj if endpoint.native else endpoint.convert(obj, endpoint.version))
-        await self.hub.fresh()
-        return rendering.trees_answer(call, objects, rendering.list_metadata(self.hub.version))
+        return rendering.trees_answer(call, objects, rendering.list_metadata(version))
 
 
 def _each(call: Call, item: Item) -> Call:

@@ -163,9 +163,9 @@ def list_answer(
     """A list of objects out of the cache or the store."""
     endpoint, form = call.endpoint, call.form
     metadata = list_metadata(version, token, remaining)
-    if endpoint.custom and not form.kind:
-        metadata = {"continue": token, **metadata}
     if not form.kind and form.media == JSON and endpoint.native and not wants_pretty(call.request):
+        if endpoint.custom:
+            metadata = {"continue": "", **metadata}
         head = endpoint.list_head + b'"metadata":' + orjson.dumps(metadata) + b',"items":['
         if not items:
             return respond(call, 200, head + b"]}\n")
@@ -195,6 +195,8 @@ def trees_answer(call: Call, objects: list[Object], metadata: Object, status: in
         )
     else:
         items = objects if endpoint.custom else [_bare(o) for o in objects]
+        if endpoint.custom:
+            metadata = {"continue": "", **metadata}
         out = {
             "kind": endpoint.resource.list_kind, "apiVersion": endpoint.api_version, "metadata": metadata, "items": items,
         }  # fmt: skip

@@ -118,11 +118,26 @@ class Endpoint:
         return out
 
     def _fitted(self, obj: Object, version: str) -> Object:
-        """A custom object in a version: only the name of the version changes, and what its schema does not have goes."""
-        out: Object = _copy(obj)
-        if out.get("apiVersion") == self.resource.api_version(version):
-            out["apiVersion"] = ""  # fitted to the schema even so
-        return dict(self.resource.convert(out, version))
+        """A custom object in a version: only the name of the version changes, and what its schema does not have goes.
+
+        Defaults are those of the version that is stored.
+        """
+        from longshore.api.crd import structural
+
+        resource, out = self.resource, _copy(obj)
+        kept = resource.storage_version
+        wanted = resource.api_version(version)
+        if out.get("apiVersion") == resource.api_version(kept):
+            if self.storage.reshaped:
+                structural.prune(out, resource.node(kept), root=True)
+            resource.default(out, kept)
+        if out.get("apiVersion") != wanted:
+            out["apiVersion"] = wanted
+            structural.prune(out, resource.node(version), root=True)
+            if version == kept:
+                resource.default(out, kept)
+        found: Object = out
+        return found
 
     def stored(self, obj: Object) -> Object:
         """An object of this version as it is stored."""

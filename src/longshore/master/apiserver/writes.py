@@ -125,7 +125,8 @@ class Writer:
         endpoint = call.endpoint
         metadata = obj["metadata"]
         _dedup_owners(call, metadata, "owner after mutating")
-        stored = endpoint.stored(obj)
+        # Built-in objects are checked in the form in which they are kept, custom ones in the version that was asked.
+        stored = obj if endpoint.custom else endpoint.stored(obj)
         metadata = stored["metadata"]
         metadata["uid"] = str(uuid.uuid4())
         metadata["creationTimestamp"] = times.now()
@@ -141,6 +142,8 @@ class Writer:
                 call.warn(text)
             request.object = stored if endpoint.native else endpoint.convert(stored, endpoint.version)
             await self.admission.validate(request)
+            if endpoint.custom:
+                stored = endpoint.stored(stored)
             key = path(call.namespace if endpoint.namespaced else "", metadata["name"])
             if options.dry_run:
                 cache = endpoint.cache
@@ -327,8 +330,8 @@ class Writer:
             await self.admission.admit(request)
             view.take(new, request.object or {})
         _dedup_owners(call, new["metadata"], "owner after mutating")
-        old_stored = endpoint.stored(live)
-        stored = endpoint.stored(new)
+        old_stored = live if endpoint.custom else endpoint.stored(live)
+        stored = new if endpoint.custom else endpoint.stored(new)
         metadata = stored["metadata"]
         _keep_system(metadata, old_stored["metadata"])
         resource = endpoint.resource
@@ -351,6 +354,9 @@ class Writer:
                     call.warn(text)
             request.object = stored if endpoint.native else endpoint.convert(stored, endpoint.version)
             await self.admission.validate(request)
+            if endpoint.custom:
+                stored = endpoint.stored(stored)
+                metadata = stored["metadata"]
             if (
                 metadata.get("deletionTimestamp")
                 and not metadata.get("finalizers")
