@@ -25,6 +25,10 @@ def micro_time(moment: datetime | None = None) -> str:
     return (moment or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+class LeaseLost(Exception):
+    """Somebody else holds the lease, or it could not be renewed in time: what ran under it was cancelled."""
+
+
 class LeaderElection:
     """Holds, or waits for, one Lease.
 
@@ -51,10 +55,10 @@ class LeaderElection:
         self._lease: dict[str, Any] | None = None
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the lease, run work while we hold it, return when work ends or the lease is lost.
+        """Wait for the lease, run work while we hold it, return when work ends.
 
-        work is cancelled when the lease is lost. On cancellation the lease is given up, so that a rival need not
-        wait for it to run out.
+        When the lease is lost work is cancelled and LeaseLost raised. On cancellation the lease is given up, so that
+        a rival need not wait for it to run out.
         """
         while not await self._try():  # noqa: ASYNC110
             await asyncio.sleep(self.retry_period * (1 + 0.2 * random.random()))
@@ -65,7 +69,7 @@ class LeaderElection:
         try:
             await asyncio.wait({task, renewal}, return_when=asyncio.FIRST_COMPLETED)
             if renewal.done() and not task.done():
-                log.warning("%s lost %s", self.identity, self.name)
+                raise LeaseLost(f"{self.identity} lost {self.name}")
         finally:
             self.leading = False
             renewal.cancel()

@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     if config is None:
         raise UserError(f"no cluster in {layout.data}: `longshore up` makes one")
     from longshore.client import config as client_config
+    from longshore.client.config import load as load_kubeconfig
+    from longshore.client.informer import InformerFactory
     from longshore.client.rest import Client
     from longshore.machinery.http import client_context, server_context
     from longshore.master.controllers.options import Options
@@ -47,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     identity = f"{host_name()}_longshore"
 
     async def main() -> None:
+        # One live copy of each resource for both, read as the controller manager, which may read everything.
+        informers = InformerFactory(Client(load_kubeconfig(layout.kubeconfig("controller-manager"))))
         async with healthy(layout.run / "manager.sock"), asyncio.TaskGroup() as tasks:
             tasks.create_task(
                 serve_controllers(
@@ -54,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
                     options=options,
                     leader_elect=elect,
                     identity=identity,
+                    informers=informers,
                 )
             )
             tasks.create_task(
@@ -62,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
                     config=arguments.scheduler_config,
                     leader_elect=elect,
                     identity=identity,
+                    informers=informers,
                 )
             )
             who = pki / "metrics-server.crt", pki / "metrics-server.key"

@@ -72,6 +72,7 @@ class NodeIPAMController(Controller):
 
     def setup(self) -> None:
         options = self.options
+        self._given: dict[str, str] = {}  # node -> uid, of those that this process has served
         self.sets = []
         for cidr in options.cluster_cidr if options.allocate_node_cidrs else ():
             mask = options.node_cidr_mask_size_ipv6 if ":" in cidr else options.node_cidr_mask_size_ipv4
@@ -91,6 +92,7 @@ class NodeIPAMController(Controller):
             cidr_set.occupy(cidr)
 
     def _gone(self, node: Object) -> None:
+        self._given.pop(node["metadata"]["name"], None)
         for cidr_set, cidr in zip(self.sets, node["spec"].get("podCIDRs") or (), strict=False):
             cidr_set.release(cidr)
 
@@ -98,6 +100,8 @@ class NodeIPAMController(Controller):
         node = self.nodes.store.get(key)
         if node is None or node["spec"].get("podCIDR") or not self.sets:
             return None
+        if self._given.get(key) == node["metadata"]["uid"]:
+            return None  # written already; the cache is behind
         given: list[str] = []
         for cidr_set in self.sets:
             cidr = cidr_set.allocate()
@@ -115,4 +119,5 @@ class NodeIPAMController(Controller):
             for owner, back in zip(self.sets, given, strict=False):
                 owner.release(back)
             raise
+        self._given[key] = node["metadata"]["uid"]
         return None
