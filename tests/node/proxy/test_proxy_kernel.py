@@ -223,6 +223,11 @@ async def test_session_affinity_holds_across_addresses_and_ends_with_its_endpoin
     if family == 4:
         first = {await world.ask("client", NODE_IP, 30080) for _ in range(10)}
         assert len(first) == 1
+    # Clients stay bound when the tables are restored.
+    scene.proxier.repair()
+    await scene.settle()
+    for number in (21, 22, 23, 24):
+        assert {(await world.ask(f"pod{number}", ip, 80)).split()[0] for _ in range(4)} == {chosen[number]}
     gone = chosen[21]
     left = [p for n, p in zip(numbers, pods, strict=True) if f"pod{n}" != gone]
     await scene.put(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,9 @@ PROTOCOL_VERSION = "3.5.0"
 """The etcd version whose v3 semantics these are (what Status answers)."""
 CACHE_BYTES = 64 * 2**20
 _FEW_MISSES = 64
+SWITCH_SECONDS = 0.0005
+"""How long the event loop may keep the interpreter's lock while the committer waits for it (Python's own 5 ms would be
+the price of every commit in a busy process)."""
 
 
 class EmbeddedStore:
@@ -105,6 +109,8 @@ class EmbeddedStore:
         cache_bytes: values kept in memory; the rest is read from the file when asked for.
         Unavailable when another process has the file.
         """
+        if path is not None and sys.getswitchinterval() > SWITCH_SECONDS:
+            sys.setswitchinterval(SWITCH_SECONDS)
         return cls(MemoryLog() if path is None else SqliteLog(path), cache_bytes)
 
     @property

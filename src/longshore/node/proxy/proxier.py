@@ -204,7 +204,8 @@ class Proxier:
                 await asyncio.sleep(0)
         texts = [rules.update(part) for rules, part in zip(self._sets, changes, strict=True)]
         if rebuild:
-            texts = [rules.text() for rules in self._sets]
+            kept = await self._call(self._affinity)
+            texts = [*(rules.text() for rules in self._sets), *kept]
         text = "\n".join(part for part in texts if part)
         nft = self._nft
         assert nft is not None
@@ -293,6 +294,29 @@ class Proxier:
             for endpoints in endpoints_of(slices, rules.dialect.family, self.node_name).values():
                 local |= {e.address for e in endpoints if e.local and e.ready}
         self._health[number] = (service["metadata"]["namespace"], service["metadata"]["name"], len(local))
+
+    def _affinity(self) -> list[str]:
+        """Commands that give clients back, after the rebuild, the endpoints to which they are bound now."""
+        assert self._nft is not None
+        found: list[str] = []
+        for rules in self._sets:
+            names = rules.affinity_maps()
+            targets = rules.targets() if names else frozenset()
+            for name in names:
+                place = f"{rules.dialect.ip} {rules.table} {name}"
+                port = name.rpartition("-")[2]
+                try:
+                    listed = [item["map"] for item in self._nft.json(f"list map {place}") if "map" in item]
+                except NftablesError:
+                    continue
+                words = [
+                    f"{client['elem']['val']} expires {max(int(client['elem'].get('expires', 1)), 1)}s : {target}"
+                    for client, target in (listed[0].get("elem", ()) if listed else ())
+                    if isinstance(client, dict) and f"{target} . {port}" in targets
+                ]
+                if words:
+                    found.append(f"add element {place} {{ {', '.join(words)} }}")
+        return found
 
     def _tables_are_there(self) -> bool:
         """Whether every chain of ours is in the kernel (one transaction put them all there)."""

@@ -42,6 +42,15 @@ class RuleSet:
         """The chains that must be there: Services' own, and those on which everything hangs."""
         return {"nat-prerouting", "nat-output", "services", *self._chains}
 
+    def targets(self) -> frozenset[str]:
+        """Every endpoint that connections may be sent to, as "address . port"."""
+        return frozenset(
+            value
+            for (table, _), wanted in self._wanted.items()
+            if "endpoints-" in table and not table.startswith("no-")
+            for value in wanted.values()
+        )
+
     def update(self, changes: Iterable[tuple[Hashable, Rules | None]]) -> str:
         """Give owners new rules (None: remove them). Returns the commands that carry the table over; "" for none."""
         touched: dict[tuple[str, str], str | None] = {}
