@@ -221,8 +221,9 @@ def security_context(
         readonly_rootfs=bool(context.get("readOnlyRootFilesystem")),
         supplemental_groups=_groups(outer),
         seccomp=_seccomp(context.get("seccompProfile"), root),
-        apparmor=_apparmor(context.get("appArmorProfile")),
     )
+    if context.get("appArmorProfile"):
+        found.apparmor.CopyFrom(_apparmor(context["appArmorProfile"]))
     if outer.get("supplementalGroupsPolicy") == "Strict":
         found.supplemental_groups_policy = cri.Strict
     if context.get("runAsUser") is not None:
