@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from longshore.master.apiserver import admission
+from longshore.master.apiserver.aggregation import Aggregator
 from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access
 from longshore.master.apiserver.crds import Definitions
@@ -52,15 +53,10 @@ async def assemble(server: APIServer) -> None:
     server.path_handlers["openapi"] = server.openapi.handle
     server.definitions = Definitions(server)
     server.deleter.mark = server.definitions.mark
-    proxying = Proxying(
-        server.api,
-        server.admission,
-        certificate=config.kubelet_certificate,
-        key=config.kubelet_key,
-        ca=config.kubelet_ca,
+    server.aggregator = Aggregator(
+        server.api, server.discovery, certificate=config.proxy_certificate, key=config.proxy_key
     )
-    special.update(proxying.handlers())
-    server.closers.append(proxying.close)
+    server.spawn(server.aggregator.run(), "aggregator")
 
 
 def _access(server: APIServer) -> None:

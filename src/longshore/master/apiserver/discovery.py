@@ -13,6 +13,7 @@ import orjson
 
 from longshore.machinery.http import Request, Response
 from longshore.master.apiserver import rendering
+from longshore.master.apiserver.aggregation.services import entries
 from longshore.master.apiserver.negotiation import JSON, PROTOBUF, YAML, _clauses, negotiate
 from longshore.master.apiserver.scheme import Endpoint, Scheme
 
@@ -213,6 +214,11 @@ class Discovery:
         for group, versions in groups:
             listed = []
             for version in versions:
+                if group in self.remote and group not in self.scheme.groups:
+                    told, fresh = self.remote[group][version]
+                    freshness = "Current" if fresh else "Stale"
+                    listed.append({"version": version, "resources": entries(told, group, version), "freshness": freshness})
+                    continue
                 resources = [
                     aggregated_entry(e) for e in sorted(self.scheme.of(group, version), key=lambda e: e.plural)
                 ]

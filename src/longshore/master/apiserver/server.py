@@ -19,6 +19,7 @@ from longshore.machinery.errors import StatusError, request_entity_too_large, un
 from longshore.machinery.http import BodyTooLarge, Request, Response, Server, bind, server_context
 from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
+from longshore.master.apiserver.aggregation import Aggregator
 from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access, impersonation
 from longshore.master.apiserver.auth.authorization import refusal
@@ -160,6 +161,7 @@ class APIServer:
         self.api.authorizers = self.authorizers
         self.path_handlers: dict[str, PathHandler] = {}
         self.access: Access | None = None
+        self.aggregator: Aggregator | None = None
         self.allocator: ServiceAllocator | None = None
         self.openapi: OpenAPI | None = None
         self.definitions: Definitions | None = None
@@ -379,11 +381,11 @@ class APIServer:
     ) -> Answer | Awaitable[Answer]:
         if not decision.allowed:
             raise refusal(attributes, decision.reason)
-        if not info.is_resource:
-            return self._path(request, user)
-        remote = self.dispatch_remote(request, user, info)
+        remote = self.dispatch_remote(request, user)
         if remote is not None:
             return remote
+        if not info.is_resource:
+            return self._path(request, user)
         if info.group not in KNOWN_GROUPS and (info.group, info.version, info.resource) not in self.scheme.endpoints:
             return not_found_page()
         call = self.dispatcher.locate(request, info, verb)
@@ -404,10 +406,9 @@ class APIServer:
             raise
         return seated(self.fairness, level, turn, answer)
 
-    def dispatch_remote(self, request: Request, user: UserInfo, info: paths.PathInfo) -> Awaitable[Answer] | None:
+    def dispatch_remote(self, request: Request, user: UserInfo) -> Awaitable[Answer] | None:
         """The answer of an aggregated API server, None when the group is ours."""
-        handler = self.config.extra.get("aggregator")
-        return handler(request, user, info) if handler is not None else None
+        return self.aggregator.route(request, user) if self.aggregator is not None else None
 
     # Other paths.
 

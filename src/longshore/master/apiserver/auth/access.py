@@ -122,6 +122,8 @@ class Access:
         options = Options(
             client_ca=config.client_ca,
             proxy_ca=config.requestheader_ca,
+            # not every certificate of that CA may name users: it could be the clients' CA as well
+            proxy_names=("front-proxy-client",),
             issuers=[config.service_account_issuer],
             signing_key=keys[0] if keys else None,
             verification_keys=keys[1:],

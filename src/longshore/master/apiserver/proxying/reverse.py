@@ -73,10 +73,17 @@ def returned(headers: Headers) -> Fields:
     ]
 
 
+def _own(fields: Fields) -> Fields:
+    """Without what only this server may say to the backend, and without the client's Host."""
+    return [(n, v) for n, v in fields if not n.lower().startswith("x-remote-") and n.lower() != "host"]
+
+
 async def upgrade(request: Request, client: Client, url: str, extra: Sequence[tuple[str, str]] = ()) -> Response | None:
     """Carries an upgrade through; what the backend refuses with is the answer."""
     body = await request.read(MAX_BODY) if request.has_body else None
-    fields = [*forwarded(request, upgrade=True), *extra]
+    fields = forwarded(request, upgrade=True)
+    if extra:
+        fields = [*_own(fields), *extra]
     try:
         response, far = await client.upgrade(request.method, url, headers=fields, body=body)
     except (ClientError, TimeoutError) as error:
@@ -104,14 +111,19 @@ async def _refused(response: ClientResponse, far: Duplex | None) -> Response:
     return Response(response.status, body, fields)
 
 
-async def carry(request: Request, client: Client, url: str, *, prefix: str) -> Response | None:
+async def carry(
+    request: Request, client: Client, url: str, *, prefix: str = "", extra: Sequence[tuple[str, str]] = ()
+) -> Response | None:
     """Carries an ordinary request through, streaming both ways.
 
     prefix: the path under which the client sees the backend's root: redirects and links in HTML pages are put under it.
+    extra: fields for the backend; with them it sees nothing of that kind from the client, and its own Host.
     503 when the backend cannot be reached.
     """
     fields = forwarded(request, upgrade=False)
     fields.append(("X-Forwarded-Uri", prefix + urlsplit(url).path))
+    if extra:
+        fields = [*_own(fields), *extra]
     body: AsyncIterable[bytes] | None = None
     if request.has_body:
         body = request.chunks()
@@ -125,7 +137,9 @@ async def carry(request: Request, client: Client, url: str, *, prefix: str) -> R
     links = Links(prefix, frozenset((urlsplit(url).netloc, request.headers.get("host") or "")))
     page: Page | None = None
     unpack: Callable[[bytes], bytes] | None = None
-    if response.headers.get("location"):
+    if not prefix:
+        pass  # the backend knows its own paths
+    elif response.headers.get("location"):
         head = [(n, links.change(v) if n.lower() == "location" else v) for n, v in head]
     elif (response.headers.get("content-type") or "").split(";")[0].strip() == "text/html":
         coding = (response.headers.get("content-encoding") or "").lower()
