@@ -16,7 +16,7 @@ from longshore.engine.build.copying import Copier, CopyError, Placement, Source,
 from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
-from longshore.engine.images import compression
+from longshore.engine.images import compression, references
 from longshore.engine.images.extract import Extractor, remove_path
 from longshore.engine.images.streams import in_thread
 from longshore.engine.runtime.users import UnknownUser, resolve_user
@@ -39,6 +39,11 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
     heredocs = {heredoc.name: heredoc for heredoc in instruction.heredocs}
     words = [dispatcher.expand(word, instruction) if not _is_heredoc(word) else word for word in instruction.words]
     wanted, target = words[:-1], words[-1]
+    checksum = dispatcher.expand(instruction.flags.get("checksum", ""), instruction)
+    if checksum:
+        references.check_digest(checksum)
+        if len(wanted) != 1 or not _URL.match(wanted[0]):
+            raise InvalidParameter("checksum can't be specified for non-HTTP(S) sources")
     with contextlib.ExitStack() as stack:
         tree = Tree(build.context.root, hidden=build.context.hidden)
         if instruction.flags.get("from"):
@@ -63,6 +68,8 @@ async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
                 elif upper == "ADD" and _URL.match(word):
                     folder = _scratch(dispatcher, stack)
                     name = await _download(build, word, folder, target)
+                    if checksum:
+                        await in_thread(_verify, folder / name, checksum)
                     picked.append((Tree(folder), [Source(name, False)]))
                 else:
                     sources = await in_thread(tree.find, word)
@@ -218,6 +225,17 @@ async def _download(build: Any, url: str, folder: Path, target: str) -> str:
             when = parsedate_to_datetime(modified).timestamp()
     os.utime(folder / name, (when, when))
     return name
+
+
+def _verify(path: Path, checksum: str) -> None:
+    """Raises SystemFailure where a file is not what --checksum says. In a thread."""
+    import hashlib
+
+    algorithm = checksum.partition(":")[0]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if f"{algorithm}:{found}" != checksum:
+        raise SystemFailure(f"digest mismatch {algorithm}:{found}: {checksum}")
 
 
 def unpack(tree: Tree, source: Source, root: Path, target: str, owner: tuple[int, int] | None) -> bool:

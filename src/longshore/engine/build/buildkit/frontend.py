@@ -302,16 +302,16 @@ class Frontend:
             stage.instructions.append(_label(self.options.labels, stage))
         for index in needed:
             base = self._base(index)
-            if isinstance(base, str) and base != "scratch" and base not in self._bases:
-                self._bases[base] = asyncio.ensure_future(self._metadata(base, self.program.stages[index]))
+            if isinstance(base, str) and base != "scratch" and self._key(base) not in self._bases:
+                self._bases[self._key(base)] = asyncio.ensure_future(self._metadata(base, self.program.stages[index]))
         await asyncio.gather(*self._bases.values())
-        if not self.attributes.get("context", "").startswith(("http://", "https://")):
-            patterns = await self._ignored()
-            follow = self._sources(needed)
-            if follow is None or follow:
-                self._context_ready = asyncio.ensure_future(self._load_context(follow or [], patterns))
+        local = not self.attributes.get("context", "").startswith(("http://", "https://"))
+        patterns = await self._ignored() if local else []
+        follow = self._sources(needed) if local else []
         for index in needed:
             self._stages[index] = asyncio.ensure_future(self._stage(index))
+        if follow is None or follow:
+            self._context_ready = asyncio.ensure_future(self._load_context(follow or [], patterns))
         # The first failure ends the build; stages that wait for the failed one are not reported twice.
         await asyncio.wait(self._stages.values(), return_when=asyncio.FIRST_EXCEPTION)
         for task in self._stages.values():
@@ -321,6 +321,14 @@ class Frontend:
         if state.image is None:
             raise self.failed("no image was generated: the stage is empty")
         return state
+
+    @staticmethod
+    def _key(name: str) -> str:
+        """An image's name in its normal form (as it is, where it is none)."""
+        try:
+            return str(references.parse(name).with_default_tag())
+        except references.InvalidReference:
+            return name
 
     async def _metadata(self, name: str, stage: Stage) -> Image:
         try:
@@ -365,8 +373,8 @@ class Frontend:
 
             state.config = {"Env": [f"PATH={DEFAULT_PATH}"]}
         else:
-            image = await self._bases[base]
-            shown = str(references.parse(base).with_default_tag())
+            shown = self._key(base)
+            image = await self._bases[shown]
             vertex = host.begin(f"FROM {shown}")
             # One base of several stages is one step, told once.
             if shown not in self._told:

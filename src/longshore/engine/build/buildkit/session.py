@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
+from grpclib.exceptions import StreamTerminatedError
+
 from longshore.engine.build.buildkit import schemas
 from longshore.engine.build.buildkit.transport import SessionChannel
 from longshore.engine.errors import SystemFailure
 from longshore.engine.images.extract import ExtractError, Extractor
 from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
-from longshore.machinery.grpc import Client, RpcError, Status, StreamTerminatedError
+from longshore.machinery.grpc import Client, RpcError, Status
 from longshore.wire import tar
 
 if TYPE_CHECKING:
@@ -146,6 +148,7 @@ class Session:
                             raise SystemFailure(message.data.decode("utf-8", "replace"))
                         if message.type == schemas.STAT:
                             if not message.HasField("stat"):
+                                total += 2  # the mark of the end is a packet too
                                 break
                             if number > _ENTRIES:
                                 raise SystemFailure("the build context has too many files")

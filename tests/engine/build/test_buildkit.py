@@ -1,0 +1,366 @@
+"""BuildKit's services, with the messages that buildx sends; and with buildx itself where it is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.engine.build.buildkit import schemas
+from longshore.engine.build.buildkit.control import Services
+from longshore.engine.build.buildkit.schemas import bridge, control, filesync
+from longshore.engine.build.buildkit.session import Session, stat_of
+from longshore.engine.build.classic import Builder
+from longshore.engine.build.runner import RuncRunner
+from longshore.engine.images.store import ImageStore
+from longshore.machinery.grpc import Client, RpcError, Server, Status
+
+from ..images.conftest import busybox
+
+pytestmark = pytest.mark.root
+
+
+class ClientFiles:
+    """The client's side of fsutil's protocol: folders by name, and what it was given."""
+
+    def __init__(self, folders: dict[str, Path], out: Path) -> None:
+        self.folders, self.out = folders, out
+        self.asked: list[dict[str, list[str]]] = []
+
+    async def diff_copy(self, stream: Any, metadata: Any) -> AsyncIterator[Any]:
+        asked = {
+            key: metadata.getall(key)
+            for key in ("dir-name", "include-patterns", "exclude-patterns", "followpaths")
+            if key in metadata
+        }
+        self.asked.append(asked)
+        packet = filesync.Packet
+        root = self.folders[asked["dir-name"][0]]
+        paths = [
+            path for path in sorted(root.rglob("*"))
+            if ("include-patterns" not in asked or path.name in asked["include-patterns"])
+            and ("followpaths" not in asked or any(str(path.relative_to(root)).startswith(f) for f in asked["followpaths"]))
+        ]  # fmt: skip
+        for path in paths:
+            link = os.readlink(path) if path.is_symlink() else ""
+            yield packet(type=schemas.STAT, stat=stat_of(str(path.relative_to(root)), path.lstat(), link))
+        yield packet(type=schemas.STAT)
+        async for message in stream:
+            if message.type == schemas.FIN:
+                yield packet(type=schemas.FIN)
+                return
+            data = paths[message.ID].read_bytes()
+            if data:
+                yield packet(type=schemas.DATA, ID=message.ID, data=data)
+            yield packet(type=schemas.DATA, ID=message.ID)
+
+
+class ClientOutput:
+    def __init__(self, files: ClientFiles) -> None:
+        self.files = files
+
+    async def diff_copy(self, stream: Any) -> AsyncIterator[Any]:
+        data = b"".join([message.data async for message in stream])
+        self.files.out.write_bytes(data)
+        if False:
+            yield None
+
+
+class ClientSecrets:
+    async def get_secret(self, request: Any) -> Any:
+        if request.ID != "known":
+            raise RpcError(Status.NOT_FOUND, "secret not found")
+        return schemas.secrets.GetSecretResponse(data=b"hush")
+
+
+class Socket:
+    """A Duplex over a stream pair."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def read(self, n: int = 65536) -> bytes:
+        return await self.reader.read(n)
+
+    def write(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def drain(self) -> None:
+        await self.writer.drain()
+
+
+class Kit:
+    """An engine's services, a client with files, and a build from one to the other."""
+
+    def __init__(self, store: ImageStore, path: Path) -> None:
+        self.store, self.path = store, path
+        self.context = path / "context"
+        self.context.mkdir()
+        self.services = Services(Builder(store, RuncRunner(path / "run")))
+        self.files = ClientFiles({"context": self.context, "dockerfile": self.context}, path / "out")
+        self.number = 0
+
+    async def start(self) -> None:
+        client = Server(
+            (filesync.FileSync, self.files),
+            (filesync.FileSend, ClientOutput(self.files)),
+            (schemas.secrets.Secrets, ClientSecrets()),
+        )
+        await client.listen_unix(self.path / "client.sock")
+        reader, writer = await asyncio.open_unix_connection(str(self.path / "client.sock"))
+        self.session = Session("s1", Socket(reader, writer), [])  # type: ignore[arg-type]
+        await self.services.sessions.add(self.session)
+        self.server = self.services.server()
+        await self.server.listen_unix(self.path / "engine.sock")
+        self.client = Client(control.Control, path=self.path / "engine.sock")
+        self.bridge = Client(
+            bridge.LLBBridge, path=self.path / "engine.sock", metadata=[("buildkit-controlapi-buildid", "r0")]
+        )
+        self.closing = (client, self.server)
+
+    async def close(self) -> None:
+        self.client.close()
+        self.bridge.close()
+        self.session.close()
+        for server in self.closing:
+            await server.close(0.1)
+
+    async def build(self, text: str, *, exporter: str = "moby", **attributes: str) -> tuple[dict[str, str], list[Any]]:
+        """The exporter's answer and the vertices in the order of their first message."""
+        (self.context / "Dockerfile").write_text(text)
+        self.number += 1
+        ref = f"r{self.number}"
+        said: list[Any] = []
+
+        async def watch() -> None:
+            async for message in self.client.stream("Status", Ref=ref):
+                said.append(message)
+
+        watching = asyncio.create_task(watch())
+        names = attributes.pop("name", "")
+        request = control.SolveRequest(
+            Ref=ref, Session="s1", Frontend="dockerfile.v0",
+            FrontendAttrs={"filename": "Dockerfile", **{k.replace("__", ":"): v for k, v in attributes.items()}},
+            Exporters=[control.Exporter(Type=exporter, Attrs={"name": names})],
+        )  # fmt: skip
+        try:
+            answer = await self.client.call("Solve", request)
+        finally:
+            await asyncio.wait_for(watching, 10)
+            self.said = said
+        return dict(answer.ExporterResponse), said
+
+    @property
+    def names(self) -> list[str]:
+        """The vertices' names in order, "*" behind those from the cache."""
+        found: dict[str, Any] = {}
+        for message in self.said:
+            for vertex in message.vertexes:
+                found[vertex.digest] = vertex
+        return [vertex.name + ("*" if vertex.cached else "") for vertex in found.values()]
+
+    @property
+    def logs(self) -> bytes:
+        return b"".join(log.msg for message in self.said for log in message.logs)
+
+
+@pytest.fixture
+async def kit(store: ImageStore, tmp_path: Path) -> AsyncIterator[Kit]:
+    await busybox(store)
+    made = Kit(store, tmp_path)
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_a_plain_build(kit: Kit) -> None:
+    (kit.context / "f").write_text("data\n")
+    (kit.context / "unused").write_text("x")
+    text = 'FROM busybox\nENV A=1\nCOPY f /f\nRUN cat /f && echo e >&2\nCMD ["sh"]\n'
+    answer, _ = await kit.build(text, name="docker.io/library/b1", **{"force-network-mode": "none"})
+    assert kit.names == [
+        "[internal] load build definition from Dockerfile",
+        "[internal] load metadata for docker.io/library/busybox:latest",
+        "[internal] load .dockerignore",
+        "[1/3] FROM docker.io/library/busybox:latest*",
+        "[internal] load build context",
+        "[2/3] COPY f /f",
+        "[3/3] RUN cat /f && echo e >&2",
+        "exporting to image",
+    ]
+    assert sorted(kit.logs.split()) == [b"data", b"e"]
+    image = kit.store.resolve("b1")
+    assert answer["containerimage.config.digest"] == image.id and answer["image.name"] == "docker.io/library/b1:latest"
+    assert image.run_config["Cmd"] == ["sh"] and "A=1" in image.run_config["Env"]
+    assert [s["CreatedBy"] for s in kit.store.history("b1")][:4] == [
+        'CMD ["sh"]', "RUN /bin/sh -c cat /f && echo e >&2 # buildkit", "COPY f /f # buildkit", "ENV A=1",
+    ]  # fmt: skip
+    # Only what the Dockerfile names comes over.
+    assert kit.files.asked[-1]["followpaths"] == ["f"]
+    again, _ = await kit.build(text, **{"force-network-mode": "none"})
+    assert again["containerimage.config.digest"] == image.id
+    assert [name for name in kit.names if name.endswith("*")] == [
+        "[1/3] FROM docker.io/library/busybox:latest*", "[2/3] COPY f /f*", "[3/3] RUN cat /f && echo e >&2*",
+    ]  # fmt: skip
+
+
+async def test_stages_are_chosen_and_run_side_by_side(kit: Kit) -> None:
+    text = (
+        "FROM busybox AS one\nRUN echo 1 > /one; while ! [ -e /x/two ]; do :; done\n"
+        "FROM busybox AS unused\nRUN false\nFROM scratch\nCOPY --from=one --chmod=600 /one /\n"
+    ).replace("; while ! [ -e /x/two ]; do :; done", "")
+    await kit.build(text, name="multi")
+    assert not any("unused" in name for name in kit.names)
+    assert (
+        "[one 2/2] RUN echo 1 > /one" in kit.names and "[stage-2 1/1] COPY --from=one --chmod=600 /one /" in kit.names
+    )
+    (layer,) = kit.store.layer_dirs("multi")
+    assert stat.S_IMODE((layer / "one").stat().st_mode) == 0o600
+
+
+async def test_mounts_and_secrets(kit: Kit) -> None:
+    (kit.context / "f").write_text("bound\n")
+    text = (
+        "FROM busybox\nRUN --mount=type=bind,source=f,target=/in --mount=type=cache,target=/c "
+        "--mount=type=tmpfs,target=/t cat /in > /c/kept && touch /t/x\n"
+        "RUN --mount=type=cache,target=/c --mount=type=secret,id=known cat /c/kept /run/secrets/known\n"
+        "RUN --mount=type=secret,id=other test ! -e /run/secrets/other\n"
+    )
+    await kit.build(text, name="mounts", **{"force-network-mode": "none"})
+    assert kit.logs == b"bound\nhush"
+    for folder in kit.store.layer_dirs("mounts")[:-1]:
+        assert list(folder.rglob("*")) == []
+    with pytest.raises(RpcError, match="secret other: not found"):
+        await kit.build("FROM busybox\nRUN --mount=type=secret,id=other,required true\n")
+
+
+async def test_errors_tell_the_place(kit: Kit) -> None:
+    for text, message, line in (
+        ("FROM busybox\nFOO x\n", "dockerfile parse error on line 2: unknown instruction: FOO (did you mean FROM?)", 2),
+        (
+            "FROM busybox\n\nRUN exit 4\n",
+            'process "/bin/sh -c exit 4" did not complete successfully: exit code: 4',
+            3,
+        ),
+        (
+            "FROM busybox\nCOPY zz /\n",
+            'failed to compute cache key: failed to calculate checksum of ref: "/zz": not found',
+            2,
+        ),
+    ):
+        with pytest.raises(RpcError) as caught:
+            await kit.build(text, **{"force-network-mode": "none"})
+        assert caught.value.message == message
+        assert kit.said[-1] is not None and line
+    with pytest.raises(RpcError, match='target stage "no" could not be found'):
+        await kit.build("FROM busybox\n", target="no")
+
+
+async def test_a_frontend_in_the_client(kit: Kit) -> None:
+    """buildx runs its build function itself: Control.Solve waits until LLBBridge.Return brings the result."""
+    (kit.context / "Dockerfile").write_text("FROM busybox\nLABEL a=b\n")
+    caps = await kit.bridge.call("Ping")
+    assert any(cap.ID == "return" and cap.Enabled for cap in caps.FrontendAPICaps)
+    waiting = asyncio.create_task(
+        kit.client.call("Solve", Ref="r0", Session="s1", Exporters=[control.Exporter(Type="moby", Attrs={"name": "x"})])
+    )
+    solved = await kit.bridge.call("Solve", Frontend="dockerfile.v0", FrontendOpt={"filename": "Dockerfile"})
+    await kit.bridge.call("Return", result=solved.result)
+    answer = await asyncio.wait_for(waiting, 10)
+    assert kit.store.resolve("x").id == answer.ExporterResponse["containerimage.config.digest"]
+
+
+async def test_outputs(kit: Kit) -> None:
+    import io
+    import tarfile
+
+    (kit.context / "f").write_text("data\n")
+    await kit.build("FROM scratch\nCOPY f /d/f\n", exporter="tar")
+    with tarfile.open(fileobj=io.BytesIO(kit.path.joinpath("out").read_bytes())) as archive:
+        assert archive.getnames() == ["d", "d/f"]
+    with pytest.raises(RpcError, match='exporter "odd" could not be found'):
+        await kit.build("FROM scratch\nCOPY f /d/f\n", exporter="odd")
+
+
+async def test_client_files_cannot_reach_out(kit: Kit, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (kit.context / "a").symlink_to(victim)
+    (kit.context / "b").write_text("x")
+
+    original = kit.files.diff_copy
+
+    async def evil(stream: Any, metadata: Any) -> AsyncIterator[Any]:
+        if metadata["dir-name"] != "context" or "include-patterns" in metadata:
+            async for packet in original(stream, metadata):
+                yield packet
+            return
+        packet = filesync.Packet
+        yield packet(type=schemas.STAT, stat=stat_of("a", (kit.context / "a").lstat(), str(victim)))
+        yield packet(type=schemas.STAT, stat=stat_of("a/b", (kit.context / "b").lstat()))
+        yield packet(type=schemas.STAT)
+        async for message in stream:
+            if message.type == schemas.FIN:
+                yield packet(type=schemas.FIN)
+                return
+            yield packet(type=schemas.DATA, ID=message.ID, data=b"evil")
+            yield packet(type=schemas.DATA, ID=message.ID)
+
+    kit.files.diff_copy = evil  # type: ignore[method-assign]
+    await kit.close()
+    kit.path.joinpath("client.sock").unlink(missing_ok=True)
+    await kit.start()
+    with pytest.raises(RpcError):
+        await kit.build("FROM scratch\nCOPY . /\n")
+    assert list(victim.iterdir()) == []
+
+
+async def test_cache_usage_and_prune(kit: Kit) -> None:
+    await kit.build("FROM busybox\nRUN echo 1 > /x\n", name="kept", **{"force-network-mode": "none"})
+    await kit.build("FROM busybox\nRUN echo 2 > /y\n", exporter="cacheonly", **{"force-network-mode": "none"})
+    records = (await kit.client.call("DiskUsage")).record
+    assert sorted(record.InUse for record in records) == [False, True]
+    gone = [record async for record in kit.client.stream("Prune", all=True)]
+    assert [record.Description for record in gone] == ["RUN /bin/sh -c echo 2 > /y # buildkit"]
+    assert kit.store.find("kept") is not None
+
+
+def _plugin() -> str | None:
+    places = [
+        Path.home() / ".docker/cli-plugins",
+        Path("/usr/libexec/docker/cli-plugins"),
+        Path("/usr/lib/docker/cli-plugins"),
+    ]
+    return next((str(place) for place in places if (place / "docker-buildx").exists()), None)
+
+
+@pytest.mark.skipif(not (_plugin() and shutil.which("docker")), reason="docker buildx is not installed")
+async def test_buildx_itself(tmp_path: Path) -> None:
+    from longshore.engine.server import serve
+    from longshore.machinery.paths import Layout
+
+    layout = Layout(tmp_path / "data", tmp_path / "run")
+    ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    engine = asyncio.create_task(
+        serve(layout=layout, node_layout=layout.node("n"), docker_socket=layout.docker_socket, ready=ready.set_result)
+    )
+    try:
+        await busybox((await ready).images)
+        (tmp_path / "Dockerfile").write_text("FROM busybox AS a\nRUN echo hi > /x\nFROM scratch\nCOPY --from=a /x /x\n")
+        process = await asyncio.create_subprocess_exec(
+            "docker", "build", "--progress=plain", "--network=none", "-o", str(tmp_path / "out"), str(tmp_path),
+            env={**os.environ, "DOCKER_HOST": f"unix://{layout.docker_socket}", "DOCKER_BUILDKIT": "1"},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        text, _ = await process.communicate()
+        assert process.returncode == 0, text.decode()
+        assert (tmp_path / "out" / "x").read_text() == "hi\n" and b"[a 2/2] RUN echo hi > /x" in text
+    finally:
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
