@@ -179,7 +179,7 @@ class IngressClass(Strategy):
     def default(self, obj: Object) -> None:
         parameters = obj["spec"].get("parameters")
         if parameters is not None:
-            parameters.setdefault("scope", "Cluster")
+            parameters["scope"] = parameters.get("scope") or "Cluster"
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]

@@ -82,7 +82,9 @@ class Node(Strategy):
                 errors.forbidden("spec.podCIDRs", 'node updates may not change podCIDR except from "" to valid')
         if before.get("providerID") and before["providerID"] != spec.get("providerID", ""):
             errors.forbidden("spec.providerID", 'node updates may not change providerID except from "" to valid')
-        taints(errors, spec.get("taints") or [], "metadata.taints")
+        # Upstream's strategy checks the whole node, and then the update with its taints again.
+        for _ in range(2):
+            taints(errors, spec.get("taints") or [], "metadata.taints")
 
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate_update(new, old, errors)

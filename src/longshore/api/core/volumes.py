@@ -182,8 +182,6 @@ def _source_diff(old: Object, new: Object) -> str:
     def text(value: Object) -> list[str]:
         full = dump(_PV, value)
         assert isinstance(full, dict)
-        names = {k[0].lower() + k[1:] for k in ()}
-        del names
         skip = (
             "Capacity",
             "AccessModes",
