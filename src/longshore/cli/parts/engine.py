@@ -21,6 +21,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--docker-socket", type=Path, default=None, help="default: docker.sock in --run-dir")
     parser.add_argument("--cri", action="store_true", help="serve CRI v1 on the node's socket")
     parser.add_argument("--registry-port", type=int, default=None, help="default: the cluster's, or 5000; 0 for none")
+    parser.add_argument(
+        "--cni-conf-dir",
+        type=Path,
+        default=None,
+        help="CNI configuration in place of the built-in network (default: cni in --data-dir)",
+    )
     parser.add_argument("--runtime", default="runc", help="the OCI runtime's program (default %(default)s)")
 
 
@@ -49,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
                 node=arguments.node,
                 cluster_cidrs=_ranges(config),
                 runtimes=runtime,
+                # Not /etc/cni/net.d: what another engine (podman) keeps there is not meant for a cluster's pods.
+                cni_folder=arguments.cni_conf_dir or layout.data / "cni",
                 beside=beside,
             )
 
