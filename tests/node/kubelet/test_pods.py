@@ -331,3 +331,26 @@ async def test_resize_in_place(node: Node) -> None:
     reason = next(c["reason"] for c in refused["status"]["conditions"] if c["type"] == "PodResizePending")
     assert reason == "Infeasible"
     await node.delete("resized")
+
+
+async def test_image_volume_and_shared_processes(node: Node) -> None:
+    await node.create(
+        "imagevol",
+        {"command": ["sh", "-c", "cat /img/passwd; touch /img/x 2>&1; ps"], "volumeMounts": [{"name": "v", "mountPath": "/img", "subPath": "etc"}]},
+        volumes=[{"name": "v", "image": {"reference": "registry.test/tools:1", "pullPolicy": "IfNotPresent"}}],
+        restartPolicy="Never", shareProcessNamespace=True,
+    )  # fmt: skip
+    await node.create(
+        "noimagevol", {"volumeMounts": [{"name": "v", "mountPath": "/img"}]},
+        volumes=[{"name": "v", "image": {"reference": "127.0.0.1:9/none:1"}}],
+    )  # fmt: skip
+    out = await finished(node, "imagevol", "Succeeded")
+    assert "root:x:0:0" in out and "Read-only" in out and "/pause" in out
+    await node.wait(
+        "noimagevol",
+        lambda p: (
+            (p["status"].get("containerStatuses") or [{"state": {}}])[0]["state"].get("waiting", {}).get("reason")
+            in ("ErrImagePull", "ImagePullBackOff")
+        ),
+    )
+    await asyncio.gather(node.delete("imagevol"), node.delete("noimagevol"))

@@ -173,6 +173,7 @@ class Kubelet(StatusMaker):
             self._mirror_seen(new, new)
             return
         self.pods[uid] = new
+        self.statuses.reconcile(uid, old.get("status") or {}, new.get("status") or {})
         self.objects.register(new)
         worker = self.workers.get(uid)
         if worker is None:

@@ -120,10 +120,12 @@ async def serve(
         await node.ask_images()
         config.port = await http.listen_tcp(address, port, ssl=server_context(*pair, client_ca=client_ca))
         async with asyncio.TaskGroup() as group:
+            running = group.create_task(kubelet.run())
+            await _first_of(kubelet.synced, running)
+            # Only now: a node that was Ready before a restart must not tell that it is not, or its pods are marked so.
             await node.register()
             group.create_task(_follow_node(kubelet, node))
             group.create_task(node.renew_forever())
-            running = group.create_task(kubelet.run())
             group.create_task(node.run())
             group.create_task(upkeep.run())
             group.create_task(_report_ready(kubelet, node, ready))
@@ -139,6 +141,17 @@ async def serve(
 def default_cgroup_root(node_name: str, root: Path) -> str:
     """A cgroup of this node's own, also beside another cluster's node of the same name."""
     return f"/longshore-{node_name}-{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=3).hexdigest()}"
+
+
+async def _first_of(event: asyncio.Event, running: asyncio.Task[None]) -> None:
+    """Return when the event is set; raise what the task raised when it ends before."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if running.done():
+        running.result()
 
 
 async def _wait_for(runtime: Runtime) -> None:

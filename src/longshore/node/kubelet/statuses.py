@@ -57,6 +57,16 @@ class StatusManager:
         if uid in self._statuses:
             self._nudge(uid)
 
+    def reconcile(self, uid: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """The API server's status of a pod has changed: what another changed of what is ours is set right again."""
+        made = self._statuses.get(uid)
+        if made is None or uid in self._dirty:
+            return
+        ours, before, now = _essence(made), _essence(old), _essence(new)
+        if before == ours and now != ours:
+            self._sent[uid] = dict(new)
+            self._nudge(uid)
+
     def finish(self, pod: Pod) -> None:
         """Nothing of the pod is left on the node: a deleted one is now removed from the API server."""
         uid = pod["metadata"]["uid"]
@@ -147,6 +157,11 @@ class StatusManager:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _essence(status: Mapping[str, Any]) -> tuple[Any, ...]:
+    conditions = {c["type"]: c["status"] for c in status.get("conditions") or () if c["type"] in OWNED}
+    return status.get("phase"), tuple(sorted(conditions.items()))
 
 
 def _deletion(pod: Mapping[str, Any]) -> dict[str, Any]:

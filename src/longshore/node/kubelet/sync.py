@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,13 @@ class Syncer:
                 raise
         reasons = self.reasons.setdefault(uid, {})
         hold = False
+        try:
+            volumes = await self._image_volumes(pod, volumes, sandbox_config)
+        except ImageError as error:
+            for container in (*todo.start_ephemeral, *todo.start_init, *todo.start):
+                reasons[container["name"]] = (error.reason, error.message)
+            outcome.retry(error.wait or 10.0)
+            return outcome
         for container in (*todo.start_ephemeral, *todo.start_init, *todo.start):
             kind = "ephemeral" if container in todo.start_ephemeral else "init" if container in todo.start_init else ""
             wait = self._crash_loop(pod, container, state, kind)
@@ -132,6 +139,29 @@ class Syncer:
             if hold:
                 break
         return outcome
+
+    async def _image_volumes(
+        self, pod: Pod, volumes: dict[str, MountedVolume], sandbox_config: Any
+    ) -> dict[str, MountedVolume]:
+        """Have the images present that are volumes; the volumes with the references to mount. Raises ImageError."""
+        found = dict(volumes)
+        for name, volume in volumes.items():
+            if volume.image is None:
+                continue
+            reference = str(volume.image.get("reference") or "")
+            as_container = {"name": name, "image": reference, "imagePullPolicy": volume.image.get("pullPolicy")}
+            secrets = await self._pull_secrets(pod)
+            image = await self.services.images.ensure(pod, as_container, secrets, sandbox_config)
+            found[name] = replace(volume, image={"reference": image, "asked": reference})
+        return found
+
+    async def _pull_secrets(self, pod: Pod) -> list[dict[str, Any]]:
+        secrets = []
+        for entry in pod["spec"].get("imagePullSecrets") or ():
+            secret = await self.services.lookup("Secret", pod["metadata"]["namespace"], entry.get("name", ""))
+            if secret is not None:
+                secrets.append(secret)
+        return secrets
 
     async def _collect(self, state: PodState, name: str) -> None:
         """Of a container that was started anew only the last dead one is kept, with its log."""
@@ -196,11 +226,7 @@ class Syncer:
         volumes: dict[str, MountedVolume],
     ) -> None:
         services = self.services
-        secrets = []
-        for entry in pod["spec"].get("imagePullSecrets") or ():
-            found = await services.lookup("Secret", pod["metadata"]["namespace"], entry.get("name", ""))
-            if found is not None:
-                secrets.append(found)
+        secrets = await self._pull_secrets(pod)
         image = await services.images.ensure(pod, container, secrets, sandbox_config)
         try:
             config = await self._container_config(pod, container, state, image, ips, volumes)
@@ -332,6 +358,7 @@ class Syncer:
             )
             if volume.image is not None:
                 entry.image.image = str(volume.image.get("reference") or "")
+                entry.image.user_specified_image = str(volume.image.get("asked") or "")
                 entry.image_sub_path = path
             elif path:
                 source = services.volumes.sub_path(uid, volume, container["name"], index, path)
