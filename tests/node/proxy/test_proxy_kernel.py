@@ -368,5 +368,7 @@ async def test_services_that_are_not_the_proxys(scene: Scene) -> None:
     other = service("other")
     other["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "else"}
     node_local = service("dns", "10.96.0.10")
-    await scene.put(headless, external, other, node_local)
+    labelled = service("labelled", "10.96.0.77")
+    labelled["metadata"]["labels"] = {"service.kubernetes.io/headless": ""}
+    await scene.put(headless, external, other, node_local, labelled)
     assert nft.run("list ruleset") == before

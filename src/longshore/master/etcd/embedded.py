@@ -360,7 +360,7 @@ class EmbeddedStore:
                 if kv is not None and kv.lease == id:
                     txn.delete(key, b"")
             txn.leases.append((id, 0))
-            return txn.revision if txn.changes else self.revision
+            return txn.answer_revision
 
         future: asyncio.Future[int] = self._submit(lambda: plan)
         future.add_done_callback(lambda done: self._revoked(id, done))

@@ -113,6 +113,13 @@ class Transaction:
         self.saw_pending = True
         return pending if pending.version else None
 
+    @property
+    def answer_revision(self) -> int:
+        """The revision that the answer tells: this transaction's own, or that of the state that it has seen."""
+        if self.changes:
+            return self.revision
+        return self.revision - 1 if self.saw_pending else self.store.revision
+
     def complete(self, kv: KeyValue | None) -> KeyValue | None:
         """The same version with its value, read from the log when it is not in memory."""
         if kv is None or kv.value is not EVICTED:
@@ -255,7 +262,7 @@ def plan_conditional(key: bytes, value: bytes | None, mod_revision: int, lease: 
     def plan(txn: Transaction) -> WriteResult:
         found = txn.newest(key)
         if (found.mod_revision if found is not None else 0) != mod_revision:
-            return WriteResult(False, txn.store.revision, txn.complete(found))
+            return WriteResult(False, txn.answer_revision, txn.complete(found))
         if value is None:
             txn.delete(key, b"")
         else:
@@ -286,7 +293,7 @@ def plan_txn(compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequenc
         _choose(txn, request, path)
         _check_ops(txn, request, list(path))
         result = _run_txn(txn, request, list(path))
-        _settle(result, txn.revision if txn.changes else txn.store.revision)
+        _settle(result, txn.answer_revision)
         return result
 
     return plan
@@ -426,8 +433,7 @@ def _run_put(txn: Transaction, op: Put) -> PutResult:
 
 def _run_delete(txn: Transaction, op: Delete) -> DeleteResult:
     deleted = txn.delete(op.key, op.end)
-    revision = txn.revision if txn.changes else txn.store.revision
-    return DeleteResult(revision, len(deleted), txn.complete_all(deleted) if op.prev_kv else [])
+    return DeleteResult(txn.answer_revision, len(deleted), txn.complete_all(deleted) if op.prev_kv else [])
 
 
 def _run_txn(txn: Transaction, request: Txn, path: list[bool]) -> TxnResult:

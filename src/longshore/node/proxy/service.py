@@ -98,7 +98,7 @@ def is_proxied(service: Object) -> bool:
     """Whether this Service has addresses of its own that this proxy serves."""
     spec = service.get("spec") or {}
     labels = service["metadata"].get("labels") or {}
-    if spec.get("type") == "ExternalName" or PROXY_NAME_LABEL in labels:
+    if spec.get("type") == "ExternalName" or PROXY_NAME_LABEL in labels or HEADLESS_LABEL in labels:
         return False
     return spec.get("clusterIP") not in (None, "", "None")
 
