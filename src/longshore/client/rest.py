@@ -28,6 +28,7 @@ PATCH_TYPES: dict[str, str] = {
 }
 list_ = list  # the class below has a method of that name
 WATCH_LINE_LIMIT = 64 << 20
+CONNECTIONS = 12
 
 
 class Client:
@@ -44,11 +45,15 @@ class Client:
         headers = [("user-agent", user_agent)]
         if config.impersonate:
             headers.append(("impersonate-user", config.impersonate))
-        self.http = HTTPClient(ssl=config.ssl_context(), headers=headers, server_hostname=config.server_name or None)
+        ssl, name = config.ssl_context(), config.server_name or None
+        # A TLS connection costs both sides more than many requests: a burst shares a few. Watches have their own.
+        self.http = HTTPClient(ssl=ssl, headers=headers, server_hostname=name, limit_per_host=CONNECTIONS)
+        self.streams = HTTPClient(ssl=ssl, headers=headers, server_hostname=name)
 
     async def close(self) -> None:
         """Drop the pooled connections. Calls under way fail."""
         await self.http.close()
+        await self.streams.close()
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
@@ -277,9 +282,8 @@ class Client:
         if body is not None:
             data = body if isinstance(body, bytes) else orjson.dumps(body)
             headers.append(("content-type", content_type))
-        response = await self.http.request(
-            method, url, headers=headers, body=data, timeout=None if stream else self.timeout
-        )
+        http = self.streams if stream else self.http
+        response = await http.request(method, url, headers=headers, body=data, timeout=None if stream else self.timeout)
         if response.status >= 400:
             raise _error(response.status, await response.read(), method, path)
         return response

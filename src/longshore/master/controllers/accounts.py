@@ -28,7 +28,7 @@ class AccountClient(Client):
     def __init__(self, minter: Client, transport: Client, account: str) -> None:
         self.config = replace(minter.config, certificate=None, key=None, token="", token_file=None)
         self.timeout = minter.timeout
-        self.http = transport.http
+        self.http, self.streams = transport.http, transport.streams
         self._minter = minter
         self._account = account
         self._renew_at = 0.0
