@@ -23,6 +23,7 @@ from longshore.master.controllers.namespace import NamespaceController
 from longshore.master.controllers.nodeipam import NodeIPAMController
 from longshore.master.controllers.nodelifecycle import NodeLifecycleController
 from longshore.master.controllers.podgc import PodGarbageCollector
+from longshore.master.controllers.policystatus import PolicyStatus
 from longshore.master.controllers.replicaset import ReplicaSetController
 from longshore.master.controllers.replicationcontroller import ReplicationControllerController
 from longshore.master.controllers.resourceclaims import ResourceClaimController
@@ -69,6 +70,7 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     CSRCleaner,
     ServiceCIDRController,
     ResourceClaimController,
+    PolicyStatus,
     BootstrapSigner,
     TokenCleaner,
 )
