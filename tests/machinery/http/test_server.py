@@ -133,6 +133,9 @@ async def test_targets(running: Running) -> None:
     assert b"GET /a%20b" in await running.raw(CLOSE % b"a%20b")
     assert b"GET /p" in await running.raw(b"GET http://host:1/p?q=1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert b"OPTIONS *" in await running.raw(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert (await running.raw(b"FROB /p HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).endswith(b"FROB /p")
+    body = b"FROB /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab"
+    assert (await running.raw(body + CLOSE % b"two")).count(b"HTTP/1.1 200 OK") == 2
     assert b"X-Q: a b" in await running.raw(CLOSE % b"x?q=a+b&q=2&bad=%zz")
 
 

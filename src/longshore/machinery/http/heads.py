@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _METHODS = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {reason}\r\n".encode() for code, reason in REASONS.items()}
+_TOKEN = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ")
 _date: tuple[int, bytes] = (0, b"")
 
 
@@ -82,10 +84,14 @@ class HeadParser:
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
         self._url, self._fields, self._complete = b"", [], False
+        unknown = b""
         try:
             parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             self._parser = None
+        except httptools.HttpParserInvalidMethodError:
+            # httptools knows a list of methods; any token is one, and it is the handler that does not take it
+            unknown = self._unknown_method(head)
         except httptools.HttpParserError as error:
             raise RefusedRequest(400, "Bad Request") from error
         if not self._complete:
@@ -104,7 +110,7 @@ class HeadParser:
             raise RefusedRequest(400, "Bad Request: too many Host headers")
         if b"host" not in first and minor == "1.1":
             raise RefusedRequest(400, "Bad Request: missing required Host header")
-        name = parser.get_method()
+        name = unknown or parser.get_method()
         method = _METHODS.get(name) or name.decode()
         if method == "CONNECT":
             raise RefusedRequest(405, "Method Not Allowed")
@@ -118,6 +124,22 @@ class HeadParser:
         if coding is None and (length is None or length == b"0"):
             return request, None
         return request, self._body(connection, request, headers, coding, length)
+
+    def _unknown_method(self, head: bytes) -> bytes:
+        """Parses a head whose method httptools does not know; the method."""
+        found = _TOKEN.match(head)
+        if found is None:
+            raise RefusedRequest(400, "Bad Request")
+        self._url, self._fields, self._complete = b"", [], False
+        self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parser.feed_data(b"POST" + head[found.end(1) :])
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            raise RefusedRequest(400, "Bad Request") from error
+        self._parser = None
+        return found[1]
 
     def _body(
         self, connection: Connection, request: Request, headers: Headers, coding: bytes | None, length: bytes | None
