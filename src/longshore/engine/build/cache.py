@@ -16,6 +16,9 @@ from longshore.engine.images.model import Image
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
 
+# Begins the keys of BuildKit's steps.
+KIT = "kit-"
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS build_cache(
     key TEXT PRIMARY KEY, image TEXT NOT NULL, description TEXT NOT NULL, size INTEGER NOT NULL, created INTEGER NOT NULL,

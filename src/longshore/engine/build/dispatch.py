@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.build import mounts
+from longshore.engine.build.cache import KIT
 from longshore.engine.build.instructions import BUILDKIT_FLAGS, Instruction
 from longshore.engine.build.shell import ExpansionError, expand, expand_words
 from longshore.engine.build.state import StageState
@@ -209,15 +210,8 @@ class Dispatcher:
     def key(self, told: str, *more: Any) -> str:
         """The cache key of a step: the image below, the configuration that it leaves, its words, what else matters."""
         image = self.state.image.id if self.state.image else ""
-        return self.build.cache.key(
-            "buildkit" if self._kit else "classic",
-            image,
-            self.state.config,
-            self.state.author,
-            told,
-            self.build.options.platform,
-            more,
-        )
+        parts = (image, self.state.config, self.state.author, told, self.build.options.platform, more)
+        return (KIT if self._kit else "") + self.build.cache.key(*parts)
 
     def cached(self, key: str) -> bool:
         """Take the step from the cache, if it is there."""

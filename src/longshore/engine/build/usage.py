@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine.build.cache import BuildCache
+from longshore.engine.build.cache import KIT, BuildCache
 from longshore.engine.errors import EngineError
 from longshore.engine.images.extract import remove_path
+from longshore.engine.images.listing import until_filter
+from longshore.engine.images.model import time_text
 from longshore.engine.images.streams import in_thread
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
+
+# What the classic builder made are images like others; only BuildKit's entries are shown as cache.
+_OURS = f"key LIKE '{KIT}%'"
 
 
 def records(store: ImageStore) -> list[dict[str, Any]]:
@@ -32,11 +39,11 @@ def records(store: ImageStore) -> list[dict[str, Any]]:
         return used[image]
 
     rows = store.database.all(
-        "SELECT key, image, description, size, created, used, uses FROM build_cache ORDER BY created"
+        f"SELECT key, image, description, size, created, used, uses FROM build_cache WHERE {_OURS} ORDER BY created"
     )
     return [
         {
-            "id": key[:25],
+            "id": key.removeprefix(KIT)[:25],
             "image": image,
             "description": description,
             "size": size,
@@ -50,11 +57,48 @@ def records(store: ImageStore) -> list[dict[str, Any]]:
     ]
 
 
-async def prune(store: ImageStore, *, everything: bool = False) -> list[dict[str, Any]]:
-    """Take away what no named image needs (and with `everything` the folders of cache mounts); what went."""
+def shown_records(store: ImageStore) -> list[dict[str, Any]]:
+    """The entries as GET /system/df shows them."""
+    return [
+        {
+            "ID": record["id"],
+            "Type": "regular",
+            "Description": record["description"],
+            "InUse": record["in_use"],
+            "Shared": record["shared"],
+            "Size": record["size"],
+            "CreatedAt": time_text(record["created"]),
+            "LastUsedAt": time_text(record["used"]),
+            "UsageCount": record["uses"],
+        }
+        for record in records(store)
+    ]
+
+
+def _accepts(record: dict[str, Any], filters: Mapping[str, Sequence[str]], before: int | None) -> bool:
+    if before is not None and record["used"] > before:
+        return False
+    for name, field in (("id", "id"), ("description", "description")):
+        values = filters.get(name)
+        if values and not any(value in record[field] for value in values):
+            return False
+    kinds = filters.get("type")
+    return not kinds or "regular" in kinds
+
+
+async def prune(
+    store: ImageStore, *, everything: bool = False, filters: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[str, Any]]:
+    """Take away what no named image needs (and with `everything` the folders of cache mounts); what went.
+
+    filters: `until` or `unused-for` (age of the last use), `id`, `description`, `type`. Raises InvalidParameter.
+    """
+    filters = filters or {}
+    age = filters.get("until") or filters.get("unused-for")
+    before = until_filter({"until": age}, time.time_ns()) if age else None
     gone: list[dict[str, Any]] = []
     for record in reversed(records(store)):
-        if record["in_use"]:
+        if record["in_use"] or not _accepts(record, filters, before):
             continue
         if store.get(record["image"]) is not None:
             try:
@@ -62,10 +106,9 @@ async def prune(store: ImageStore, *, everything: bool = False) -> list[dict[str
             except EngineError:
                 continue
         gone.append(record)
-    with store.database.write() as connection:
-        connection.execute("DELETE FROM build_cache WHERE image NOT IN (SELECT id FROM images)")
-        if everything:
-            connection.execute("DELETE FROM build_cache")
-    if everything:
+    BuildCache(store).prune()
+    if everything and not filters:
+        with store.database.write() as connection:
+            connection.execute(f"DELETE FROM build_cache WHERE {_OURS}")
         await in_thread(remove_path, store.root / "buildcache")
     return gone

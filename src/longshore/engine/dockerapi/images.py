@@ -335,7 +335,12 @@ async def build_prune(call: Call) -> Response:
         )
     except InvalidParameter as error:
         raise InvalidParameter(f"failed to prune build cache: {error.message}") from None
-    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
+    from longshore.engine.build.usage import prune as prune_cache
+
+    gone = await prune_cache(call.api.images, everything=call.flag("all"), filters=call.filters())
+    return json_response(
+        {"CachesDeleted": [r["id"] for r in gone] or None, "SpaceReclaimed": sum(r["size"] for r in gone)}
+    )
 
 
 @routes.route("POST", "/build/cancel")

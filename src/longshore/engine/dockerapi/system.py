@@ -336,7 +336,9 @@ async def disk_usage(call: Call) -> Response:
                 volumes.append(entry)
             shown["Volumes"] = volumes
         if not kinds or "build-cache" in kinds:
-            shown["BuildCache"] = []
+            from longshore.engine.build.usage import shown_records
+
+            shown["BuildCache"] = shown_records(api.images)
         return shown
 
     shown = await api.containers.in_thread(work)
