@@ -219,10 +219,16 @@ def include_object(call: Call) -> str:
 
 
 def table_columns(endpoint: Endpoint) -> list[Object]:
+    from longshore.master.apiserver.columntexts import descriptions
+
+    known = descriptions(endpoint.group, endpoint.version, endpoint.plural, endpoint.kind)
     return [
-        {"name": c.name, "type": c.type, "format": c.format, "description": c.description, "priority": c.priority}
+        {
+            "name": c.name, "type": c.type, "format": c.format, "priority": c.priority,
+            "description": c.description or known.get(c.name, ""),
+        }
         for c in endpoint.resource.columns(endpoint.version)
-    ]
+    ]  # fmt: skip
 
 
 def table_row(call: Call, obj: Object, include: str, now: Any) -> Object:
