@@ -356,3 +356,31 @@ async def test_read_limit_without_a_length() -> None:
         assert (await client.request("POST", f"http://127.0.0.1:{port}/", body=body())).status == 413
     assert seen
     await server.close()
+
+
+async def test_a_closing_server_waits_for_answers_and_cuts_streams() -> None:
+    cut = asyncio.Event()
+
+    async def handle(request: Request) -> Response | None:
+        if request.path == "/slow":
+            await asyncio.sleep(0.2)
+            return Response(200, b"done")
+        await request.start(200)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cut.set()
+        return None
+
+    server = Server(handle)
+    url = f"http://127.0.0.1:{await server.listen_tcp('127.0.0.1', 0)}"
+    async with Client() as client:
+        stream = await client.request("GET", f"{url}/stream")
+        slow = asyncio.create_task(client.request("GET", f"{url}/slow"))
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(server.close(grace=30), 10)
+        answer = await slow
+        assert await answer.read() == b"done" and answer.headers.get("Connection") == "close"
+        assert cut.is_set()
+        with pytest.raises(ProtocolError):
+            await stream.read()

@@ -486,9 +486,13 @@ class Connection(FlowProtocol):
             self.transport.abort() if self.write_paused or self._body is not None else self.transport.close()
 
     def shut(self) -> None:
-        """The server closes: an idle connection goes at once, a busy one after its answer."""
-        if self._request is None and not self.lost:
+        """The server closes: an idle connection and a stream go at once, a whole answer under way is waited for."""
+        if self.lost:
+            return
+        if self._request is None:
             self.transport.close()
+        elif self._writer is not None or self._duplex is not None:
+            self.kill()
 
     def kill(self) -> None:
         if self._task is not None:

@@ -112,7 +112,7 @@ class Server:
         self._paths.append((path, path.stat().st_ino))
 
     async def close(self, grace: float = 0) -> None:
-        """Stops listening, lets answers under way end for `grace` seconds, then cuts what is left."""
+        """Stops listening, cuts streams, lets whole answers under way end for `grace` seconds, then cuts what is left."""
         self.closing = True
         for listener in self._listeners:
             listener.close()
@@ -122,6 +122,7 @@ class Server:
                     path.unlink()
             except FileNotFoundError:
                 pass
+        tasks = [c._task for c in self.connections if c._task is not None]
         for connection in list(self.connections):
             connection.shut()
         if grace > 0 and self.connections:
@@ -129,7 +130,6 @@ class Server:
             await asyncio.wait(waits, timeout=grace)
             for wait in waits:
                 wait.cancel()
-        tasks = [c._task for c in self.connections if c._task is not None]
         for connection in list(self.connections):
             connection.kill()
         if tasks:

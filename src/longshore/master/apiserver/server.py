@@ -538,5 +538,5 @@ async def serve(
         assert server.hub.failed is not None
         await asyncio.shield(server.hub.failed)
     finally:
-        await http.close()
+        await http.close(grace=5.0)
         await server.close()
