@@ -5,7 +5,7 @@ LONGSHORE := .venv/bin/longshore
 # Parallel test workers: state is kept apart by a network and mount namespace a worker.
 WORKERS ?= $(shell nproc)
 
-.PHONY: up down status setup test check format bench
+.PHONY: up down status setup test check docs format bench
 
 up:            ## install what is missing, start the cluster, run the sample application
 	@scripts/setup run
@@ -26,9 +26,13 @@ check: setup   ## format, lint, types, import rules
 	.venv/bin/ruff check src tests bench
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
+	$(PYTHON) scripts/compatibility.py --check
 
 test: check    ## everything that CI runs
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests
+
+docs: setup    ## the compatibility page, from the code
+	$(PYTHON) scripts/compatibility.py
 
 format:
 	.venv/bin/ruff format src tests bench

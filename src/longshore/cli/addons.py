@@ -1,4 +1,4 @@
-"""What a cluster holds from its first start: the DNS Service, the rights of our own node parts, a StorageClass.
+"""What a cluster holds from its first start: the DNS Service, the usage API, the rights of our own parts.
 
 Applied by `up` with server-side apply, so that what a person changed stays theirs.
 """
@@ -16,7 +16,7 @@ RBAC = "rbac.authorization.k8s.io"
 
 def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
-    return [*_dns(config), *_storage(), *_metrics(config, ca)]
+    return [*_dns(config), *_metrics(config, ca)]
 
 
 def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:
@@ -70,22 +70,6 @@ def _dns(config: ClusterConfig) -> list[Object]:
                     {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
                 ],
             },
-        },
-    ]
-
-
-def _storage() -> list[Object]:
-    return [
-        {
-            "apiVersion": "storage.k8s.io/v1",
-            "kind": "StorageClass",
-            "metadata": {
-                "name": "local-path",
-                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
-            },
-            "provisioner": "longshore.dev/local-path",
-            "volumeBindingMode": "WaitForFirstConsumer",
-            "reclaimPolicy": "Delete",
         },
     ]
 
