@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
-from fake_api import FakeAPI, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_api import FakeAPI, eventually
 from longshore.client import config
 from longshore.client.events import EventRecorder
+from longshore.client.informer import compact
 from longshore.client.leader import LeaderElection
 from longshore.client.objects import set_condition, tolerates
 from longshore.client.resources import EVENTS, LEASES, PODS, SERVICES
@@ -168,3 +171,25 @@ async def test_events_are_limited_per_object() -> None:
         recorder.event(service, "Normal", "R", "m")
     await recorder.flush()
     assert [e["count"] for e in api.all(EVENTS)] == [25]
+
+
+def test_pods_of_one_controller_share_what_is_equal() -> None:
+    def made(number: int) -> dict[str, Any]:
+        owner = {"uid": "rs", "controller": True, "kind": "ReplicaSet"}
+        mounts = [{"name": f"token-{number}", "mountPath": "/x"}, {"name": "data", "mountPath": "/y"}]
+        container = {
+            "name": "c",
+            "image": "registry.example/app:1",
+            "env": [{"name": "A", "value": "B"}],
+            "volumeMounts": mounts,
+        }
+        meta = {"name": f"p{number}", "ownerReferences": [owner], "labels": {"a": "b"}, "managedFields": [{}]}
+        return {"metadata": meta, "spec": {"containers": [container], "nodeName": f"n{number}"}, "status": {}}
+
+    first, second = compact(orjson.loads(orjson.dumps(made(1)))), compact(orjson.loads(orjson.dumps(made(2))))
+    expected = made(2)
+    del expected["metadata"]["managedFields"]
+    assert second == expected
+    one, two = first["spec"]["containers"][0], second["spec"]["containers"][0]
+    assert one["env"] is two["env"] and one["volumeMounts"][1] is two["volumeMounts"][1]
+    assert first["metadata"]["labels"] is second["metadata"]["labels"]
