@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.machinery import pki
+from longshore.master.apiserver.auth import flags
 from longshore.master.apiserver.server import APIServer, Config, serve
 
 log = logging.getLogger("longshore.apiserver")
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--event-ttl", type=_seconds, default=3600)
     add("--max-requests-inflight", type=int, default=400)
     add("--max-mutating-requests-inflight", type=int, default=200)
+    flags.add(p)
     add("-v", "--v", type=int, default=0, dest="verbosity")
     return p
 
@@ -109,6 +111,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
     config.kubelet_certificate = args.kubelet_client_certificate or folder / "apiserver-kubelet-client.crt"
     config.kubelet_key = args.kubelet_client_key or folder / "apiserver-kubelet-client.key"
     config.kubelet_ca = args.kubelet_certificate_authority
+    config.extra["auth"] = flags.options(args)
     config.requestheader_ca = args.requestheader_client_ca_file
     config.proxy_certificate, config.proxy_key = args.proxy_client_cert_file, args.proxy_client_key_file
     signing = args.service_account_signing_key_file

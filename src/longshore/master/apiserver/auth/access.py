@@ -118,18 +118,16 @@ class Access:
     def from_config(cls, api: API, config: Any) -> Access:
         """From the server's configuration (server.Config)."""
         keys = list(config.service_account_keys)
-        extra = dict(config.extra.get("auth") or {})
-        options = Options(
-            client_ca=config.client_ca,
-            proxy_ca=config.requestheader_ca,
+        given: dict[str, Any] = {
+            "client_ca": config.client_ca,
+            "proxy_ca": config.requestheader_ca,
             # not every certificate of that CA may name users: it could be the clients' CA as well
-            proxy_names=("front-proxy-client",),
-            issuers=[config.service_account_issuer],
-            signing_key=keys[0] if keys else None,
-            verification_keys=keys[1:],
-            api_audiences=list(config.api_audiences),
-            modes=config.authorization_modes,
-            anonymous=config.anonymous,
-            **extra,
-        )
-        return cls(api, options)
+            "proxy_names": ("front-proxy-client",),
+            "issuers": [config.service_account_issuer],
+            "signing_key": keys[0] if keys else None,
+            "verification_keys": keys[1:],
+            "api_audiences": list(config.api_audiences),
+            "modes": config.authorization_modes,
+            "anonymous": config.anonymous,
+        }
+        return cls(api, Options(**(given | dict(config.extra.get("auth") or {}))))

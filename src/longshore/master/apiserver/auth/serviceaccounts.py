@@ -166,9 +166,7 @@ def _data(secret: Object | None, key: str) -> bytes:
 class TokenIssuer:
     """Answers TokenRequests. max_expiration: seconds, 0 for no limit of our own."""
 
-    def __init__(
-        self, api: API, tokens: ServiceAccountTokens, *, max_expiration: int = 0, extend: bool = True
-    ) -> None:
+    def __init__(self, api: API, tokens: ServiceAccountTokens, *, max_expiration: int = 0, extend: bool = True) -> None:
         self._api = api
         self._tokens = tokens
         self._max = max_expiration
