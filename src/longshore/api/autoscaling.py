@@ -74,6 +74,8 @@ class HorizontalPodAutoscaler(Strategy):
             self.default(obj)
         else:
             obj["spec"].setdefault("minReplicas", 1)
+            if _METRICS not in (obj["metadata"].get("annotations") or {}):
+                obj["spec"].setdefault("targetCPUUtilizationPercentage", 80)
 
     def convert(self, obj: Object, source: str, target: str) -> Object:
         return _to_v1(obj) if target == "autoscaling/v1" else self._to_v2(obj)

@@ -11,6 +11,7 @@ from longshore.master.apiserver.admission.certificates import (
 )
 from longshore.master.apiserver.admission.limits import LimitRanger
 from longshore.master.apiserver.admission.namespaces import NamespaceLifecycle
+from longshore.master.apiserver.admission.noderestriction import NodeRestriction
 from longshore.master.apiserver.admission.pods import (
     DefaultTolerationSeconds,
     PodTopologyLabels,
@@ -18,6 +19,7 @@ from longshore.master.apiserver.admission.pods import (
     TaintNodesByCondition,
 )
 from longshore.master.apiserver.admission.podsecurity import PodSecurity
+from longshore.master.apiserver.admission.policies import MutatingAdmissionPolicy, ValidatingAdmissionPolicy
 from longshore.master.apiserver.admission.priority import Priority
 from longshore.master.apiserver.admission.quota import ResourceQuota
 from longshore.master.apiserver.admission.serviceaccount import ServiceAccount
@@ -28,6 +30,7 @@ from longshore.master.apiserver.admission.storage import (
     PersistentVolumeClaimResize,
     StorageObjectInUseProtection,
 )
+from longshore.master.apiserver.admission.webhooks import MutatingAdmissionWebhook, ValidatingAdmissionWebhook
 from longshore.master.apiserver.context import API, AdmissionPlugin
 
 OFF_BY_DEFAULT = frozenset(("DenyServiceExternalIPs",))
@@ -42,6 +45,7 @@ def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
         NamespaceLifecycle(),
         LimitRanger(),
         ServiceAccount(),
+        NodeRestriction(),
         TaintNodesByCondition(),
         PodSecurity(),
         Priority(),
@@ -56,6 +60,10 @@ def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
         DefaultIngressClass(),
         PodTopologyLabels(),
         DenyServiceExternalIPs(),
+        MutatingAdmissionPolicy(api),
+        MutatingAdmissionWebhook(api),
+        ValidatingAdmissionPolicy(api),
+        ValidatingAdmissionWebhook(api),
         ResourceQuota(),
     ]
     on, off = set(config.enable_admission), set(config.disable_admission)

@@ -224,9 +224,9 @@ def _matches(resource: str, obj: Object, scope: Object) -> bool:
     if resource != "pods":
         return False
     if name in ("Terminating", "NotTerminating"):
-        return (spec.get("activeDeadlineSeconds") is not None) == (name == "Terminating")
+        return bool((spec.get("activeDeadlineSeconds") is not None) == (name == "Terminating"))
     if name in ("BestEffort", "NotBestEffort"):
-        return (qos_class(spec) == "BestEffort") == (name == "BestEffort")
+        return bool((qos_class(spec) == "BestEffort") == (name == "BestEffort"))
     if name == "PriorityClass":
         return _selected(spec.get("priorityClassName") or None, operator, values)
     if name == "CrossNamespacePodAffinity":
@@ -239,7 +239,7 @@ def _selected(value: str | None, operator: Any, values: list[str]) -> bool:
         return value is not None
     if operator == "DoesNotExist":
         return value is None
-    return (value in values) == (operator == "In")
+    return (value in values) is (operator == "In")
 
 
 def _crosses(spec: Object) -> bool:

@@ -1,0 +1,466 @@
+"""ValidatingAdmissionPolicy and MutatingAdmissionPolicy: CEL expressions in objects of their own, bound to what they judge.
+
+Source: staging apiserver pkg/admission/plugin/policy/{generic,validating,mutating}.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from longshore.api import cel, definitions
+from longshore.api.admissionregistration import VARIABLES
+from longshore.machinery.errors import StatusError, qualified
+from longshore.machinery.patch import jsonpatch, typed
+from longshore.machinery.patch.schema import Node, SchemaBuilder
+from longshore.machinery.selectors import SelectorError, from_object
+from longshore.master.apiserver.admission import matching
+from longshore.master.apiserver.admission.base import Object, Plugin, object_name
+from longshore.master.apiserver.context import AdmissionRequest
+
+_GROUP = "admissionregistration.k8s.io"
+_CODES = {"Forbidden": 403, "Invalid": 422, "RequestEntityTooLarge": 413, "Unauthorized": 401}
+_NO_PARAMS = {k: v for k, v in VARIABLES.items() if k != "params"}
+
+
+class Variables(dict[str, Any]):
+    """The composed variables of a policy, each evaluated when it is first asked for."""
+
+    def __init__(self, listed: list[Object], known: dict[str, Any], values: Object, budget: list[int]) -> None:
+        super().__init__()
+        self._expressions = {v["name"]: v["expression"] for v in listed}
+        self._known, self._values, self._budget = known, values, budget
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._expressions
+
+    def __getitem__(self, key: str) -> Any:
+        if not super().__contains__(key):
+            try:
+                code = matching.program(self._expressions[key], self._known, ())
+            except cel.CompileError as error:
+                raise cel.EvalError(f'composited variable "{key}" fails to compile: {error}') from None
+            try:
+                self[key] = code.run(self._values, self._budget)
+            except cel.EvalError as error:
+                raise cel.EvalError(f'composited variable "{key}" fails to evaluate: {error}') from None
+        return super().__getitem__(key)
+
+
+class _Policies(Plugin):
+    """What both kinds of policies do: find the bound policies that have to do with a request."""
+
+    operations = frozenset(("CREATE", "UPDATE", "DELETE", "CONNECT"))
+    subresources = None
+    policies = ""
+    bindings = ""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+        self._generation: tuple[int, int] = (-1, -1)
+        self._bound: list[tuple[Object, list[Object]]] = []
+
+    def _current(self) -> list[tuple[Object, list[Object]]]:
+        generation = (self.api.generation(_GROUP, self.policies), self.api.generation(_GROUP, self.bindings))
+        if generation != self._generation:
+            bindings: dict[str, list[Object]] = {}
+            for binding in sorted(self.api.list(_GROUP, self.bindings), key=lambda b: b["metadata"]["name"]):
+                bindings.setdefault(binding["spec"].get("policyName", ""), []).append(binding)
+            policies = sorted(self.api.list(_GROUP, self.policies), key=lambda p: p["metadata"]["name"])
+            self._bound = [(p, bindings[p["metadata"]["name"]]) for p in policies if p["metadata"]["name"] in bindings]
+            self._generation = generation
+        return self._bound
+
+    @staticmethod
+    def _target(a: AdmissionRequest, constraints: Object) -> matching.Target | None:
+        if not matching.selected(a, constraints):
+            return None
+        rules = constraints.get("resourceRules") or [
+            {"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*", "*/*"]}
+        ]
+        return matching.find_target(
+            a, rules, constraints.get("excludeResourceRules") or [], constraints.get("matchPolicy") or "Equivalent"
+        )
+
+    def _params(self, a: AdmissionRequest, policy: Object, binding: Object) -> tuple[list[Any], str]:
+        """The parameters of a binding ([None] without any), and what went wrong."""
+        kind, reference = policy["spec"].get("paramKind"), binding["spec"].get("paramRef")
+        if kind is None:
+            return [None], ""
+        if reference is None:
+            return [None], ""
+        group, _, version = kind["apiVersion"].rpartition("/")
+        from longshore.api.kinds import BY_KIND
+
+        resource = BY_KIND.get((group, kind["kind"]))
+        plural = resource.plural if resource is not None else ""
+        if resource is None:
+            for crd in a.api.list("apiextensions.k8s.io", "customresourcedefinitions"):
+                if crd["spec"]["group"] == group and crd["spec"]["names"]["kind"] == kind["kind"]:
+                    plural = crd["spec"]["names"]["plural"]
+                    resource = a.api.resource(group, plural)
+        if resource is None:
+            return (
+                [],
+                f"failed to configure binding: unable to find parameter kind {kind['kind']} in {kind['apiVersion']}",
+            )
+        namespace = ""
+        if resource.namespaced:
+            namespace = reference.get("namespace") or a.attributes.namespace
+            if not namespace:
+                return (
+                    [],
+                    "failed to configure binding: cannot use namespaced paramRef in policy binding that matches cluster-scoped resources",
+                )
+        elif reference.get("namespace"):
+            return (
+                [],
+                "failed to configure binding: paramRef.namespace must not be provided for a cluster-scoped `paramKind`",
+            )
+        found: list[Any] = []
+        if reference.get("name"):
+            one = a.api.get(group, plural, namespace, reference["name"])
+            found = [one] if one is not None else []
+        else:
+            selector = from_object(reference.get("selector"))
+            found = [
+                o for o in a.api.list(group, plural, namespace) if selector.matches(o["metadata"].get("labels") or {})
+            ]
+        if not found and (reference.get("parameterNotFoundAction") or "Deny") == "Deny":
+            return (
+                [],
+                "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction",
+            )
+        return [resource.convert(o, version) for o in found], ""
+
+    @staticmethod
+    def _values(
+        a: AdmissionRequest,
+        target: matching.Target,
+        policy: Object,
+        params: Any,
+        known: dict[Any, Any],
+        budget: list[int],
+    ) -> tuple[Object, dict[str, Any]]:
+        values = matching.frame(a, target, str(uuid.uuid4()), known)
+        namespace = a.attributes.namespace
+        values["namespaceObject"] = a.api.get("", "namespaces", "", namespace) if namespace else None
+        variables = VARIABLES if policy["spec"].get("paramKind") is not None else _NO_PARAMS
+        if "params" in variables:
+            values["params"] = params
+        values["variables"] = Variables(policy["spec"].get("variables") or [], variables, values, budget)
+        return values, variables
+
+
+class ValidatingAdmissionPolicy(_Policies):
+    """Refuses, warns or records what expressions find wrong."""
+
+    name = "ValidatingAdmissionPolicy"
+    policies = "validatingadmissionpolicies"
+    bindings = "validatingadmissionpolicybindings"
+
+    async def validate(self, a: AdmissionRequest) -> None:
+        bound = self._current()
+        if not bound or matching.is_exempt(a):
+            return
+        denied: list[tuple[str, str]] = []
+        for policy, bindings in bound:
+            await self._policy(a, policy, bindings, denied)
+        if denied:
+            text, reason = denied[0]
+            at = a.attributes
+            name = object_name(a)
+            message = (
+                f"{qualified(at.group, at.resource)}{f' {chr(34)}{name}{chr(34)}' if name else ''} is forbidden: {text}"
+            )
+            details: Object = {"name": name} if name else {}
+            if at.group:
+                details["group"] = at.group
+            details["kind"] = at.resource
+            details["causes"] = [{"message": text}]
+            raise StatusError(_CODES.get(reason, 422), reason, message, details)
+
+    async def _policy(
+        self, a: AdmissionRequest, policy: Object, bindings: list[Object], denied: list[tuple[str, str]]
+    ) -> None:
+        spec = policy["spec"]
+        fail = spec.get("failurePolicy", "Fail") == "Fail"
+        for binding in bindings:
+            try:
+                target = self._target(a, spec.get("matchConstraints") or {})
+                if target is None or (
+                    binding["spec"].get("matchResources") is not None
+                    and self._target(a, binding["spec"]["matchResources"]) is None
+                ):
+                    continue
+            except SelectorError as error:
+                if fail:
+                    self._deny(policy, binding, f"failed to configure binding: {error}", "Invalid", denied)
+                continue
+            params, problem = self._params(a, policy, binding)
+            if problem:
+                if fail:
+                    self._deny(policy, binding, problem, "Invalid", denied)
+                continue
+            for one in params:
+                await self._evaluate(a, policy, binding, target, one, fail, denied)
+
+    @staticmethod
+    def _deny(policy: Object, binding: Object, text: str, reason: str, denied: list[tuple[str, str]]) -> None:
+        denied.append(
+            (
+                f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' with binding '{binding['metadata']['name']}' denied request: {text}",
+                reason,
+            )
+        )
+
+    async def _evaluate(
+        self,
+        a: AdmissionRequest,
+        policy: Object,
+        binding: Object,
+        target: matching.Target,
+        params: Any,
+        fail: bool,
+        denied: list[tuple[str, str]],
+    ) -> None:
+        spec = policy["spec"]
+        known: dict[Any, Any] = {}
+        budget = [cel.TOTAL_LIMIT]
+        values, variables = self._values(a, target, policy, params, known, budget)
+        holds, problem = await matching.conditions_hold(
+            spec.get("matchConditions") or [],
+            {k: v for k, v in variables.items() if k != "variables"},
+            values,
+            a,
+            known,
+        )
+        if problem and fail:
+            self._deny(policy, binding, problem, "Invalid", denied)
+            return
+        if not holds:
+            return
+        actions = binding["spec"].get("validationActions") or []
+        failures: list[tuple[str, str]] = []
+        for one in spec.get("validations") or ():
+            found = await self._one(a, one, values, variables, known, budget, fail)
+            if found is not None:
+                failures.append(found)
+        names = f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' with binding '{binding['metadata']['name']}'"
+        for text, reason in failures:
+            if "Deny" in actions:
+                self._deny(policy, binding, text, reason, denied)
+            if "Warn" in actions:
+                a.warnings.append(f"Validation failed for {names}: {text}")
+        if failures and "Audit" in actions:
+            a.annotations["validation.policy.admission.k8s.io/validation_failure"] = _audit(policy, binding, failures)
+        await self._annotate(a, policy, values, variables, known, budget)
+
+    @staticmethod
+    async def _one(
+        a: AdmissionRequest,
+        one: Object,
+        values: Object,
+        variables: dict[str, Any],
+        known: dict[Any, Any],
+        budget: list[int],
+        fail: bool,
+    ) -> tuple[str, str] | None:
+        text = one["expression"]
+        try:
+            good = await matching.run(matching.program(text, variables, ("bool",)), values, a, known, budget)
+        except (cel.CompileError, cel.EvalError) as error:
+            return (f"expression '{text}' resulted in error: {error}", one.get("reason") or "Invalid") if fail else None
+        if good is True:
+            return None
+        message = str(one.get("message", "")).strip()
+        expression = one.get("messageExpression", "")
+        if expression:
+            try:
+                said = await matching.run(
+                    matching.program(
+                        expression, {k: v for k, v in variables.items() if not k.startswith("authorizer")}, ("string",)
+                    ),
+                    values,
+                    a,
+                    known,
+                    budget,
+                )
+                if isinstance(said, str) and said.strip() and "\n" not in said and len(said) <= 5000:
+                    message = said.strip()
+            except (cel.CompileError, cel.EvalError):
+                pass
+        return message or f"failed expression: {text.strip()}", one.get("reason") or "Invalid"
+
+    @staticmethod
+    async def _annotate(
+        a: AdmissionRequest,
+        policy: Object,
+        values: Object,
+        variables: dict[str, Any],
+        known: dict[Any, Any],
+        budget: list[int],
+    ) -> None:
+        for one in policy["spec"].get("auditAnnotations") or ():
+            try:
+                value = await matching.run(
+                    matching.program(one["valueExpression"], variables, ("string", "null_type")),
+                    values,
+                    a,
+                    known,
+                    budget,
+                )
+            except (cel.CompileError, cel.EvalError):
+                continue
+            if isinstance(value, str) and value.strip():
+                a.annotations[f"{policy['metadata']['name']}/{one['key']}"] = value.strip()
+
+
+def _audit(policy: Object, binding: Object, failures: list[tuple[str, str]]) -> str:
+    import orjson
+
+    return orjson.dumps(
+        [
+            {
+                "message": text,
+                "policy": policy["metadata"]["name"],
+                "binding": binding["metadata"]["name"],
+                "expressionIndex": index,
+                "validationActions": binding["spec"].get("validationActions"),
+            }
+            for index, (text, _) in enumerate(failures)
+        ]
+    ).decode()
+
+
+_builder = SchemaBuilder(lambda name: definitions.definition(name)[0])
+
+
+def _node(a: AdmissionRequest) -> Node:
+    group, version, kind = a.kind
+    name = definitions.by_kind().get((group, version, kind))
+    if name is not None:
+        return _builder.definition(name)
+    resource = a.api.resource(a.attributes.group, a.attributes.resource)
+    schema = resource.openapi(version) if resource is not None else {}
+    properties = {
+        **(schema.get("properties") or {}),
+        "metadata": {"$ref": "#/x/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"},
+    }
+    return _builder.build({**schema, "type": "object", "properties": properties})
+
+
+class MutatingAdmissionPolicy(_Policies):
+    """Changes what expressions say: by an apply configuration or a JSON patch."""
+
+    name = "MutatingAdmissionPolicy"
+    operations = frozenset(("CREATE", "UPDATE"))
+    policies = "mutatingadmissionpolicies"
+    bindings = "mutatingadmissionpolicybindings"
+
+    async def admit(self, a: AdmissionRequest) -> None:
+        bound = self._current()
+        if not bound or matching.is_exempt(a) or a.object is None:
+            return
+        done: list[tuple[Object, Object]] = []
+        for policy, bindings in bound:
+            for binding in bindings:
+                before = a.object
+                await self._binding(a, policy, binding)
+                if policy["spec"].get("reinvocationPolicy") == "IfNeeded" and a.object is before:
+                    done.append((policy, binding))
+        # Those that want to see what others did after them.
+        for policy, binding in done:
+            await self._binding(a, policy, binding)
+
+    async def _binding(self, a: AdmissionRequest, policy: Object, binding: Object) -> None:
+        spec = policy["spec"]
+        fail = spec.get("failurePolicy", "Fail") == "Fail"
+        target = self._target(a, spec.get("matchConstraints") or {})
+        if target is None or (
+            binding["spec"].get("matchResources") is not None
+            and self._target(a, binding["spec"]["matchResources"]) is None
+        ):
+            return
+        params, problem = self._params(a, policy, binding)
+        if problem:
+            if fail:
+                raise self._refused(a, policy, binding, problem)
+            return
+        for one in params:
+            known: dict[Any, Any] = {}
+            budget = [cel.TOTAL_LIMIT]
+            values, variables = self._values(a, target, policy, one, known, budget)
+            holds, problem = await matching.conditions_hold(
+                spec.get("matchConditions") or [],
+                {k: v for k, v in variables.items() if k != "variables"},
+                values,
+                a,
+                known,
+            )
+            if problem and fail:
+                raise self._refused(a, policy, binding, problem)
+            if not holds:
+                continue
+            for mutation in spec.get("mutations") or ():
+                await self._mutate(a, policy, binding, mutation, values, variables, known, budget, fail)
+
+    async def _mutate(
+        self,
+        a: AdmissionRequest,
+        policy: Object,
+        binding: Object,
+        mutation: Object,
+        values: Object,
+        variables: dict[str, Any],
+        known: dict[Any, Any],
+        budget: list[int],
+        fail: bool,
+    ) -> None:
+        apply = mutation.get("patchType") == "ApplyConfiguration"
+        text = (mutation.get("applyConfiguration") or mutation.get("jsonPatch") or {}).get("expression", "")
+        try:
+            result = await matching.run(
+                matching.program(text, variables, ("Object",) if apply else ("list",)), values, a, known, budget
+            )
+        except (cel.CompileError, cel.EvalError) as error:
+            if fail:
+                raise self._refused(a, policy, binding, f"expression '{text}' resulted in error: {error}") from None
+            return
+        import orjson
+
+        assert a.object is not None
+        try:
+            if apply:
+                if {"apiVersion", "kind", "metadata"} & result.keys() and ("apiVersion" in result or "kind" in result):
+                    raise ValueError("apiVersion and kind may not be set")
+                changed = typed.merge(_node(a), a.object, result)
+            else:
+                changed = jsonpatch.apply(orjson.loads(orjson.dumps(a.object)), orjson.loads(orjson.dumps(result)))
+            resource = a.api.resource(a.attributes.group, a.attributes.resource)
+            if resource is not None and not a.attributes.subresource:
+                version, kind = a.object.get("apiVersion"), a.object.get("kind")
+                changed = resource.decode(changed, a.attributes.version)
+                changed["apiVersion"], changed["kind"] = version, kind
+                resource.default(changed, a.attributes.version)
+        except StatusError:
+            raise
+        except Exception as error:
+            if fail:
+                raise self._refused(a, policy, binding, f"error applying patch: {error}") from None
+            return
+        a.object = changed
+        values["object"] = changed
+
+    @staticmethod
+    def _refused(a: AdmissionRequest, policy: Object, binding: Object, text: str) -> StatusError:
+        message = (
+            f"policy '{policy['metadata']['name']}' with binding '{binding['metadata']['name']}' denied request: {text}"
+        )
+        at, name = a.attributes, object_name(a)
+        details: Object = {"name": name} if name else {}
+        if at.group:
+            details["group"] = at.group
+        details["kind"] = at.resource
+        details["causes"] = [{"message": message}]
+        return StatusError(403, "Invalid", message, details)
