@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.node.proxy.proxy_world import NODE, elsewhere, endpoint_slice, service
 
 from longshore.machinery.nftables import Nftables
-from longshore.node.proxy.rules import Dialect, Element, render
-from longshore.node.proxy.ruleset import RuleSet
+from longshore.machinery.ruleset import Element
+from longshore.node.proxy.rules import Dialect, render, rule_set
 from longshore.node.proxy.service import Endpoint, PortName, ServicePort, endpoints_of, service_ports, slice_owner
 from longshore.node.proxy.topology import choose
 
@@ -84,7 +84,7 @@ def test_readiness_policies_and_hints() -> None:
 
 
 def test_one_endpoint_more_is_a_few_elements() -> None:
-    rules = RuleSet("t", V4)
+    rules = rule_set("t", V4)
     for number in range(50):
         one = replace(port(service=f"s{number}"), cluster_ip=f"10.96.1.{number}")
         rules.update([(number, render(one, choose(one, pods(3), NODE, ""), V4))])
@@ -99,7 +99,7 @@ def test_one_endpoint_more_is_a_few_elements() -> None:
 
 
 def test_an_element_that_two_want_passes_to_the_second() -> None:
-    rules = RuleSet("t", V4)
+    rules = rule_set("t", V4)
     first, second = (
         render(port(), choose(port(), pods(1), NODE, ""), V4),
         render(port(), choose(port(), pods(2), NODE, ""), V4),
@@ -113,10 +113,10 @@ def test_an_element_that_two_want_passes_to_the_second() -> None:
     assert rules.element_count == 0
     sticky = replace(port(), affinity=60)
     rules.update([("c", render(sticky, choose(sticky, pods(2), NODE, ""), V4))])
-    assert rules.affinity_maps()
+    assert rules.set_names()
     rules.update([("c", None)])
     # Chains that Services share stay, those of one Service go with it.
-    assert not rules.affinity_maps() and not any("-8080" in name for name in rules.chain_names())
+    assert not rules.set_names() and not any("-8080" in name for name in rules.chain_names())
 
 
 def test_no_endpoints_reject_and_no_local_ones_drop() -> None:
@@ -181,7 +181,7 @@ def test_transactions_lead_where_the_whole_text_leads(dialect: Dialect, data: st
             found.append({kind: body})
         return sorted(found, key=repr)
 
-    rules = RuleSet("t-lead", dialect)
+    rules = rule_set("t-lead", dialect)
     with Nftables() as nft:
         nft.run(rules.text())
         for _ in range(data.draw(st.integers(1, 6))):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from longshore.node.proxy.ruleset import RuleSet
+from longshore.machinery.ruleset import RuleSet
 
 _BUCKETS = tuple(0.001 * 2**n for n in range(15))
 

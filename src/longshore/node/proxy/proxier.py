@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from longshore.machinery import netns
 from longshore.machinery.conntrack import Conntrack
 from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
+from longshore.machinery.ruleset import Rules, RuleSet
 from longshore.node.proxy.metrics import ProxyMetrics
-from longshore.node.proxy.rules import Dialect, Rules, render
-from longshore.node.proxy.ruleset import RuleSet
+from longshore.node.proxy.rules import Dialect, render, rule_set
 from longshore.node.proxy.service import (
     Endpoint,
     Object,
@@ -73,7 +73,8 @@ class Proxier:
         self._metrics = metrics or ProxyMetrics()
         self._health_changed = health_changed
         self._health: dict[int, tuple[str, str, int]] = {}
-        self._sets = [RuleSet(TABLE, dialect) for dialect in dialects]
+        self._dialects = list(dialects)
+        self._sets = [rule_set(TABLE, dialect) for dialect in dialects]
         self._services: dict[str, Object] = {}
         self._slices: dict[str, dict[str, Object]] = {}
         self._ports: dict[str, set[tuple[int, PortName]]] = {}
@@ -247,15 +248,15 @@ class Proxier:
         slices = list(self._slices.get(key, {}).values())
         before = self._ports.pop(key, set())
         now: set[tuple[int, PortName]] = set()
-        for place, rules in enumerate(self._sets):
-            family = rules.dialect.family
+        for place, (dialect, rules) in enumerate(zip(self._dialects, self._sets, strict=True)):
+            family = dialect.family
             if service is None or key in self._node_local or not is_proxied(service):
                 continue
             endpoints = endpoints_of(slices, family, self.node_name)
             for port in service_ports(service, family):
                 found = endpoints.get((port.name.port, port.name.protocol), [])
                 choice = choose(port, found, self.node_name, self.zone)
-                rendered = render(port, choice, rules.dialect)
+                rendered = render(port, choice, dialect)
                 owner = (family, port.name)
                 now.add(owner)
                 old = rules.owner_elements(owner)
@@ -270,8 +271,8 @@ class Proxier:
                     affine.append((rules, rendered, [*choice.cluster, *choice.local]))
         for owner in before - now:
             family, name = owner
-            for place, rules in enumerate(self._sets):
-                if rules.dialect.family == family:
+            for place, (dialect, rules) in enumerate(zip(self._dialects, self._sets, strict=True)):
+                if dialect.family == family:
                     if name.protocol == "UDP":
                         for element in rules.owner_elements(owner):
                             if element.table == "service-ips":
@@ -290,8 +291,8 @@ class Proxier:
         if service is None or not number or spec.get("externalTrafficPolicy") != "Local":
             return
         local: set[str] = set()
-        for rules in self._sets:
-            for endpoints in endpoints_of(slices, rules.dialect.family, self.node_name).values():
+        for dialect in self._dialects:
+            for endpoints in endpoints_of(slices, dialect.family, self.node_name).values():
                 local |= {e.address for e in endpoints if e.local and e.ready}
         self._health[number] = (service["metadata"]["namespace"], service["metadata"]["name"], len(local))
 
@@ -300,10 +301,10 @@ class Proxier:
         assert self._nft is not None
         found: list[str] = []
         for rules in self._sets:
-            names = rules.affinity_maps()
-            targets = rules.targets() if names else frozenset()
+            names = rules.set_names()
+            targets = rules.values("endpoints-") | rules.values("nodeport-endpoints-") if names else frozenset()
             for name in names:
-                place = f"{rules.dialect.ip} {rules.table} {name}"
+                place = f"{rules.family} {rules.table} {name}"
                 port = name.rpartition("-")[2]
                 try:
                     listed = [item["map"] for item in self._nft.json(f"list map {place}") if "map" in item]
@@ -323,7 +324,7 @@ class Proxier:
         assert self._nft is not None
         for rules in self._sets:
             try:
-                listed = self._nft.json(f"list table {rules.dialect.ip} {rules.table}", terse=True)
+                listed = self._nft.json(f"list table {rules.family} {rules.table}", terse=True)
             except NftablesError:
                 return False
             if not rules.chain_names() <= {item["chain"]["name"] for item in listed if "chain" in item}:
@@ -350,10 +351,10 @@ class Proxier:
     def _forget_affinity(self, rules: RuleSet, rendered: Rules, endpoints: list[Endpoint]) -> None:
         """Clients that are bound to an endpoint that is none any more choose anew."""
         assert self._nft is not None
-        for name in rendered.maps:
+        for name in rendered.sets:
             port = int(name.rpartition("-")[2])
             good = {e.address for e in endpoints if e.port == port}
-            place = f"{rules.dialect.ip} {rules.table} {name}"
+            place = f"{rules.family} {rules.table} {name}"
             try:
                 (found,) = [item["map"] for item in self._nft.json(f"list map {place}") if "map" in item]
                 stale = [_client(item[0]) for item in found.get("elem", ()) if _client(item[1]) not in good]

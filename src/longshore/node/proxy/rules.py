@@ -11,32 +11,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
+from longshore.machinery.ruleset import Element, Rules, RuleSet
 from longshore.node.proxy.service import Endpoint, ServicePort
 from longshore.node.proxy.topology import Choice
 
 MASQUERADE_MARK = 0x4000
 LOCAL_OFFSET = 1 << 16
 """Numbers from here on in the endpoint maps are endpoints of this node, for external policy Local."""
-
-
-class Element(NamedTuple):
-    """One element of a map (or of a set: value ""). Of `source-ranges`: all ranges of one destination, as the value."""
-
-    table: str
-    key: str
-    value: str = ""
-
-
-@dataclass(slots=True)
-class Rules:
-    """elements: in no order. chains: name to rules, in the order in which they must be made. maps: name to definition."""
-
-    elements: set[Element] = field(default_factory=set)
-    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    maps: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +49,7 @@ class Dialect:
 
 def render(port: ServicePort, choice: Choice, dialect: Dialect) -> Rules:
     """The rules of one port of a Service."""
-    rules = Rules()
+    rules = Rules(lasting=not port.affinity)
     key = f"{port.cluster_ip} . {port.protocol} . {port.port}"
     rules.elements.add(Element("cluster-ips", port.cluster_ip))
     for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
@@ -186,8 +169,8 @@ class _Writer:
     def _affinity_map(self, port: int) -> str:
         name = f"affinity-{self.affinity}-{port}"
         address = self.dialect.address
-        self.rules.maps[name] = (
-            f"type {address} : {address}; flags dynamic,timeout; timeout {self.port.affinity}s; size 65535;"
+        self.rules.sets[name] = (
+            f"map {{ type {address} : {address}; flags dynamic,timeout; timeout {self.port.affinity}s; size 65535; }}"
         )
         return name
 
@@ -211,6 +194,17 @@ class _Writer:
                 name += "-" + hashlib.sha256(repr(ports).encode()).hexdigest()[:8]
         self.rules.chains[name] = rules
         return name
+
+
+def rule_set(table: str, dialect: Dialect) -> RuleSet:
+    """An empty table of one IP family."""
+    return RuleSet(
+        dialect.ip,
+        table,
+        table_text(table, dialect),
+        anchors=("nat-prerouting", "nat-output", "services"),
+        ranges=("source-ranges",),
+    )
 
 
 def table_text(name: str, dialect: Dialect) -> str:
