@@ -39,7 +39,7 @@ async def read_object(call: Call, resource: Any, version: str, validation: str) 
     media = media_type(call.request)
     if media not in ACCEPTED:
         raise unsupported_media_type(ACCEPTED)
-    data = await read(call.request)
+    data = call.body = await read(call.request)
     try:
         if media == PROTOBUF:
             obj, warnings = _protobuf(resource, version, data, validation)
@@ -76,7 +76,7 @@ async def delete_body(call: Call) -> Object | None:
     request = call.request
     if not request.has_body:
         return None
-    data = await read(request)
+    data = call.body = await read(request)
     if not data:
         return None
     media = media_type(request)

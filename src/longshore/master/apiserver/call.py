@@ -24,6 +24,7 @@ class Call:
     form: Form = PLAIN
     warnings: list[str] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""  # what was sent, for the audit
 
     @property
     def namespace(self) -> str:

@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--audit-policy-file", type=Path)
     add("--audit-log-path", type=Path)
     add("--encryption-provider-config", type=Path)
+    add("--etcd-compaction-interval", type=_seconds, default=300)
     add("--event-ttl", type=_seconds, default=3600)
     add("--max-requests-inflight", type=int, default=400)
     add("--max-mutating-requests-inflight", type=int, default=200)
@@ -105,6 +106,11 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
             folder, "apiserver-kubelet-client", ca, "kube-apiserver-kubelet-client",
             organizations=["kubeadm:cluster-admins"], client=True,
         )  # fmt: skip
+        pki.ensure_issued(folder, "front-proxy-client", ca, "front-proxy-client", client=True)
+        args.requestheader_client_ca_file = args.requestheader_client_ca_file or folder / "ca.crt"
+        if args.proxy_client_cert_file is None:
+            args.proxy_client_cert_file = folder / "front-proxy-client.crt"
+            args.proxy_client_key_file = folder / "front-proxy-client.key"
     config.client_ca = args.client_ca_file or folder / "ca.crt"
     config.certificate = args.tls_cert_file or folder / "apiserver.crt"
     config.key = args.tls_private_key_file or folder / "apiserver.key"
@@ -132,6 +138,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
     config.audit_policy, config.audit_log = args.audit_policy_file, args.audit_log_path
     config.encryption_config = args.encryption_provider_config
     config.event_ttl = args.event_ttl
+    config.compaction_seconds = float(args.etcd_compaction_interval)
     config.max_in_flight, config.max_mutating_in_flight = (
         args.max_requests_inflight,
         args.max_mutating_requests_inflight,

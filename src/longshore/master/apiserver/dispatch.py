@@ -129,7 +129,7 @@ class Dispatcher:
             from longshore.master.apiserver.patching import patch_type
 
             patch_type(call)
-            body = await bodies.read(call.request)
+            body = call.body = await bodies.read(call.request)
             out, item, created = await self.patcher.patch(call, body, info.subresource)
             return self.written(call, out, item, 201 if created else 200)
         chosen_delete = options.delete_options(await bodies.delete_body(call), call.request)

@@ -21,6 +21,7 @@ from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.aggregation import Aggregator
 from longshore.master.apiserver.allocation import ServiceAllocator
+from longshore.master.apiserver.audit import Auditor, Policy
 from longshore.master.apiserver.auth import Access, impersonation
 from longshore.master.apiserver.auth.authorization import refusal
 from longshore.master.apiserver.bootstrap import Bootstrap
@@ -162,6 +163,7 @@ class APIServer:
         self.path_handlers: dict[str, PathHandler] = {}
         self.access: Access | None = None
         self.aggregator: Aggregator | None = None
+        self.auditor: Auditor | None = None
         self.allocator: ServiceAllocator | None = None
         self.openapi: OpenAPI | None = None
         self.definitions: Definitions | None = None
@@ -198,7 +200,20 @@ class APIServer:
         assert self.definitions is not None
         await self.definitions.start()
         await self.hub.fresh()
+        if self.config.compaction_seconds > 0:
+            self.spawn(self._compact(), "compaction")
+        if self.config.audit_policy is not None and self.config.audit_log is not None:
+            self.auditor = Auditor(Policy.load(self.config.audit_policy), self.config.audit_log)
         self.health.started = True
+
+    async def _compact(self) -> None:
+        """Forget what is older than the interval, again and again (upstream's compactor)."""
+        seen = self.store.revision
+        while True:
+            await asyncio.sleep(self.config.compaction_seconds)
+            with contextlib.suppress(Exception):
+                await self.store.compact(seen)
+            seen = self.store.revision
 
     async def close(self) -> None:
         self.health.stopping = True
@@ -209,11 +224,29 @@ class APIServer:
             with contextlib.suppress(Exception):
                 await closer()
         await self.hub.close()
+        if self.auditor is not None:
+            self.auditor.close()
 
     # Requests.
 
     def handle(self, request: Request) -> Answer | Awaitable[Answer]:
         """The HTTP handler. Plain reads are answered without a task."""
+        if self.auditor is not None:
+            return self._audited(request, self.auditor)
+        return self._handle(request)
+
+    async def _audited(self, request: Request, auditor: Auditor) -> Answer:
+        answer: Answer = None
+        try:
+            found = self._handle(request)
+            answer = await found if inspect.isawaitable(found) else found
+        finally:
+            if answer is not None and answer.status == 401:
+                auditor.refused(request)
+            auditor.finish(request, answer)
+        return answer
+
+    def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
         began = time.perf_counter()
         try:
             user = self._authenticate(request)
@@ -317,6 +350,8 @@ class APIServer:
         else:
             verb = request.method.lower()
             attributes = Attributes(user, verb, path=request.path, is_resource=False)
+        if self.auditor is not None:
+            self.auditor.begin(request, attributes)
         if impersonation.wants(request.headers):
             return self._impersonated(request, info, verb, attributes)
         decision = self._decide(attributes)
@@ -379,6 +414,8 @@ class APIServer:
         attributes: Attributes,
         decision: Decision,
     ) -> Answer | Awaitable[Answer]:
+        if self.auditor is not None:
+            self.auditor.decided(request, user, decision)
         if not decision.allowed:
             raise refusal(attributes, decision.reason)
         remote = self.dispatch_remote(request, user)

@@ -1,0 +1,111 @@
+"""Custom resources by kubectl and by hand: defined, used, changed, taken away; also over a restart."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+GROUP = "/apis/things.example.com"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+def definition(plural: str = "boxes", kind: str = "Box", **spec: Any) -> Any:
+    schema = {
+        "type": "object",
+        "properties": {
+            "spec": {
+                "type": "object",
+                "required": ["size"],
+                "properties": {
+                    "size": {"type": "integer", "minimum": 1},
+                    "colour": {"type": "string", "default": "red"},
+                },
+            },
+            "status": {"type": "object", "properties": {"full": {"type": "boolean"}}},
+        },
+    }
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}},
+    }
+    names = {"plural": plural, "kind": kind}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.things.example.com"},
+        "spec": {"group": "things.example.com", "scope": "Namespaced", "names": names, "versions": [version], **spec},
+    }  # fmt: skip
+
+
+def until(what: Any) -> Any:
+    deadline = time.monotonic() + 10
+    while True:
+        found = what()
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.02)
+
+
+def test_a_life(server: Any) -> None:
+    assert server.send("GET", GROUP).status == 404
+    assert server.send("POST", CRDS, definition()).status == 201
+    url = f"{GROUP}/v1/namespaces/default/boxes"
+    assert until(lambda: server.send("GET", url).status == 200)
+    assert any(g["name"] == "things.example.com" for g in server.send("GET", "/apis").json["groups"])
+    box = {"apiVersion": "things.example.com/v1", "kind": "Box", "metadata": {"name": "a"}, "spec": {"size": 2, "x": 1}}
+    made = server.send("POST", url, box)
+    assert made.status == 201 and made.json["spec"] == {"size": 2, "colour": "red"}
+    bad = server.send("POST", url, {**box, "spec": {"size": 0}})
+    assert bad.status == 422 and bad.json["details"]["causes"][0]["field"] == "spec.size"
+    patched = server.send(
+        "PATCH", f"{url}/a/status", {"status": {"full": True}}, Content_Type="application/merge-patch+json"
+    )
+    assert patched.json["status"] == {"full": True} and patched.json["metadata"]["generation"] == 1
+    # A clash of names is not served.
+    assert server.send("POST", CRDS, definition("crates", "Box")).status == 201
+    clash = f"{CRDS}/crates.things.example.com"
+    conditions = until(lambda: server.send("GET", clash).json["status"].get("conditions"))
+    assert {c["type"]: c["status"] for c in conditions} == {"NamesAccepted": "False", "Established": "False"}
+    assert server.send("GET", f"{GROUP}/v1/namespaces/default/crates").status == 404
+    assert server.send("DELETE", clash).status == 200
+    # A definition takes its objects with it.
+    assert server.send("DELETE", f"{CRDS}/boxes.things.example.com").status == 200
+    assert until(lambda: server.send("GET", url).status == 404)
+    assert until(lambda: server.send("GET", f"{CRDS}/boxes.things.example.com").status == 404)
+    assert until(lambda: server.send("GET", GROUP).status == 404)
+
+
+def test_a_new_default_is_seen_in_old_objects(server: Any) -> None:
+    new = definition("jars", "Jar")
+    assert server.send("POST", CRDS, new).status == 201
+    url = f"{GROUP}/v1/namespaces/default/jars"
+    assert until(lambda: server.send("GET", url).status == 200)
+    jar = {"apiVersion": "things.example.com/v1", "kind": "Jar", "metadata": {"name": "a"}, "spec": {"size": 2}}
+    assert server.send("POST", url, jar).status == 201
+    new["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["lid"] = {
+        "type": "string",
+        "default": "on",
+    }
+    patch = {"spec": {"versions": new["spec"]["versions"]}}
+    answer = server.send("PATCH", f"{CRDS}/jars.things.example.com", patch, Content_Type="application/merge-patch+json")
+    assert answer.status == 200
+    assert until(lambda: server.send("GET", f"{url}/a").json["spec"].get("lid") == "on")
+    assert server.send("GET", url).json["items"][0]["spec"]["lid"] == "on"
+
+
+def test_kubectl(server: Any, kubectl: Any) -> None:
+    import json
+
+    kubectl("apply", "-f", "-", stdin=json.dumps(definition("tins", "Tin")))
+    kubectl("wait", "--for=condition=Established", "crd/tins.things.example.com", "--timeout=10s")
+    tin = {"apiVersion": "things.example.com/v1", "kind": "Tin", "metadata": {"name": "a"}, "spec": {"size": 2}}
+    assert "created" in kubectl("apply", "-f", "-", stdin=json.dumps(tin))
+    assert "unchanged" in kubectl("apply", "-f", "-", stdin=json.dumps(tin))
+    assert "serverside-applied" in kubectl(
+        "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(tin)
+    )
+    assert kubectl("get", "tins").splitlines()[0].split() == ["NAME", "AGE"]
+    assert "size" in kubectl("explain", "tins.spec")
+    kubectl("delete", "crd", "tins.things.example.com")
