@@ -257,7 +257,10 @@ class StatefulSet(Workload):
         labels = spec["template"]["metadata"].get("labels") or {}
         if not is_empty(spec.get("selector")) and selects(spec.get("selector"), labels) is False:
             errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
-        pod_validation.validate_template(spec["template"], errors, "spec.template")
+        # The pod's spec is judged when a pod is made: only then its claims' volumes are in it (upstream does the same).
+        template_meta = spec["template"].get("metadata") or {}
+        metadata.labels(errors, template_meta.get("labels") or {}, "spec.template.labels")
+        metadata.annotation_map(errors, template_meta.get("annotations") or {}, "spec.template.annotations")
         if spec["template"]["spec"].get("restartPolicy") != "Always":
             errors.unsupported(
                 "spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",)
@@ -395,7 +398,10 @@ class DaemonSet(Workload):
             errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
         if spec.get("selector") is not None and is_empty(spec["selector"]):
             errors.invalid("spec.selector", {}, "empty selector is invalid for daemonset")
-        pod_validation.validate_template(spec["template"], errors, "spec.template")
+        # The pod's spec is judged when a pod is made: only then its claims' volumes are in it (upstream does the same).
+        template_meta = spec["template"].get("metadata") or {}
+        metadata.labels(errors, template_meta.get("labels") or {}, "spec.template.labels")
+        metadata.annotation_map(errors, template_meta.get("annotations") or {}, "spec.template.annotations")
         if spec["template"]["spec"].get("restartPolicy") != "Always":
             errors.unsupported(
                 "spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",)
