@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -36,6 +37,9 @@ def test_run_carries_streams_and_exit_code(engine: DockerEngine) -> None:
     assert engine.docker("run", "-i", "--rm", "busybox", "cat", input="fed\n").stdout == "fed\n"
     big = engine.docker("run", "--rm", "busybox", "sh", "-c", "seq 200000").stdout
     assert big == "".join(f"{n}\n" for n in range(1, 200001))
+    data = bytes(range(256)) * 12000
+    counted = engine.docker("run", "-i", "--rm", "busybox", "md5sum", input=data).stdout.split()[0]
+    assert counted == hashlib.md5(data).hexdigest()
     assert engine.docker("ps", "-aq").stdout == ""
 
 

@@ -140,21 +140,27 @@ def attributes_of(container: Container) -> str:
     return ",".join(f"{name}={value}" for name, value in found.items())
 
 
-_WHOLE = re.compile(rb"^[0-9T:.+-]+Z? (stdout|stderr) F ", re.M)
+_HEAD = rb"^[0-9]{4}-[0-9T:.+-]+Z? "
+_RECORD = re.compile(_HEAD + rb"(stdout|stderr) [FP] ")
+_PIECE = {name: re.compile(_HEAD + name + rb" P ([^\n]*)\n", re.M) for name in (b"stdout", b"stderr")}
+_LINE = {name: re.compile(_HEAD + name + rb" F ", re.M) for name in (b"stdout", b"stderr")}
 # From this size on a block of one stream goes out as one frame: a line costs a tenth of what a frame costs.
 _BULK = 32768
 
 
 def _bulk(block: bytes, tty: bool, stdout: bool, stderr: bool) -> bytes | None:
-    """A large block whose records are whole lines of one stream, rendered at once; None: take it line by line."""
+    """A large block whose records are of one stream, rendered at once; None: take it line by line."""
     if len(block) < _BULK:
         return None
-    first = _WHOLE.match(block)
+    first = _RECORD.match(block)
     if first is None:
         return None
     stream = first[1]
-    text, count = re.subn(rb"(?m)^[0-9T:.+-]+Z? %b F " % stream, b"", block)
-    if count != block.count(b"\n"):
+    records = block.count(b"\n")
+    # The monitor cuts a line wherever its buffer ended: such pieces lose their line feed with their head.
+    text, lines = _LINE[stream].subn(b"", block)
+    text, pieces = _PIECE[stream].subn(rb"\1", text)
+    if pieces + lines != records:
         return None
     number = 1 if stream == b"stdout" else 2
     if not (stdout if number == 1 else stderr):

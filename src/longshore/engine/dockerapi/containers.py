@@ -352,7 +352,7 @@ async def attach(call: Call) -> Response | None:
         stdin=stdin and container.config["OpenStdin"],
         stdout=stdout,
         stderr=stderr,
-        keys=keys if container.tty or stdin else None,
+        keys=keys if container.tty else None,
         prefix=prefix,
     )
     if detached:
@@ -543,7 +543,7 @@ async def exec_start(call: Call) -> Response | None:
         stdin=stdin,
         stdout=bool(entry.settings.get("AttachStdout")),
         stderr=bool(entry.settings.get("AttachStderr")),
-        keys=keys if tty or stdin else None,
+        keys=keys if tty else None,
     )
     if not detached and entry.session is not None:
         # A client asks for the exit code as soon as the stream ends; so it ends with the exit code known.
