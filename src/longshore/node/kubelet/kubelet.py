@@ -196,7 +196,7 @@ class Kubelet(StatusMaker):
         worker = self.workers.get(uid)
         if worker is not None:
             worker.removed = True
-            worker.end(grace=None if worker.pod["metadata"].get("deletionTimestamp") else 1)
+            worker.end()
             worker.nudge()
         else:
             self.statuses.forget(uid)
