@@ -244,3 +244,46 @@ async def test_page_and_metrics(registry: Any, client: Client) -> None:
     assert b"v1" in await (await remote("GET", "/repository/a/b")).read()
     text = await (await remote("GET", "/metrics")).read()
     assert b"registry_http_requests_total" in text
+
+
+async def test_tags_with_a_manifest_by_digest(registry: Any, client: Client) -> None:
+    remote = Remote(client, await registry())
+    name, body = await remote.image("v1")
+    done = await remote("PUT", f"manifests/{name}?tag=a&tag=b", body, content_type=OCI_MANIFEST)
+    assert done.status == 201 and done.headers.getall("OCI-Tag") == ["a", "b"]
+    assert json.loads(await (await remote("GET", "tags/list")).read())["tags"] == ["a", "b", "v1"]
+    assert (await remote("PUT", f"manifests/{name}?tag=!", body, content_type=OCI_MANIFEST)).status == 400
+
+
+async def test_layers_that_may_be_elsewhere(registry: Any, client: Client) -> None:
+    remote = Remote(client, await registry())
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": await remote.blob(b"{}"), "size": 2}
+    foreign = {
+        "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "digest": digest(b"elsewhere"),
+        "size": 9,
+    }
+    for layers in ([foreign], [], None):
+        body = json.dumps({"schemaVersion": 2, "config": config, "layers": layers}).encode()
+        assert (await remote("PUT", "manifests/t", body, content_type=OCI_MANIFEST)).status == 201
+
+
+async def test_out_of_order_last_chunk_harms_nothing(registry: Any, client: Client) -> None:
+    remote = Remote(client, await registry())
+    data = b"0123456789"
+    where = (await remote("POST", "blobs/uploads/")).headers.get("Location") or ""
+    bad = await remote("PUT", f"{where}?digest={digest(data)}", data[5:], content_range="5-9")
+    assert bad.status == 416 and bad.headers.get("Location")
+    await remote("PATCH", where, data[:5], content_range="0-4")
+    done = await remote("PUT", f"{where}?digest={digest(data)}", data[5:], content_range="5-9")
+    assert done.status == 201
+
+
+async def test_empty_blob_and_sha512(registry: Any, client: Client) -> None:
+    remote = Remote(client, await registry())
+    name = await remote.blob(b"")
+    got = await remote("GET", f"blobs/{name}")
+    assert got.status == 200 and got.headers.get("Content-Length") == "0" and await got.read() == b""
+    long = "sha512:" + hashlib.sha512(b"x").hexdigest()
+    done = await remote("POST", f"blobs/uploads/?digest={long}", b"x")
+    assert done.status == 201 and await (await remote("GET", f"blobs/{long}")).read() == b"x"

@@ -80,14 +80,17 @@ def read(body: bytes, content_type: str) -> Facts:
     else:
         if "manifests" in manifest:
             raise _invalid("an image manifest with manifests")
-        layers = manifest.get("layers", [])
+        layers = manifest.get("layers")
+        if layers is None:
+            layers = []
         if not isinstance(layers, list):
             raise _invalid("layers is no list")
         facts.blobs = [_digest(manifest.get("config"))]
         for layer in layers:
             digest = _digest(layer)
-            # A layer with URLs may live elsewhere only.
-            if not layer.get("urls"):
+            # A layer with URLs, or of a type that may not be given away, may live elsewhere only.
+            kind = str(layer.get("mediaType"))
+            if not layer.get("urls") and "nondistributable" not in kind and ".foreign." not in kind:
                 facts.blobs.append(digest)
     if manifest.get("subject") is not None:
         facts.subject = _digest(manifest["subject"])

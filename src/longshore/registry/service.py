@@ -294,9 +294,12 @@ class Service:
         missing = self.storage.missing(name, facts.blobs, facts.manifests)
         if missing:
             raise RegistryError("MANIFEST_BLOB_UNKNOWN", {"Digest": missing[0]}, status=404)
+        tags = [] if not by_digest else request.query.get("tag", [])
+        for tag in tags:
+            self._reference(tag)
         self.storage.put_manifest(
             name,
-            "" if by_digest else reference,
+            tags if by_digest else [reference],
             Manifest(digest, facts.media, body),
             needs=facts.blobs + facts.manifests,
             subject=facts.subject,
@@ -304,6 +307,7 @@ class Service:
             annotations=orjson.dumps(facts.annotations) if facts.annotations else b"",
         )
         headers = [("Location", f"/v2/{name}/manifests/{digest}"), ("Docker-Content-Digest", digest)]
+        headers += [("OCI-Tag", tag) for tag in tags]
         if facts.subject:
             headers.append(("OCI-Subject", facts.subject))
         return Response(201, b"", headers)

@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ class Storage:
     def put_manifest(
         self,
         repository: str,
-        tag: str,
+        tags: Sequence[str],
         manifest: Manifest,
         *,
         needs: list[str],
@@ -234,8 +234,9 @@ class Storage:
             connection.executemany(
                 "INSERT OR IGNORE INTO needs VALUES(?,?,?)", [(repository, manifest.digest, digest) for digest in needs]
             )
-            if tag:
-                connection.execute("INSERT OR REPLACE INTO tags VALUES(?,?,?)", (repository, tag, manifest.digest))
+            connection.executemany(
+                "INSERT OR REPLACE INTO tags VALUES(?,?,?)", [(repository, tag, manifest.digest) for tag in tags]
+            )
 
     def delete_manifest(self, repository: str, digest: str) -> bool:
         """Remove a manifest and the tags that mean it."""
