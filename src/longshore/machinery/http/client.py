@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 import ssl as tls
 from collections import deque
@@ -21,6 +22,7 @@ from .message import BodyTooLarge
 Origin = tuple[str, str, int]
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 CONTINUE_WAIT = 1.0
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
 class ClientResponse:
@@ -238,7 +240,7 @@ class Client:
         path = parts.path or "/"  # type: ignore[attr-defined]
         if parts.query:  # type: ignore[attr-defined]
             path += "?" + parts.query  # type: ignore[attr-defined]
-        if any(c <= " " or c == "\x7f" for c in path):
+        if _CONTROL.search(path):
             raise ValueError(f"invalid character in request target {path!r}")
         fields = [*self._headers, *headers]
         names = {name.lower() for name, _ in fields}

@@ -485,6 +485,11 @@ class Connection(FlowProtocol):
         else:
             self.transport.abort() if self.write_paused or self._body is not None else self.transport.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a whole answer is under way."""
+        return not self.lost and self._request is not None
+
     def shut(self) -> None:
         """The server closes: an idle connection and a stream go at once, a whole answer under way is waited for."""
         if self.lost:

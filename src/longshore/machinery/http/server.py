@@ -123,10 +123,12 @@ class Server:
             except FileNotFoundError:
                 pass
         tasks = [c._task for c in self.connections if c._task is not None]
+        # Only answers under way are waited for: a TLS peer that is idle may take its time to say goodbye.
+        busy = [c for c in self.connections if c.busy]
         for connection in list(self.connections):
             connection.shut()
-        if grace > 0 and self.connections:
-            waits = [asyncio.ensure_future(c.closed()) for c in self.connections]
+        if grace > 0 and busy:
+            waits = [asyncio.ensure_future(c.closed()) for c in busy]
             await asyncio.wait(waits, timeout=grace)
             for wait in waits:
                 wait.cancel()
