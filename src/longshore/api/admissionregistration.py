@@ -15,7 +15,16 @@ from longshore.api.validation.selectors import label_selector
 
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
 # What expressions of policies and match conditions may name.
-VARIABLES: dict[str, Any] = {"object": "dyn", "oldObject": "dyn", "request": "dyn", "authorizer": "dyn", "authorizer.requestResource": "dyn", "namespaceObject": "dyn", "params": "dyn", "variables": "dyn"}
+VARIABLES: dict[str, Any] = {
+    "object": "dyn",
+    "oldObject": "dyn",
+    "request": "dyn",
+    "authorizer": "dyn",
+    "authorizer.requestResource": "dyn",
+    "namespaceObject": "dyn",
+    "params": "dyn",
+    "variables": "dyn",
+}
 _MATCH = {k: VARIABLES[k] for k in ("object", "oldObject", "request", "authorizer", "authorizer.requestResource")}
 
 
@@ -25,11 +34,28 @@ def authorizer_methods() -> dict[str, Any]:
     def unbound(*_: Any) -> Any:
         raise cel.EvalError("no such overload")
 
-    names = ("path", "check", "group", "resource", "subresource", "namespace", "name", "serviceAccount", "fieldSelector", "labelSelector", "allowed", "reason", "errored", "error")
+    names = (
+        "path",
+        "check",
+        "group",
+        "resource",
+        "subresource",
+        "namespace",
+        "name",
+        "serviceAccount",
+        "fieldSelector",
+        "labelSelector",
+        "allowed",
+        "reason",
+        "errored",
+        "error",
+    )
     return dict.fromkeys(names, unbound)
 
 
-def expression(errors: Errors, text: str, path: str, variables: Mapping[str, Any], results: tuple[str, ...]) -> cel.Program | None:
+def expression(
+    errors: Errors, text: str, path: str, variables: Mapping[str, Any], results: tuple[str, ...]
+) -> cel.Program | None:
     """Compile an expression and complain of it; the program when it is good."""
     try:
         return cel.compile(text, variables, results, authorizer_methods())
@@ -64,7 +90,9 @@ def client_config(errors: Errors, client: Object, path: str) -> None:
         if where is not None:
             _path(errors, where, f"{path}.service.path")
         if service.get("port") is not None and not 1 <= service["port"] <= 65535:
-            errors.invalid(f"{path}.service.port", service["port"], "port is not valid: must be between 1 and 65535, inclusive")
+            errors.invalid(
+                f"{path}.service.port", service["port"], "port is not valid: must be between 1 and 65535, inclusive"
+            )
 
 
 def _url(errors: Errors, url: str, path: str) -> None:
@@ -339,7 +367,12 @@ class _Policy(Strategy):
         spec = obj["spec"]
         kind = spec.get("paramKind")
         shown = "<unset>" if kind is None else f"{kind.get('apiVersion', '')}/{kind.get('kind', '')}"
-        return [obj["metadata"]["name"], len(spec.get("validations") or spec.get("mutations") or ()), shown, age_of(obj, now)]
+        return [
+            obj["metadata"]["name"],
+            len(spec.get("validations") or spec.get("mutations") or ()),
+            shown,
+            age_of(obj, now),
+        ]
 
 
 class ValidatingAdmissionPolicy(_Policy):
@@ -348,7 +381,12 @@ class ValidatingAdmissionPolicy(_Policy):
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
         known = self._common(errors, spec)
-        match_conditions(errors, spec.get("matchConditions") or [], "spec.matchConditions", {k: v for k, v in known.items() if k != "variables"})
+        match_conditions(
+            errors,
+            spec.get("matchConditions") or [],
+            "spec.matchConditions",
+            {k: v for k, v in known.items() if k != "variables"},
+        )
         self._variables(errors, spec, known)
         validations, annotations = spec.get("validations") or [], spec.get("auditAnnotations") or []
         if not validations and not annotations:
@@ -376,7 +414,11 @@ class ValidatingAdmissionPolicy(_Policy):
 
     @staticmethod
     def _validation(errors: Errors, one: Object, here: str, known: Mapping[str, Any]) -> None:
-        text, message, said = one.get("expression", "").strip(), one.get("message", ""), one.get("messageExpression", "")
+        text, message, said = (
+            one.get("expression", "").strip(),
+            one.get("message", ""),
+            one.get("messageExpression", ""),
+        )
         if not text:
             errors.required(f"{here}.expression", "expression is not specified")
         else:
@@ -384,7 +426,13 @@ class ValidatingAdmissionPolicy(_Policy):
         if said and not said.strip():
             errors.invalid(f"{here}.messageExpression", said, "must be non-empty if specified")
         elif said:
-            expression(errors, said, f"{here}.messageExpression", {k: v for k, v in known.items() if not k.startswith("authorizer")}, ("string",))
+            expression(
+                errors,
+                said,
+                f"{here}.messageExpression",
+                {k: v for k, v in known.items() if not k.startswith("authorizer")},
+                ("string",),
+            )
         if message and not message.strip():
             errors.invalid(f"{here}.message", message, "message must be non-empty if specified")
         elif "\n" in message.strip():
@@ -406,7 +454,12 @@ class MutatingAdmissionPolicy(_Policy):
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
         known = self._common(errors, spec)
-        match_conditions(errors, spec.get("matchConditions") or [], "spec.matchConditions", {k: v for k, v in known.items() if k != "variables"})
+        match_conditions(
+            errors,
+            spec.get("matchConditions") or [],
+            "spec.matchConditions",
+            {k: v for k, v in known.items() if k != "variables"},
+        )
         self._variables(errors, spec, known)
         mutations = spec.get("mutations") or []
         if not mutations:
@@ -427,7 +480,13 @@ class MutatingAdmissionPolicy(_Policy):
                 elif not body.get("expression", "").strip():
                     errors.required(f"{here}.{field}.expression", "expression is not specified")
                 else:
-                    expression(errors, body["expression"], f"{here}.{field}.expression", known, ("Object",) if field == "applyConfiguration" else ("list",))
+                    expression(
+                        errors,
+                        body["expression"],
+                        f"{here}.{field}.expression",
+                        known,
+                        ("Object",) if field == "applyConfiguration" else ("list",),
+                    )
                 if one.get(other) is not None:
                     errors.invalid(f"{here}.{other}", one[other], f"must not be specified when patchType is {kind}")
         again = spec.get("reinvocationPolicy", "")
@@ -505,7 +564,11 @@ def _actions(errors: Errors, actions: list[str], path: str) -> None:
         if action in actions[:index]:
             errors.duplicate(f"{path}[{index}]", action)
     if "Deny" in actions and "Warn" in actions:
-        errors.invalid(path, actions, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)")
+        errors.invalid(
+            path,
+            actions,
+            "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)",
+        )
 
 
 class ValidatingAdmissionPolicyBinding(_Binding):

@@ -292,11 +292,9 @@ def _columns(group: str, plural: str) -> list[Column]:
     out: list[Column] = []
     for text in _column_lines.get(f"{group}/{plural}", "Name|Age").split("|"):
         name, _, type_ = text.rstrip("*").partition(":")
-        out.append(
-            Column(
-                name, type_ or "string", "name" if name == "Name" and not out else "", 1 if text.endswith("*") else 0
-            )
-        )
+        name, _, form = name.partition("/")
+        priority = 1 if text.endswith("*") else 0
+        out.append(Column(name, type_ or "string", form or ("name" if name == "Name" else ""), priority))
     return out
 
 

@@ -307,12 +307,12 @@ class NetworkPolicy(Strategy):
                     for message in wrong:
                         errors.invalid(place, text, message)
                     if not wrong:
-                        inner = ipaddress.ip_network(text, strict=False)
+                        inner: Any = ipaddress.ip_network(text, strict=False)
                         if (
                             inner.version != outer.version
                             or not inner.subnet_of(outer)
                             or inner.prefixlen <= outer.prefixlen
-                        ):  # type: ignore[arg-type]
+                        ):
                             errors.invalid(place, text, "must be a strict subset of `cidr`")
             if count:
                 errors.forbidden(path, "may not specify both ipBlock and another peer")

@@ -111,17 +111,27 @@ def claim_spec(errors: Errors, spec: Object, path: str) -> None:
         here = f"{path}.devices.constraints[{index}]"
         for at, name in enumerate(constraint.get("requests") or ()):
             if name not in known:
-                errors.invalid(f"{here}.requests[{at}]", name, "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'")
+                errors.invalid(
+                    f"{here}.requests[{at}]",
+                    name,
+                    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
+                )
         match, distinct = constraint.get("matchAttribute"), constraint.get("distinctAttribute")
         if (match is None) == (distinct is None):
-            errors.required(here, 'exactly one of "matchAttribute" or "distinctAttribute" is required, but multiple fields are set')
+            errors.required(
+                here, 'exactly one of "matchAttribute" or "distinctAttribute" is required, but multiple fields are set'
+            )
         elif match is not None:
             _qualified(errors, match, f"{here}.matchAttribute", domain=True)
     for index, config in enumerate(devices.get("config") or ()):
         here = f"{path}.devices.config[{index}]"
         for at, name in enumerate(config.get("requests") or ()):
             if name not in known:
-                errors.invalid(f"{here}.requests[{at}]", name, "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'")
+                errors.invalid(
+                    f"{here}.requests[{at}]",
+                    name,
+                    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
+                )
         _opaque(errors, config, here)
 
 
@@ -161,7 +171,11 @@ def _qualified(errors: Errors, name: str, path: str, *, domain: bool = False) ->
         errors.invalid(path, name, "must include a domain")
     identifier = right if slash else left
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", identifier):
-        errors.invalid(path, identifier, "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')")
+        errors.invalid(
+            path,
+            identifier,
+            "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')",
+        )
 
 
 class DeviceClass(Strategy):
@@ -208,7 +222,11 @@ class ResourceClaim(Strategy):
             uids.add(consumer.get("uid", ""))
         if reserved and status.get("allocation") is None:
             errors.forbidden("status.reservedFor", "may not be specified when `allocated` is not set")
-        if before.get("allocation") is not None and status.get("allocation") is not None and status["allocation"] != before["allocation"]:
+        if (
+            before.get("allocation") is not None
+            and status.get("allocation") is not None
+            and status["allocation"] != before["allocation"]
+        ):
             errors.invalid("status.allocation", status["allocation"], metadata.IMMUTABLE)
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
@@ -266,7 +284,9 @@ class ResourceSlice(Strategy):
                 for message in dns1123_subdomain(part):
                     errors.invalid("spec.pool.name", part, message)
         if pool.get("resourceSliceCount", 0) <= 0:
-            errors.invalid("spec.pool.resourceSliceCount", pool.get("resourceSliceCount", 0), "must be greater than zero")
+            errors.invalid(
+                "spec.pool.resourceSliceCount", pool.get("resourceSliceCount", 0), "must be greater than zero"
+            )
         if pool.get("generation", 0) < 0:
             errors.invalid("spec.pool.generation", pool["generation"], "must be greater than or equal to 0")
         given = [k for k in ("nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection") if spec.get(k)]
@@ -274,7 +294,11 @@ class ResourceSlice(Strategy):
         if not given:
             errors.required("spec", f"exactly one of {choices} is required")
         elif len(given) > 1:
-            errors.invalid("spec", "{" + ", ".join(f"`{g}`" for g in given) + "}", f"exactly one of {choices} is required, but multiple fields are set")
+            errors.invalid(
+                "spec",
+                "{" + ", ".join(f"`{g}`" for g in given) + "}",
+                f"exactly one of {choices} is required, but multiple fields are set",
+            )
         devices = spec.get("devices") or []
         if len(devices) > 128:
             errors.too_many("spec.devices", len(devices), 128)
@@ -292,11 +316,27 @@ class ResourceSlice(Strategy):
         for name in sorted(attributes):
             value = attributes[name]
             _qualified(errors, name, f"{path}[{name}]")
-            given = [k for k in ("int", "bool", "string", "version", "ints", "bools", "strings", "versions") if value.get(k) is not None]
+            given = [
+                k
+                for k in ("int", "bool", "string", "version", "ints", "bools", "strings", "versions")
+                if value.get(k) is not None
+            ]
             if not given:
                 errors.invalid(f"{path}[{name}]", "", "exactly one value must be specified")
             elif len(given) > 1:
-                shown = {go: value.get(key) for go, key in (("IntValue", "int"), ("BoolValue", "bool"), ("StringValue", "string"), ("VersionValue", "version"), ("IntValues", "ints"), ("BoolValues", "bools"), ("StringValues", "strings"), ("VersionValues", "versions"))}
+                shown = {
+                    go: value.get(key)
+                    for go, key in (
+                        ("IntValue", "int"),
+                        ("BoolValue", "bool"),
+                        ("StringValue", "string"),
+                        ("VersionValue", "version"),
+                        ("IntValues", "ints"),
+                        ("BoolValues", "bools"),
+                        ("StringValues", "strings"),
+                        ("VersionValues", "versions"),
+                    )
+                }
                 errors.invalid(f"{path}[{name}]", shown, "exactly one value must be specified")
             elif given == ["string"] and len(value["string"]) > 64:
                 errors.too_long(f"{path}[{name}].string", 64)
@@ -305,7 +345,11 @@ class ResourceSlice(Strategy):
         self.validate(new, errors)
         for path, one, other in (
             ("spec.driver", new["spec"].get("driver"), old["spec"].get("driver")),
-            ("spec.pool.name", (new["spec"].get("pool") or {}).get("name"), (old["spec"].get("pool") or {}).get("name")),
+            (
+                "spec.pool.name",
+                (new["spec"].get("pool") or {}).get("name"),
+                (old["spec"].get("pool") or {}).get("name"),
+            ),
             ("spec.nodeName", new["spec"].get("nodeName"), old["spec"].get("nodeName")),
         ):
             if one != other:
@@ -313,10 +357,21 @@ class ResourceSlice(Strategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec = obj["spec"]
-        return [obj["metadata"]["name"], spec.get("nodeName") or "<unset>", spec.get("driver", ""), (spec.get("pool") or {}).get("name", ""), age_of(obj, now)]
+        return [
+            obj["metadata"]["name"],
+            spec.get("nodeName") or "<unset>",
+            spec.get("driver", ""),
+            (spec.get("pool") or {}).get("name", ""),
+            age_of(obj, now),
+        ]
 
     def selectable(self, obj: Object) -> dict[str, str]:
         return {"spec.nodeName": obj["spec"].get("nodeName", ""), "spec.driver": obj["spec"].get("driver", "")}
 
 
-STRATEGIES = {"DeviceClass": DeviceClass, "ResourceClaim": ResourceClaim, "ResourceClaimTemplate": ResourceClaimTemplate, "ResourceSlice": ResourceSlice}
+STRATEGIES = {
+    "DeviceClass": DeviceClass,
+    "ResourceClaim": ResourceClaim,
+    "ResourceClaimTemplate": ResourceClaimTemplate,
+    "ResourceSlice": ResourceSlice,
+}

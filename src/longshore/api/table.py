@@ -78,7 +78,7 @@ VERSIONS = {("autoscaling", "horizontalpodautoscalers"): ("v2", "v1")}
 # Resources that show the objects of another group's resource.
 STORED_AS = {("events.k8s.io", "events"): ("", "events")}
 
-# Columns: name[:type][*], * shown by -o wide only.
+# Columns: name[/format][:type][*], * shown by -o wide only.
 COLUMNS = """\
 admissionregistration.k8s.io/mutatingadmissionpolicies Name|Mutations:integer|ParamKind|Age
 admissionregistration.k8s.io/mutatingadmissionpolicybindings Name|PolicyName|ParamRef|Age
@@ -122,7 +122,7 @@ storage.k8s.io/csidrivers Name|AttachRequired:boolean|PodInfoOnMount:boolean|Sto
 storage.k8s.io/csinodes Name|Drivers:integer|Age
 storage.k8s.io/csistoragecapacities Name|Created At:date
 storage.k8s.io/storageclasses Name|Provisioner|ReclaimPolicy|VolumeBindingMode|AllowVolumeExpansion|Age
-storage.k8s.io/volumeattachments Name|Attacher|PV|Node|Attached:boolean|Age
+storage.k8s.io/volumeattachments Name|Attacher/name|PV|Node|Attached:boolean|Age
 storage.k8s.io/volumeattributesclasses Name|DriverName|Age
 /componentstatuses Name|Status|Message|Error
 /configmaps Name|Data|Age

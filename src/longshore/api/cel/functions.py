@@ -13,12 +13,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from longshore.api import times
-from longshore.api.cel.compiler import CelType, equal, type_of
+from longshore.api.cel.compiler import equal, type_of
 from longshore.api.cel.values import (
     CIDR,
     IP,
     NONE,
     URL,
+    CelType,
     Duration,
     EvalError,
     Format,
@@ -242,14 +243,14 @@ def _index_of(value: Any, sub: Any, start: int = 0) -> int:
     _need(value, str)
     if not 0 <= start <= len(value):
         raise EvalError(f"index out of range: {start}")
-    return value.find(sub, start)
+    return int(value.find(sub, start))
 
 
 def _last_index_of(value: Any, sub: Any, start: int | None = None) -> int:
     if isinstance(value, list):
         return next((i for i in range(len(value) - 1, -1, -1) if equal(value[i], sub)), -1)
     _need(value, str)
-    return value.rfind(sub) if start is None else value.rfind(sub, 0, start + len(sub))
+    return int(value.rfind(sub) if start is None else value.rfind(sub, 0, start + len(sub)))
 
 
 def _substring(text: str, start: int, end: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from longshore.api.cel.compiler import MISSING, Code, CompileProblem, Compiler, Frame, ObjectType, Type, of_node, spend
@@ -99,7 +100,7 @@ def _element_types(type_: Type, two: bool) -> tuple[Type, Type]:
     return "string", of_node(type_.node.values) if type_.node.values is not None else "dyn"
 
 
-def _quantifier(frames: Any, predicate: Any, existential: bool) -> Code:
+def _quantifier(frames: Any, predicate: Callable[[Frame], bool], existential: bool) -> Code:
     """all and exists: an error is forgotten when another element decides."""
 
     def decide(f: Frame) -> bool:

@@ -186,7 +186,8 @@ class ResourceQuota(Strategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         hard, used = obj.get("status", {}).get("hard") or {}, obj.get("status", {}).get("used") or {}
-        requests, limits = [], []
+        requests: list[str] = []
+        limits: list[str] = []
         for name in sorted(hard):
             text = f"{name}: {used.get(name, '0')}/{hard[name]}"
             (limits if name.startswith("limits") else requests).append(text)

@@ -86,7 +86,7 @@ class Pod(Strategy):
             )
             new["status"] = old["status"]
         elif subresource == "resize":
-            new["status"] = old["status"]
+            keep_resources_only(new, old)
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         pod_validation.validate_pod(obj, errors)
@@ -126,6 +126,37 @@ class Pod(Strategy):
             "status.podIP": ips[0].get("ip", "") if ips else status.get("podIP", ""),
             "status.nominatedNodeName": status.get("nominatedNodeName", ""),
         }
+
+
+def keep_resources_only(new: Object, old: Object) -> None:
+    """A resize takes the containers' resources and nothing else from what was sent."""
+    sent = new["spec"]
+    spec = {**old["spec"]}
+    for kind in ("containers", "initContainers"):
+        given = {c.get("name"): c for c in sent.get(kind) or ()}
+        if len(given) != len(spec.get(kind) or ()):
+            # Left for validation to refuse.
+            spec[kind] = sent.get(kind) or []
+            continue
+        if spec.get(kind):
+            spec[kind] = [_resized(c, given.get(c.get("name"))) for c in spec[kind]]
+    new["spec"] = spec
+    managed, version = new["metadata"].get("managedFields"), new["metadata"].get("resourceVersion")
+    new["metadata"] = {**old["metadata"]}
+    if managed is not None:
+        new["metadata"]["managedFields"] = managed
+    if version is not None:
+        new["metadata"]["resourceVersion"] = version
+    new["status"] = old["status"]
+
+
+def _resized(container: Object, sent: Object | None) -> Object:
+    if sent is None:
+        return container
+    out = {**container, "resources": sent.get("resources") or {}}
+    if "resizePolicy" in sent:
+        out["resizePolicy"] = sent["resizePolicy"]
+    return out
 
 
 def drop_disabled(spec: Object) -> None:

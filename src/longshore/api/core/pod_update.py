@@ -123,8 +123,8 @@ def _munge(spec: Object, before: Object, errors: Errors) -> Object:
 
 
 def _gated_affinity(spec: Object, before: Object, munged: Object, errors: Errors) -> None:
-    old = (before.get("affinity") or {}).get("nodeAffinity")
-    new = (spec.get("affinity") or {}).get("nodeAffinity")
+    old: Any = (before.get("affinity") or {}).get("nodeAffinity")
+    new: Any = (spec.get("affinity") or {}).get("nodeAffinity")
     if old == new:
         return
     path = "spec.affinity.nodeAffinity"
@@ -234,11 +234,8 @@ def validate_resize(new: Object, old: Object, errors: Errors) -> None:
     spec, before = new["spec"], old["spec"]
     pod_validation.validate_spec(spec, errors, "spec", update=True)
     if qos_class(spec) != qos_class(before):
-        errors.invalid(
-            "metadata",
-            (old.get("status") or {}).get("qosClass", qos_class(before)),
-            "Pod QOS Class may not change as a result of resizing",
-        )
+        shown = (old.get("status") or {}).get("qosClass") or qos_class(before)
+        errors.invalid("spec", shown, "Pod QOS Class may not change as a result of resizing")
     if ((spec.get("os") or {}).get("name")) == "windows":
         errors.forbidden("spec", "windows pods cannot be resized")
     munged = {**spec}
@@ -248,8 +245,13 @@ def validate_resize(new: Object, old: Object, errors: Errors) -> None:
             return
         if spec.get(kind):
             munged[kind] = [_without_cpu_memory(c, was) for c, was in zip(spec[kind], before[kind], strict=True)]
+            for index, (container, was) in enumerate(zip(spec[kind], before[kind], strict=True)):
+                for part in ("limits", "requests"):
+                    had, has = (c["resources"].get(part) or {} for c in (was, container))
+                    if any(name in had and name not in has for name in ("cpu", "memory")):
+                        errors.forbidden(f"spec.{kind}[{index}].resources.{part}", f"resource {part} cannot be removed")
     if munged != before:
-        errors.forbidden("spec", f"{_RESIZABLE}\n{indented_diff(_SPEC, before, munged)}")
+        errors.forbidden("spec", _RESIZABLE)
 
 
 def _without_cpu_memory(container: Object, was: Object) -> Object:

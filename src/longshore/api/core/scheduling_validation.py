@@ -204,7 +204,7 @@ def topology_spread(errors: Errors, listed: list[Object], path: str) -> None:
             if policy is not None and policy not in ("Ignore", "Honor"):
                 errors.unsupported(f"{here}.{name}", policy, ("Honor", "Ignore"))
         keys = value.get("matchLabelKeys") or []
-        selector = value.get("labelSelector")
+        selector: Any = value.get("labelSelector")
         if keys and selector is None:
             errors.forbidden(f"{here}.matchLabelKeys", "must not be specified when labelSelector is not set")
         elif keys:

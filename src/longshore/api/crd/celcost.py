@@ -134,8 +134,7 @@ def _cost(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
         no, b = _cost(tree[4], scope)
         return condition + max(yes, no), a if _bytes(a) >= _bytes(b) else b
     if kind == "list":
-        parts = [_cost(item, scope)[0] for item, _ in tree[2]]
-        return 10 + sum(parts), len(parts)
+        return 10 + sum(_cost(item, scope)[0] for item, _ in tree[2]), len(tree[2])
     if kind == "map":
         return 30 + sum(_cost(k, scope)[0] + _cost(v, scope)[0] for k, v, _ in tree[2]), len(tree[2])
     if kind == "msg":

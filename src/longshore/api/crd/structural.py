@@ -52,8 +52,8 @@ class Node:
         self.rules: list[dict[str, Any]] = list(raw.get("x-kubernetes-validations") or ())
         self.pattern = _go_pattern(raw["pattern"]) if raw.get("pattern") else None
         children = [*self.properties.values(), *(c for c in (self.items, self.values) if c is not None)]
-        self.has_defaults = self.has_default or any(c.has_defaults for c in children)
-        self.has_rules = bool(self.rules) or any(c.has_rules for c in children)
+        self.has_defaults: bool = self.has_default or any(c.has_defaults for c in children)
+        self.has_rules: bool = bool(self.rules) or any(c.has_rules for c in children)
 
 
 def _go_pattern(text: str) -> re.Pattern[str] | None:
