@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,9 +15,12 @@ from longshore.client.resources import (
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
     PODS,
+    SECRETS,
+    SERVICE_ACCOUNTS,
     STATEFUL_SETS,
     STORAGE_CLASSES,
 )
+from longshore.client.rest import Client
 from longshore.master.controllers.localpath import STORAGE_CLASS
 
 
@@ -60,3 +65,27 @@ async def test_claims_are_provisioned_where_their_pods_run(cluster: Cluster) -> 
         return not claims and not (await cluster.client.list(PERSISTENT_VOLUMES))["items"]
 
     await cluster.until(namespace, empty)
+
+
+async def test_a_token_secret_is_filled_and_opens_the_door(cluster: Cluster) -> None:  # noqa: F811
+    async def account() -> bool:
+        return bool((await cluster.client.list(SERVICE_ACCOUNTS, "default"))["items"])
+
+    await cluster.until("default", account)
+    meta = {"name": "tok", "annotations": {"kubernetes.io/service-account.name": "default"}}
+    await cluster.client.create(SECRETS, {"metadata": meta, "type": "kubernetes.io/service-account-token"}, "default")
+
+    async def filled() -> bool:
+        return bool((await cluster.client.get(SECRETS, "tok", "default")).get("data", {}).get("token"))
+
+    await cluster.until("default", filled)
+    data = (await cluster.client.get(SECRETS, "tok", "default"))["data"]
+    assert b"BEGIN CERTIFICATE" in base64.b64decode(data["ca.crt"])
+    own = replace(cluster.client.config, certificate=None, key=None, token=base64.b64decode(data["token"]).decode())
+    client = Client(own)
+    try:
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = await client.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", None, review)
+        assert answer["status"]["userInfo"]["username"] == "system:serviceaccount:default:default"
+    finally:
+        await client.close()

@@ -1,4 +1,4 @@
-"""What a cluster holds from its first start: the DNS Service, the usage API, the rights of our own parts.
+"""What a cluster holds from its first start: the DNS Service, the usage API, a storage class, the rights of our own parts.
 
 Applied by `up` with server-side apply, so that what a person changed stays theirs.
 """
@@ -16,7 +16,9 @@ RBAC = "rbac.authorization.k8s.io"
 
 def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
-    return [*_dns(config), *_metrics(config, ca)]
+    from longshore.master.controllers.localpath import STORAGE_CLASS
+
+    return [*_dns(config), *_metrics(config, ca), STORAGE_CLASS]
 
 
 def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         cluster_cidr=(config.pod_cidr,),
         service_cluster_ip_range=(config.service_cidr,),
         root_ca_file=layout.pki / "ca.crt",
+        service_account_private_key_file=layout.pki / "sa.key",
         cluster_signing_cert_file=layout.pki / "ca.crt",
         cluster_signing_key_file=layout.pki / "ca.key",
         local_path=layout.data / "volumes",

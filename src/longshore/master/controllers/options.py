@@ -21,6 +21,7 @@ class Options:
     node_cidr_mask_size_ipv4: int = 24
     node_cidr_mask_size_ipv6: int = 64
     root_ca_file: Path | None = None
+    service_account_private_key_file: Path | None = None
     cluster_signing_cert_file: Path | None = None
     cluster_signing_key_file: Path | None = None
     cluster_signing_duration: float = 365 * 24 * 3600.0

@@ -17,6 +17,7 @@ from longshore.master.controllers.endpointslice import EndpointSliceController
 from longshore.master.controllers.garbagecollector import GarbageCollector
 from longshore.master.controllers.hpa import HorizontalPodAutoscalerController
 from longshore.master.controllers.job import JobController
+from longshore.master.controllers.legacytokens import LegacyTokenController
 from longshore.master.controllers.localpath import LocalPathProvisioner
 from longshore.master.controllers.mirroring import EndpointSliceMirroring
 from longshore.master.controllers.namespace import NamespaceController
@@ -39,6 +40,7 @@ from longshore.master.controllers.volumeprotection import ClaimProtection, Ephem
 CONTROLLERS: tuple[type[Controller], ...] = (
     ServiceAccountController,
     RootCAPublisher,
+    LegacyTokenController,
     NodeIPAMController,
     NodeLifecycleController,
     ReplicaSetController,
