@@ -22,6 +22,7 @@ from longshore.master.etcd.embedded import EmbeddedStore
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 pytestmark = [pytest.mark.root]
 POD_ADDRESS = "10.99.0.7"
+HANGING = asyncio.Event()
 
 
 class Echo:
@@ -143,6 +144,12 @@ async def backend(request: Request) -> Response | None:
         return Response(302, b"", [("Location", "/else?x=1")])
     if request.path == "/away":
         return Response(302, b"", [("Location", "http://example.com/x")])
+    if request.path == "/hang":
+        HANGING.set()
+        try:
+            await request.disconnected()
+        finally:
+            HANGING.clear()
     if request.path == "/page":
         return Response(200, b'<a href="/rewriteme">test</a>', (), "text/html; charset=utf-8")
     if request.path == "/zipped":
@@ -316,6 +323,15 @@ async def test_pod_proxy(place: Place) -> None:
     assert code == 200
     code, body, _ = await place.get("/api/v1/namespaces/default/pods/p:81/proxy/x")
     assert code == 503 and "error trying to reach service: dial tcp 10.99.0.7:81" in json.loads(body)["message"]
+
+
+async def test_a_client_that_goes_lets_the_backend_go(place: Place) -> None:
+    task = asyncio.create_task(place.get("/api/v1/namespaces/default/pods/p:8080/proxy/hang"))
+    await asyncio.wait_for(HANGING.wait(), 10)
+    task.cancel()
+    async with asyncio.timeout(10):
+        while HANGING.is_set():
+            await asyncio.sleep(0.01)
 
 
 async def test_an_upgrade_through_a_pod_proxy(place: Place) -> None:

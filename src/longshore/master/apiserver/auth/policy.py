@@ -105,6 +105,7 @@ async def reconcile(api: API) -> None:
             log.warning("%s %s could not be reconciled: %s", plural, obj["metadata"]["name"], result.message)
         elif isinstance(result, BaseException):
             raise result
+    objects.cache_clear()  # wanted once a start
 
 
 async def _reconcile(api: API, plural: str, wanted: Object) -> None:

@@ -149,7 +149,7 @@ class Proxying:
             return Response(204)
         client = self.kubelets.client(insecure=bool(options.get("insecureSkipTLSVerifyBackend")))
         try:
-            response = await client.request("GET", url)
+            response = await reverse.while_there(request, client.request("GET", url))
         except ClientError as error:
             raise StatusError(500, "", f'Get "{url}": {error}') from error
         async with response:

@@ -5,8 +5,10 @@ Source: k8s.io/apimachinery/pkg/util/proxy (upgradeaware.go, transport.go), net/
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from longshore.machinery.errors import StatusError, bad_request, service_unavailable
@@ -14,6 +16,7 @@ from longshore.machinery.http import Client, ClientError, ClientResponse, Duplex
 
 from .links import Links, Page
 
+T = TypeVar("T")
 Fields = list[tuple[str, str]]
 # Of one connection only (RFC 9110 section 7.6.1), as ReverseProxy drops them.
 _HOP = frozenset(
@@ -73,6 +76,20 @@ def returned(headers: Headers) -> Fields:
     ]
 
 
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, given up when the client goes before: nobody waits for a backend that hangs."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(request.disconnected())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ConnectionResetError("the client has gone")
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+
+
 def _own(fields: Fields) -> Fields:
     """Without what only this server may say to the backend, and without the client's Host."""
     return [(n, v) for n, v in fields if not n.lower().startswith("x-remote-") and n.lower() != "host"]
@@ -85,7 +102,7 @@ async def upgrade(request: Request, client: Client, url: str, extra: Sequence[tu
     if extra:
         fields = [*_own(fields), *extra]
     try:
-        response, far = await client.upgrade(request.method, url, headers=fields, body=body)
+        response, far = await while_there(request, client.upgrade(request.method, url, headers=fields, body=body))
     except (ClientError, TimeoutError) as error:
         raise StatusError(500, "", f"error dialing backend: {error}") from error
     if far is None or response.status != 101:
@@ -130,7 +147,7 @@ async def carry(
     else:
         fields = [(n, v) for n, v in fields if n.lower() != "content-length"]
     try:
-        response = await client.request(request.method, url, headers=fields, body=body)
+        response = await while_there(request, client.request(request.method, url, headers=fields, body=body))
     except ClientError as error:
         raise service_unavailable(f"error trying to reach service: {error}") from error
     head = returned(response.headers)
