@@ -18,7 +18,7 @@ def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
     from longshore.master.controllers.localpath import STORAGE_CLASS
 
-    return [*_dns(config), *_metrics(config, ca), STORAGE_CLASS]
+    return [*_dns(config), *_policies(), *_metrics(config, ca), STORAGE_CLASS]
 
 
 def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:
@@ -74,6 +74,18 @@ def _dns(config: ClusterConfig) -> list[Object]:
             },
         },
     ]
+
+
+def _policies() -> list[Object]:
+    """What a node must see to enforce NetworkPolicies (its proxy's identity does both)."""
+    return _cluster_role(
+        "longshore:network-policies",
+        [
+            {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "watch"]},
+            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]},
+        ],
+        user="system:kube-proxy",
+    )
 
 
 def _metrics(config: ClusterConfig, ca: bytes) -> list[Object]:

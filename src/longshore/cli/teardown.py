@@ -11,6 +11,7 @@ from longshore.machinery import mounts
 from longshore.machinery.paths import Layout
 from longshore.node.dns.server import disown_address
 from longshore.node.kubelet.server import default_cgroup_root
+from longshore.node.policy.server import clean_up as clean_up_policies
 from longshore.node.proxy.server import clean_up
 
 #: The engine that serves Docker alone, where every node has an engine of its own.
@@ -32,6 +33,7 @@ async def take_away(layout: Layout, config: ClusterConfig | None) -> None:
             )
         if single:
             clean_up()
+            clean_up_policies()
             disown_address(config.cluster_dns)
         for name in names:
             cgroups.remove(default_cgroup_root(name, layout.node(name).kubelet))

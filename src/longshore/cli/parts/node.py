@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longshore.node.kubelet.server import serve as serve_kubelet
     from longshore.node.logs.server import serve as serve_logs
     from longshore.node.overlay.server import serve as serve_overlay
+    from longshore.node.policy.server import serve as serve_policy
     from longshore.node.proxy.server import serve as serve_proxy
 
     folders = layout.node(node.name)
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
                     informers=shared,
                 )
             )
+            tasks.create_task(serve_policy(client=proxy, node_name=node.name))
             tasks.create_task(
                 serve_dns(client=dns, addresses=[config.cluster_dns], domain=config.cluster_domain, informers=shared)
             )
