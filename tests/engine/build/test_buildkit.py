@@ -321,6 +321,43 @@ async def test_client_files_cannot_reach_out(kit: Kit, tmp_path: Path) -> None:
     assert list(victim.iterdir()) == []
 
 
+async def test_a_client_that_goes_ends_its_build(kit: Kit) -> None:
+    before = {path.name for path in Path("/proc").iterdir() if path.name.isdigit()}
+    building = asyncio.create_task(
+        kit.client.call(
+            "Solve", Ref="gone", Session="s1", Frontend="dockerfile.v0",
+            FrontendAttrs={"filename": "Dockerfile", "force-network-mode": "none"},
+        )
+    )  # fmt: skip
+    (kit.context / "Dockerfile").write_text("FROM busybox\nRUN echo up; sleep 1234\n")
+    async for message in kit.client.stream("Status", Ref="gone"):
+        if any(log.msg for log in message.logs):
+            break
+    building.cancel()
+    builds = kit.store.root / "builds"
+    for _ in range(100):
+        if not list(builds.iterdir()):
+            break
+        await asyncio.sleep(0.05)
+    assert list(builds.iterdir()) == []
+
+    def sleeping() -> list[str]:
+        found = []
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit() and path.name not in before:
+                try:
+                    found += [path.name] if b"sleep\x001234" in (path / "cmdline").read_bytes() else []
+                except OSError:
+                    continue
+        return found
+
+    for _ in range(100):
+        if not sleeping():
+            break
+        await asyncio.sleep(0.05)
+    assert sleeping() == []
+
+
 async def test_cache_usage_and_prune(kit: Kit) -> None:
     await kit.build("FROM busybox\nRUN echo 1 > /x\n", name="kept", **{"force-network-mode": "none"})
     await kit.build("FROM busybox\nRUN echo 2 > /y\n", exporter="cacheonly", **{"force-network-mode": "none"})

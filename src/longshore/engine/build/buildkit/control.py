@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -23,6 +23,8 @@ from longshore.machinery.grpc import RpcError, Server, Status
 
 if TYPE_CHECKING:
     from longshore.engine.build.classic import Builder
+
+T = TypeVar("T")
 
 _SOURCE_URL = "github.com/moby/buildkit/errdefs.Source+json"
 _CAPS = (
@@ -67,6 +69,7 @@ class Services:
         self.builder = builder
         self.sessions = Sessions()
         self._jobs: dict[str, Job] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     def server(self) -> Server:
         """A gRPC server for one connection."""
@@ -75,6 +78,18 @@ class Services:
             (schemas.bridge.LLBBridge, Bridge(self)),
             translate=lambda error: rpc_error(error) if isinstance(error, EngineError) else None,
         )
+
+    async def detached(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work in a task of its own. When the call is cancelled, the work is too, but cleans up in its own time:
+        a call's task may be cancelled twice (the stream's end, the connection's end)."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
     def job(self, ref: str) -> Job:
         """The build of a name; made by whoever asks first (a watcher may come before the build)."""
@@ -141,7 +156,7 @@ class Control:
         job.session = request.Session
         try:
             if request.Frontend:
-                image = await services.frontend(job, request.Frontend, dict(request.FrontendAttrs))
+                image = await services.detached(services.frontend(job, request.Frontend, dict(request.FrontendAttrs)))
             elif len(request.Definition.__getattribute__("def")):
                 raise SolveError("definitions (LLB) are not solved by this engine")
             else:
@@ -202,7 +217,7 @@ class Bridge:
                 break
             # The client sends Solve on both services at once.
             await asyncio.sleep(0.05)
-        image = await self._services.frontend(job, request.Frontend, dict(request.FrontendOpt))
+        image = await self._services.detached(self._services.frontend(job, request.Frontend, dict(request.FrontendOpt)))
         ref = secrets.token_hex(12)
         job.results[ref] = image
         result = bridge.Result(ref=bridge.Ref(id=ref), metadata={"containerimage.config": image.raw})
