@@ -217,7 +217,9 @@ class Discovery:
                 if group in self.remote and group not in self.scheme.groups:
                     told, fresh = self.remote[group][version]
                     freshness = "Current" if fresh else "Stale"
-                    listed.append({"version": version, "resources": entries(told, group, version), "freshness": freshness})
+                    listed.append(
+                        {"version": version, "resources": entries(told, group, version), "freshness": freshness}
+                    )
                     continue
                 resources = [
                     aggregated_entry(e) for e in sorted(self.scheme.of(group, version), key=lambda e: e.plural)
