@@ -41,6 +41,17 @@ class Diagnosis:
         return f"{text} {post_filter}" if post_filter else text
 
 
+NOT_CHOSEN = Status(Code.UNRESOLVABLE, ("node(s) didn't satisfy plugin(s) [NodeAffinity]",), "NodeAffinity")
+
+
+def _first_refusal(filters: list[Plugin], state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
+    for plugin in filters:
+        status = plugin.filter(state, pod, node)
+        if status is not None:
+            return Status(status.code, status.reasons, plugin.name)
+    return None
+
+
 class Kept:
     """A column kept for a pod class, true up to a generation of the table."""
 
@@ -157,28 +168,23 @@ class Profile:
 
     def fits(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
         """Whether the pod may run on one node now; None, or the first refusal."""
-        for plugin in self.filters:
-            if plugin.name not in state.skipped_filters:
-                status = plugin.filter(state, pod, node)
-                if status is not None:
-                    return Status(status.code, status.reasons, plugin.name)
-        return None
+        return _first_refusal([p for p in self.filters if p.name not in state.skipped_filters], state, pod, node)
 
     def diagnose(self, state: CycleState, pod: PodInfo) -> Diagnosis:
         """Why no node fits. Equal pods share the answer while nothing changes."""
         generation, cls, known = self._diagnosed
         if known is not None and cls is pod.cls and generation == self.table.generation:
             return known
+        refusals = self._refusals(state, pod)
+        cluster = [p for p in self._scoped["cluster"] if p.name not in state.skipped_filters]
         statuses: dict[str, Status] = {}
         for row in self.table.by_name.values():
             if row.node is None:
                 continue
             if state.only is not None and row.name not in state.only:
-                statuses[row.name] = Status(
-                    Code.UNRESOLVABLE, ("node(s) didn't satisfy plugin(s) [NodeAffinity]",), "NodeAffinity"
-                )
+                statuses[row.name] = NOT_CHOSEN
                 continue
-            status = self.fits(state, pod, row)
+            status = refusals.get(row.index) or _first_refusal(cluster, state, pod, row)
             if status is not None:
                 statuses[row.name] = status
         plugins = frozenset(s.plugin for s in statuses.values())
@@ -186,6 +192,23 @@ class Profile:
         diagnosis = Diagnosis(statuses, "", plugins, nodes)
         self._diagnosed = (self.table.generation, pod.cls, diagnosis)
         return diagnosis
+
+    def _refusals(self, state: CycleState, pod: PodInfo) -> dict[int, Status]:
+        """By row, what the filters that look at one node only say; kept a class, renewed for rows that changed."""
+        table, kept = self.table, self._kept(pod.cls, "refusals")
+        if kept.column is None:
+            kept.column = {}
+        own = [p for p in self.filters if p.filter_scope != "cluster" and p.name not in state.skipped_filters]
+        for index in np.nonzero(table.valid & (table.changed > kept.generation))[0].tolist():
+            row = table.rows[index]
+            status = _first_refusal(own, state, pod, row) if row is not None else None
+            if status is None:
+                kept.column.pop(index, None)
+            else:
+                kept.column[index] = status
+        kept.generation = table.generation
+        found: dict[int, Status] = kept.column
+        return found
 
     # -- scoring ---------------------------------------------------------------------------------------------------------
 

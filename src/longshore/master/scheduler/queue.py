@@ -197,13 +197,19 @@ class SchedulingQueue:
         """Something changed: pods that it may help come back."""
         if self._in_flight:
             self._log.append(event)
+        answers: dict[tuple[int, frozenset[str]], bool] = {}  # equal pods that the same plugins refused hear the same
         for key in list(self._parked_at):
             entry = self._where.get(key)
             if entry is None or key in self.gated:
                 continue
-            if self._hint(entry[1], event):
+            info = entry[1]
+            asked = (id(info.cls), info.unschedulable_by)
+            helps = answers.get(asked)
+            if helps is None:
+                helps = answers[asked] = self._hint(info, event)
+            if helps:
                 self._remove(key)
-                self._to_backoff(entry[1])
+                self._to_backoff(info)
 
     def activate_all(self) -> None:
         """Everything comes back (after a change that no event describes)."""
