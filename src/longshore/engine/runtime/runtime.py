@@ -296,6 +296,10 @@ class Runtime:
                 finally:
                     self._loop.remove_reader(fd)
                 if not ready.done():
+                    # A program that ends at once may be seen to end before its start is: what init wrote is still there.
+                    with contextlib.suppress(BlockingIOError):
+                        if os.read(fd, 16):
+                            break
                     raise RuntimeFailed("container init has ended before it was started")
         finally:
             os.close(fd)
