@@ -191,7 +191,7 @@ class Resource:
                     new.pop("status", None)
             strategy.prepare_update(new, old)
         if strategy.generation and _changed(new, old):
-            meta["generation"] = before.get("generation", 0) + 1
+            new["metadata"]["generation"] = before.get("generation", 0) + 1
 
     def validate(self, obj: Object) -> list[FieldError]:
         """Everything that is wrong with a new object, in upstream's order."""

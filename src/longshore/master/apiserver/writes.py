@@ -339,6 +339,7 @@ class Writer:
         undo = None
         generation = old_stored["metadata"].get("generation")
         resource.prepare_update(stored, old_stored, endpoint.version, subresource)
+        metadata = stored["metadata"]
         if subresource == "binding" and generation is not None:
             metadata["generation"] = generation
         elif subresource == "status":
@@ -435,7 +436,8 @@ class Writer:
     def invalid(self, endpoint: Endpoint, obj: Object, causes: Any) -> StatusError:
         """422 with everything that is wrong."""
         name = obj["metadata"].get("name", "")
-        return invalid(endpoint.group, endpoint.kind, name, [Cause(**c.cause()) for c in causes])
+        group = endpoint.storage.resource.group  # of the kind that is kept: an event is always the core group's
+        return invalid(group, endpoint.kind, name, [Cause(**c.cause()) for c in causes])
 
     def _metadata(self, endpoint: Endpoint, obj: Object) -> Object:
         metadata = obj.get("metadata")
