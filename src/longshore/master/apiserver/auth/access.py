@@ -88,7 +88,7 @@ class Access:
         )
         self.rbac: RBAC | None = None
         self.authorization = Authorization([self._mode(mode) for mode in options.modes])
-        self.reviews = Reviews(self.authentication, self.authorization, self.rbac, audiences)
+        self.reviews = Reviews(self.authentication, self.authorization, audiences)
         self.plugins: list[AdmissionPlugin] = []
         if self.rbac is not None:
             self.plugins.append(EscalationCheck(self.rbac, self.authorization))

@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Awaitable, Sequence
 
 from longshore.machinery.errors import StatusError, forbidden
-from longshore.master.apiserver.context import NO_OPINION, Attributes, Authorizer, Decision
+from longshore.master.apiserver.context import NO_OPINION, Attributes, Authorizer, Decision, UserInfo
 
+from .rules import Resolution, Rule
 from .users import MASTERS, quoted
 
 ALLOW = Decision("allow")
@@ -20,10 +21,20 @@ class AlwaysAllow:
     def authorize(self, a: Attributes) -> Decision:
         return ALLOW
 
+    def resolve(self, user: UserInfo, namespace: str) -> Resolution:
+        everything = [
+            {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
+            {"verbs": ["*"], "nonResourceURLs": ["*"]},
+        ]
+        return Resolution([Rule(r) for r in everything])
+
 
 class AlwaysDeny:
     def authorize(self, a: Attributes) -> Decision:
         return Decision("no opinion", "Everything is forbidden.")
+
+    def resolve(self, user: UserInfo, namespace: str) -> Resolution:
+        return Resolution()
 
 
 class Authorization:
@@ -58,6 +69,17 @@ class Authorization:
                 return Decision("no opinion", "\n".join(reasons)) if reasons else NO_OPINION
             answer = self.authorizers[i].authorize(a)
             decision = await answer if inspect.isawaitable(answer) else answer
+
+    def resolve(self, user: UserInfo, namespace: str) -> Resolution:
+        """All rules that the authorizers can name for a user in a namespace (for SelfSubjectRulesReview)."""
+        out = Resolution()
+        for authorizer in self.authorizers:
+            found: Resolution | None = getattr(authorizer, "resolve", lambda *_: None)(user, namespace)
+            if found is not None:
+                out.rules += found.rules
+                out.problems += found.problems
+                out.incomplete = out.incomplete or found.incomplete
+        return out
 
     async def decide(self, a: Attributes) -> Decision:
         """authorize, awaited where it must be."""

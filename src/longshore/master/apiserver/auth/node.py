@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from longshore.master.apiserver.context import NO_OPINION, Attributes, Decision, ObjectReader
+from longshore.master.apiserver.context import NO_OPINION, Attributes, Decision, ObjectReader, UserInfo
 
-from .rules import Rule
+from .rules import Resolution, Rule
 from .users import node_identity, quoted
 
 ALLOW = Decision("allow")
@@ -227,6 +227,11 @@ class NodeAuthorizer:
             if decision is not None:
                 return decision
         return ALLOW if any(rule.allows(a) for rule in self._rules) else NO_OPINION
+
+    def resolve(self, user: UserInfo, namespace: str) -> Resolution:
+        if node_identity(user) is None:
+            return Resolution()
+        return Resolution(problems=["node authorizer does not support user rule resolution"], incomplete=True)
 
     def _subdivided(self, node: str, a: Attributes) -> Decision | None:
         if not a.group:

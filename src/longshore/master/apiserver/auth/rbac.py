@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from longshore.master.apiserver.context import NO_OPINION, Attributes, Decision, ObjectReader, UserInfo
 
-from .rules import Rule
+from .rules import Resolution, Rule
 from .users import account_name, quoted
 
 GROUP = "rbac.authorization.k8s.io"
@@ -148,6 +148,10 @@ class RBAC:
             rules += [g.rule for g in granted]
             problems += missing
         return rules, problems
+
+    def resolve(self, user: UserInfo, namespace: str) -> Resolution:
+        rules, problems = self.rules_for(user, namespace)
+        return Resolution(rules, problems, bool(problems))
 
     def role_rules(self, kind: str, name: str, namespace: str) -> list[Rule] | None:
         """The rules of a role that a binding in `namespace` refers to; None when there is no such role."""

@@ -13,9 +13,6 @@ from longshore.master.apiserver.context import Attributes, Object, UserInfo
 
 from .authentication import Authentication, TokenError
 from .authorization import Authorization
-from .rbac import RBAC
-from .rules import Rule
-from .users import node_identity
 
 AUTHORIZATION, AUTHENTICATION = "authorization.k8s.io", "authentication.k8s.io"
 
@@ -23,12 +20,9 @@ AUTHORIZATION, AUTHENTICATION = "authorization.k8s.io", "authentication.k8s.io"
 class Reviews:
     """Answers reviews. Each method takes the decoded object and gives it back with its status (without managedFields)."""
 
-    def __init__(
-        self, authentication: Authentication, authorization: Authorization, rbac: RBAC | None, audiences: list[str]
-    ) -> None:
+    def __init__(self, authentication: Authentication, authorization: Authorization, audiences: list[str]) -> None:
         self._authentication = authentication
         self._authorization = authorization
-        self._rbac = rbac
         self._audiences = audiences
 
     async def subject_access(self, obj: Object) -> Object:
@@ -74,23 +68,14 @@ class Reviews:
         namespace = (obj.get("spec") or {}).get("namespace") or ""
         if not namespace:
             raise bad_request("no namespace on request")
-        rules: list[Rule] = []
-        problems: list[str] = []
-        incomplete = False
-        if node_identity(user) is not None:
-            incomplete = True
-            problems.append("node authorizer does not support user rule resolution")
-        if self._rbac is not None:
-            found, missing = self._rbac.rules_for(user, namespace)
-            rules, problems = found, problems + missing
-            incomplete = incomplete or bool(missing)
+        found = self._authorization.resolve(user, namespace)
         status: dict[str, Any] = {
-            "resourceRules": [_resource_rule(r.raw) for r in rules if r.raw.get("resources")],
-            "nonResourceRules": [_path_rule(r.raw) for r in rules if r.raw.get("nonResourceURLs")],
-            "incomplete": incomplete,
+            "resourceRules": [_resource_rule(r.raw) for r in found.rules if r.raw.get("resources")],
+            "nonResourceRules": [_path_rule(r.raw) for r in found.rules if r.raw.get("nonResourceURLs")],
+            "incomplete": found.incomplete,
         }
-        if problems:
-            status["evaluationError"] = ", ".join(problems)
+        if found.problems:
+            status["evaluationError"] = ", ".join(found.problems)
         return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {}, "spec": {}, "status": status}
 
     def self_subject(self, obj: Object, user: UserInfo, now: str) -> Object:

@@ -6,6 +6,7 @@ Source: k8s.io/kubernetes/pkg/apis/rbac/v1/evaluation_helpers.go, k8s.io/compone
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from longshore.master.apiserver.context import Attributes
@@ -44,6 +45,15 @@ class Rule:
             elif a.resource not in resources:
                 return False
         return not self.names or a.name in self.names
+
+
+@dataclass(slots=True)
+class Resolution:
+    """The rules of a user as far as they can be named; what stood in the way; whether there may be more."""
+
+    rules: list[Rule] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    incomplete: bool = False
 
 
 def covers(owned: Sequence[Rule], wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -118,5 +128,5 @@ _SHOWN = (
 
 def describe(rule: dict[str, Any]) -> str:
     """A rule in the words of an escalation error."""
-    parts = [f"{shown}:{quoted_list(rule[field])}" for field, shown in _SHOWN if rule.get(field)]
+    parts = [f"{shown}:{quoted_list(rule[name])}" for name, shown in _SHOWN if rule.get(name)]
     return "{" + ", ".join(parts) + "}"

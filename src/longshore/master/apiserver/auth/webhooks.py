@@ -22,6 +22,7 @@ from longshore.master.apiserver.context import Attributes, Decision, UserInfo
 
 from .authentication import Authenticated
 from .jwt import TokenError
+from .rules import Resolution
 
 log = logging.getLogger("longshore.apiserver.auth")
 TOKEN_SECONDS, ALLOWED_SECONDS, DENIED_SECONDS = 120.0, 300.0, 30.0
@@ -155,6 +156,9 @@ class AuthorizationWebhook:
             decision = Decision("no opinion", reason)
         self._known.keep(key, decision, ALLOWED_SECONDS if decision.allowed else DENIED_SECONDS)
         return decision
+
+    def resolve(self, user: UserInfo, namespace: str) -> Resolution:
+        return Resolution(problems=["webhook authorizer does not support user rule resolution"], incomplete=True)
 
 
 def review_spec(a: Attributes) -> dict[str, Any]:
