@@ -54,3 +54,31 @@ async def test_the_end_is_right(cluster: Cluster) -> None:  # noqa: F811
     assert finished["status"]["succeeded"] == 20
     pods = (await cluster.client.list(PODS, namespace, label_selector="job-name=job"))["items"]
     assert len(pods) == 20 and made <= {p["metadata"]["name"] for p in pods}
+
+
+async def test_the_api_server_comes_and_goes(cluster: Cluster) -> None:  # noqa: F811
+    namespace = "gone"
+    await cluster.namespace(namespace)
+    spec = {"replicas": 4, "selector": {"matchLabels": LABELS}, "template": template()}
+    await cluster.client.create(DEPLOYMENTS, {"metadata": {"name": "web"}, "spec": spec}, namespace)
+    for turn in range(3):
+        server = cluster.live.children[0] if turn == 0 else cluster.live.children[-1]
+        server.send_signal(signal.SIGKILL)
+        await server.wait()
+        await asyncio.sleep(0.5)
+        await cluster.live.apiserver()
+        image = {"spec": {"template": {"spec": {"containers": [{"name": "c", "image": f"i:{turn + 2}"}]}}}}
+        await cluster.client.patch(DEPLOYMENTS, "web", image, namespace, kind="strategic")
+        await cluster.play_kubelet(namespace)
+
+    async def settled() -> bool:
+        d = (await cluster.client.get(DEPLOYMENTS, "web", namespace)).get("status") or {}
+        return (
+            d.get("updatedReplicas") == d.get("availableReplicas") == d.get("replicas") == 4
+            and d["observedGeneration"] == 4
+        )
+
+    await cluster.until(namespace, settled, 60)
+    pods = (await cluster.client.list(PODS, namespace))["items"]
+    assert {p["spec"]["containers"][0]["image"] for p in pods} == {"i:4"} and len(pods) == 4
+    assert cluster.live.children[1].returncode is None  # the manager that was started first
