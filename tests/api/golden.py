@@ -51,7 +51,9 @@ def unstable() -> set[str]:
     return set((GOLDEN / "kubernetes" / "unstable.txt").read_text().split())
 
 
-PATH = re.compile(r"/(?:api/(?P<core>[^/]+)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))(?:/namespaces/(?P<ns>[^/]+))?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?")
+PATH = re.compile(
+    r"/(?:api/(?P<core>[^/]+)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))(?:/namespaces/(?P<ns>[^/]+))?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
+)
 
 
 def locate(path: str) -> tuple[Resource, str, str, str, str] | None:
@@ -60,7 +62,11 @@ def locate(path: str) -> tuple[Resource, str, str, str, str] | None:
     if match is None:
         return None
     resource = KINDS.get((match["group"] or "", match["plural"]))
-    return None if resource is None else (resource, match["core"] or match["version"], match["ns"] or "", match["name"] or "", match["sub"] or "")
+    return (
+        None
+        if resource is None
+        else (resource, match["core"] or match["version"], match["ns"] or "", match["name"] or "", match["sub"] or "")
+    )
 
 
 class Refused(Exception):
@@ -80,15 +86,28 @@ def pod_admission(obj: dict[str, Any]) -> None:
         if not any(t.get("key") in (full, None) and t.get("effect", "NoExecute") == "NoExecute" for t in tolerations):
             tolerations.append({"key": full, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
     if spec.get("automountServiceAccountToken") is not False:
-        mount = {"mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "name": "kube-api-access-abcde", "readOnly": True}
+        mount = {
+            "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+            "name": "kube-api-access-abcde",
+            "readOnly": True,
+        }
         for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
             container["volumeMounts"] = [*container.get("volumeMounts", ()), dict(mount)]
         sources = [
             {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
             {"configMap": {"items": [{"key": "ca.crt", "path": "ca.crt"}], "name": "kube-root-ca.crt"}},
-            {"downwardAPI": {"items": [{"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}, "path": "namespace"}]}},
+            {
+                "downwardAPI": {
+                    "items": [
+                        {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}, "path": "namespace"}
+                    ]
+                }
+            },
         ]
-        spec["volumes"] = [*spec.get("volumes", ()), {"name": "kube-api-access-abcde", "projected": {"defaultMode": 420, "sources": sources}}]
+        spec["volumes"] = [
+            *spec.get("volumes", ()),
+            {"name": "kube-api-access-abcde", "projected": {"defaultMode": 420, "sources": sources}},
+        ]
 
 
 class Runner:
@@ -148,7 +167,18 @@ class Runner:
                 details["name"] = name
             if group:
                 details["group"] = group
-            raise Refused({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "reason": "Invalid", "code": 422, "message": invalid_message(resource.kind, group, name, errors), "details": details})
+            raise Refused(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Status",
+                    "metadata": {},
+                    "status": "Failure",
+                    "reason": "Invalid",
+                    "code": 422,
+                    "message": invalid_message(resource.kind, group, name, errors),
+                    "details": details,
+                }
+            )
 
     def patch(self, path: str, patch: Any) -> dict[str, Any]:
         found = locate(path)
@@ -176,7 +206,7 @@ class Runner:
 
 
 def run_step(runner: Runner, step: dict[str, Any], bindings: Any, module: ModuleType) -> str:
-    """"" when the answer agrees, else what differs; "skip" for steps that are not the kinds' alone."""
+    """ "" when the answer agrees, else what differs; "skip" for steps that are not the kinds' alone."""
     method, found = step["method"], locate(step["path"])
     content = step["headers"].get("Content-Type", "")
     if found is None or found[4] or "auth" in step or step["status"] in (403, 404, 405, 409, 415):
@@ -192,7 +222,11 @@ def run_step(runner: Runner, step: dict[str, Any], bindings: Any, module: Module
             query = dict(tuple(p) for p in step.get("query") or ())
             if query.get("fieldValidation", "Warn") not in ("Ignore", "Warn", "Strict"):
                 return "skip"
-            body = step["body_text"].encode() if "body_text" in step else json.dumps(bindings.fill(step.get("body"))).encode()
+            body = (
+                step["body_text"].encode()
+                if "body_text" in step
+                else json.dumps(bindings.fill(step.get("body"))).encode()
+            )
             if "protobuf" in content or "cbor" in content or "body_note" in step:
                 return "skip"
             got = runner.create(step["path"], body, query.get("fieldValidation", "Warn"), "yaml" in content)
@@ -209,7 +243,15 @@ def run_step(runner: Runner, step: dict[str, Any], bindings: Any, module: Module
         else:
             return "skip"
     except decoding.BodyError as error:
-        got = {"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "reason": "BadRequest", "code": 400, "message": str(error)}
+        got = {
+            "apiVersion": "v1",
+            "kind": "Status",
+            "metadata": {},
+            "status": "Failure",
+            "reason": "BadRequest",
+            "code": 400,
+            "message": str(error),
+        }
     except Refused as refused:
         got = refused.status
     want = copy.deepcopy(want)
@@ -231,7 +273,15 @@ def run_step(runner: Runner, step: dict[str, Any], bindings: Any, module: Module
         if "Status" in (want.get("kind"), got.get("kind")) and want.get("message") != got.get("message"):
             text = f"\n   want {want.get('message', want)}\n   got  {got.get('message') or json.dumps(got)}"
         return text
-    heard = [json.loads('"' + h.split('"', 1)[1].rsplit('"', 1)[0] + '"') for h in step["response_headers"].get("Warning") or () if "deprecated in v1.33+; use discovery" not in h] if isinstance(step["response_headers"].get("Warning"), list) else None
+    heard = (
+        [
+            json.loads('"' + h.split('"', 1)[1].rsplit('"', 1)[0] + '"')
+            for h in step["response_headers"].get("Warning") or ()
+            if "deprecated in v1.33+; use discovery" not in h
+        ]
+        if isinstance(step["response_headers"].get("Warning"), list)
+        else None
+    )
     if heard is not None and sorted(heard) != sorted(runner.warnings) and want.get("kind") != "Status":
         return f"warnings: want {heard}, got {runner.warnings}"
     return ""

@@ -85,7 +85,10 @@ def test_columns_and_rows() -> None:
         version, _, plural = path.rpartition("/")
         group, _, version = version.rpartition("/")
         resource = KINDS[group, plural]
-        shown = [{"name": c.name, "type": c.type, "format": c.format, "priority": c.priority} for c in resource.columns(version)]
+        shown = [
+            {"name": c.name, "type": c.type, "format": c.format, "priority": c.priority}
+            for c in resource.columns(version)
+        ]
         assert shown == table["columns"], path
         for row in table["rows"]:
             if "created" not in row or plural in ("services", "flowschemas", "apiservices", "events"):
@@ -111,8 +114,14 @@ def test_resources_are_as_discovery_shows_them() -> None:
         group, _, version = entry["groupVersion"].rpartition("/")
         resource = KINDS[group, entry["name"]]
         assert version in resource.versions
-        assert (resource.kind, resource.singular, resource.namespaced) == (entry["kind"], entry["singularName"], entry["namespaced"])
+        assert (resource.kind, resource.singular, resource.namespaced) == (
+            entry["kind"],
+            entry["singularName"],
+            entry["namespaced"],
+        )
         assert list(resource.verbs) == entry["verbs"]
         assert list(resource.short_names) == entry.get("shortNames", [])
         assert list(resource.categories) == entry.get("categories", [])
-        assert {s["name"]: s["kind"] for s in entry["subresources"]} == {s.name: s.kind for s in resource.subresources.values()}
+        assert {s["name"]: s["kind"] for s in entry["subresources"]} == {
+            s.name: s.kind for s in resource.subresources.values()
+        }

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from longshore.api.cel.compiler import COST, Code, CompileProblem, Compiler, ObjectType, Type, of_node
+from longshore.api.cel.compiler import COST, Code, CompileProblem, Compiler
 from longshore.api.cel.functions import FUNCTIONS, METHODS, RESULTS
 from longshore.api.cel.parser import SyntaxProblem, parse
+from longshore.api.cel.types import ObjectType, Type, of_node
 from longshore.api.cel.values import NONE, Duration, EvalError, Optional, Quantity, Uint
 
 PER_CALL_LIMIT = 1_000_000

@@ -7,10 +7,19 @@ names ("int", "string", "list", "dyn" ...) or an `ObjectType` of a schema; "dyn"
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
+from longshore.api.cel.operators import (
+    arithmetic,
+    bounded,
+    compare_values,
+    equal,
+    get_field,
+    get_index,
+    no_overload,
+)
 from longshore.api.cel.parser import Node
+from longshore.api.cel.types import METADATA, ObjectType, Type, of_node, unescape
 from longshore.api.cel.values import NONE, CelType, Duration, EvalError, Optional, Uint
 
 Frame = dict[str, Any]
@@ -19,7 +28,7 @@ COST = "\0cost"
 LIMIT = "\0limit"
 _SCALARS = frozenset(("bool", "int", "uint", "double", "string", "bytes", "null_type", "timestamp", "duration"))
 _MACROS = frozenset(
-    (
+    [
         "all",
         "exists",
         "exists_one",
@@ -32,7 +41,7 @@ _MACROS = frozenset(
         "transformList",
         "transformMap",
         "transformMapEntry",
-    )
+    ]
 )
 _OPERATORS = {
     "+": "_+_",
@@ -72,7 +81,6 @@ TYPE_NAMES = {
         "kubernetes.Semver",
     )
 }
-MIN_INT, MAX_INT, MAX_UINT = -(2**63), 2**63 - 1, 2**64 - 1
 
 
 class CompileProblem(ValueError):
@@ -83,102 +91,12 @@ class CompileProblem(ValueError):
         self.position = position
 
 
-class ObjectType:
-    """The type of values of a structural schema: fields and items are known."""
-
-    __slots__ = ("node", "root")
-
-    def __init__(self, node: Any, root: bool = False) -> None:
-        self.node = node
-        self.root = root
-
-    def __str__(self) -> str:
-        return {
-            "object": "map" if self.node.values is not None else "object",
-            "array": "list",
-            "integer": "int",
-            "number": "double",
-            "boolean": "bool",
-        }.get(self.node.type, self.node.type or "dyn")
-
-
-Type = Any
-
-
-def of_node(node: Any, root: bool = False) -> Type:
-    """The CEL type of a schema node."""
-    if node is None or node.int_or_string or (node.preserve and not node.properties):
-        return "dyn"
-    if node.type in ("object", "array"):
-        return ObjectType(node, root or node.embedded)
-    if node.type == "string":
-        form = node.raw.get("format", "")
-        return {"date-time": "timestamp", "date": "timestamp", "duration": "duration", "byte": "bytes"}.get(
-            form, "string"
-        )
-    return {"integer": "int", "number": "double", "boolean": "bool"}.get(node.type, "dyn")
-
-
 def spend(frame: Frame, amount: int = 1) -> None:
     """Charge cost; EvalError past the limit."""
     cost = frame[COST]
     cost[0] += amount
     if cost[0] > cost[1]:
         raise EvalError("operation cancelled: actual cost limit exceeded")
-
-
-def type_of(value: Any) -> str:
-    """The name of a value's type."""
-    if value is None:
-        return "null_type"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, Uint):
-        return "uint"
-    if isinstance(value, int):
-        return "int"
-    if isinstance(value, float):
-        return "double"
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, bytes):
-        return "bytes"
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return "list"
-    if isinstance(value, dict):
-        return "map"
-    if isinstance(value, datetime):
-        return "google.protobuf.Timestamp"
-    if isinstance(value, Duration):
-        return "google.protobuf.Duration"
-    return {
-        "Quantity": "kubernetes.Quantity",
-        "IP": "net.IP",
-        "CIDR": "net.CIDR",
-        "URL": "kubernetes.URL",
-        "Semver": "kubernetes.Semver",
-        "Optional": "optional_type",
-        "CelType": "type",
-    }.get(type(value).__name__, "dyn")
-
-
-def equal(a: Any, b: Any) -> bool:
-    """CEL's equality: numbers across types, never of different kinds."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return a == b
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(equal(v, b[k]) for k, v in a.items())
-    if type(a).__name__ == "Quantity" and type(b).__name__ == "Quantity":
-        return bool(a.nanos == b.nanos)
-    return type(a) is type(b) and bool(a == b)
-
-
-def _no_overload() -> EvalError:
-    return EvalError("no such overload")
 
 
 def _size(value: Any) -> int:
@@ -265,7 +183,7 @@ class Compiler:
         if type_.root and name in ("apiVersion", "kind", "metadata"):
             if name != "metadata":
                 return name, "string"
-            return name, _METADATA
+            return name, METADATA
         if name in schema.properties:
             return name, of_node(schema.properties[name])
         if schema.values is not None:
@@ -387,7 +305,7 @@ class Compiler:
                 return yes(f)
             if value is False:
                 return no(f)
-            raise _no_overload()
+            raise no_overload()
 
         return choose, yes_type if yes_type == no_type else "dyn"
 
@@ -399,7 +317,7 @@ class Compiler:
         def negate(f: Frame) -> Any:
             value = operand(f)
             if not isinstance(value, bool):
-                raise _no_overload()
+                raise no_overload()
             return not value
 
         return negate, "bool"
@@ -412,8 +330,8 @@ class Compiler:
             if isinstance(value, Duration):
                 return Duration(-value.nanoseconds)
             if isinstance(value, bool | Uint) or not isinstance(value, int | float):
-                raise _no_overload()
-            return _bounded(-value) if isinstance(value, int) else -value
+                raise no_overload()
+            return bounded(-value) if isinstance(value, int) else -value
 
         return negative, type_
 
@@ -463,7 +381,7 @@ class Compiler:
                     spend(f)
                     return any(equal(a, k) for k in b) if isinstance(a, float) else a in b
                 if not isinstance(b, list):
-                    raise _no_overload()
+                    raise no_overload()
                 spend(f, 1 + len(b))
                 return any(equal(a, x) for x in b)
 
@@ -482,9 +400,10 @@ class Compiler:
             spend(f, 1 + _size(a) + _size(b))
             return arithmetic(operator, a, b)
 
-        return calculate, left_type if left_type == right_type else (
-            "timestamp" if "timestamp" in (left_type, right_type) and operator == "+" else "dyn"
-        )
+        if "timestamp" in (left_type, right_type):
+            times = left_type == right_type or right_type == "duration" or operator == "+"
+            return calculate, ("duration" if left_type == right_type else "timestamp") if times else "dyn"
+        return calculate, left_type if left_type == right_type else "dyn"
 
     def _call(self, node: Node) -> tuple[Code, Type]:
         name, arguments = node[2], node[3]
@@ -508,7 +427,7 @@ class Compiler:
             if isinstance(value, Optional):
                 value = value.value if value.present else {}
             if not isinstance(value, dict):
-                raise _no_overload()
+                raise no_overload()
             return name in value and value[name] is not None
 
         return present, "bool"
@@ -565,25 +484,6 @@ class _Missing:
 MISSING = _Missing()
 
 
-class _Metadata:
-    """Stands in for the schema of metadata in custom resource rules: name and generateName."""
-
-    type = "object"
-    values = None
-    int_or_string = preserve = embedded = False
-    raw: dict[str, Any] = {}
-
-
-class _Text:
-    type = "string"
-    int_or_string = preserve = False
-    raw: dict[str, Any] = {}
-
-
-_Metadata.properties = {"name": _Text, "generateName": _Text}  # type: ignore[attr-defined]
-_METADATA = ObjectType(_Metadata)
-
-
 def _caller(function: Callable[..., Any], codes: list[Code]) -> Code:
     def call(f: Frame) -> Any:
         values = [code(f) for code in codes]
@@ -591,7 +491,7 @@ def _caller(function: Callable[..., Any], codes: list[Code]) -> Code:
         try:
             return function(*values)
         except TypeError:
-            raise _no_overload() from None
+            raise no_overload() from None
 
     return call
 
@@ -607,7 +507,7 @@ def _logical(left: Code, right: Code, conjunction: bool) -> Code:
             if a is decisive:
                 return decisive
             if not isinstance(a, bool):
-                problem = _no_overload()
+                problem = no_overload()
         except EvalError as error:
             problem = error
         b = right(f)
@@ -616,174 +516,7 @@ def _logical(left: Code, right: Code, conjunction: bool) -> Code:
         if problem is not None:
             raise problem
         if not isinstance(b, bool):
-            raise _no_overload()
+            raise no_overload()
         return b
 
     return decide
-
-
-def get_field(value: Any, name: str) -> Any:
-    """value.name."""
-    if isinstance(value, Optional):
-        if not value.present:
-            return NONE
-        value = value.value
-        return Optional(True, value[name]) if isinstance(value, dict) and name in value else NONE
-    if isinstance(value, dict):
-        if name in value:
-            return value[name]
-        raise EvalError(f"no such key: {name}")
-    if value is None:
-        raise EvalError(f"no such key: {name}")
-    raise _no_overload()
-
-
-def get_index(value: Any, index: Any) -> Any:
-    """value[index]."""
-    if isinstance(value, Optional):
-        value = value.value if value.present else {}
-    if isinstance(value, dict):
-        if index in value and not (isinstance(index, bool) and not any(isinstance(k, bool) for k in value)):
-            return value[index]
-        raise EvalError(f"no such key: {_printed(index)}")
-    if isinstance(value, list):
-        if isinstance(index, bool) or not isinstance(index, int | float):
-            raise EvalError(f"unsupported index type '{type_of(index)}' in list")
-        if not 0 <= index < len(value):
-            raise EvalError(f"index out of bounds: {int(index)}")
-        return value[int(index)]
-    raise _no_overload()
-
-
-def _printed(value: Any) -> str:
-    return str(value)
-
-
-def _bounded(value: int) -> int:
-    if not MIN_INT <= value <= MAX_INT:
-        raise EvalError("integer overflow")
-    return value
-
-
-def compare_values(operator: str, a: Any, b: Any) -> bool:
-    """<, <=, > and >= of values of one kind."""
-    numbers = (
-        isinstance(a, int | float)
-        and isinstance(b, int | float)
-        and not isinstance(a, bool)
-        and not isinstance(b, bool)
-    )
-    if not numbers and (type(a) is not type(b) or not isinstance(a, str | bytes | datetime | Duration | bool)):
-        raise _no_overload()
-    if operator == "<":
-        return bool(a < b)
-    if operator == "<=":
-        return bool(a <= b)
-    return bool(a > b) if operator == ">" else bool(a >= b)
-
-
-def arithmetic(operator: str, a: Any, b: Any) -> Any:
-    """+, -, *, / and %."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        raise _no_overload()
-    if isinstance(a, int) and isinstance(b, int):
-        if isinstance(a, Uint) is not isinstance(b, Uint):
-            raise _no_overload()
-        return _integers(operator, a, b)
-    if isinstance(a, float) and isinstance(b, float):
-        if operator == "+":
-            return a + b
-        if operator == "-":
-            return a - b
-        if operator == "*":
-            return a * b
-        if operator == "/":
-            return (
-                a / b
-                if b
-                else float("nan")
-                if a == 0 or a != a
-                else float("inf")
-                if (a > 0) == (str(b)[0] != "-")
-                else float("-inf")
-            )
-        raise _no_overload()
-    if operator == "+":
-        if type(a) is type(b) and isinstance(a, str | bytes | list):
-            return a + b
-        if isinstance(a, Duration) and isinstance(b, Duration):
-            return Duration(a.nanoseconds + b.nanoseconds)
-    return _times(operator, a, b)
-
-
-def _times(operator: str, a: Any, b: Any) -> Any:
-    from datetime import timedelta
-
-    if isinstance(b, Duration):
-        span = timedelta(microseconds=b.nanoseconds / 1000)
-        if isinstance(a, datetime):
-            return a + span if operator == "+" else a - span
-        if isinstance(a, Duration) and operator == "-":
-            return Duration(a.nanoseconds - b.nanoseconds)
-    if isinstance(a, Duration) and isinstance(b, datetime) and operator == "+":
-        return b + timedelta(microseconds=a.nanoseconds / 1000)
-    if isinstance(a, datetime) and isinstance(b, datetime) and operator == "-":
-        difference = a - b
-        return Duration((difference.days * 86400 + difference.seconds) * 10**9 + difference.microseconds * 1000)
-    raise _no_overload()
-
-
-def _integers(operator: str, a: int, b: int) -> int:
-    if operator in ("/", "%"):
-        if b == 0:
-            raise EvalError("division by zero" if operator == "/" else "modulus by zero")
-        quotient = abs(a) // abs(b)
-        if (a < 0) != (b < 0):
-            quotient = -quotient
-        value = quotient if operator == "/" else a - b * quotient
-    else:
-        value = a + b if operator == "+" else a - b if operator == "-" else a * b
-    if isinstance(a, Uint):
-        if not 0 <= value <= MAX_UINT:
-            raise EvalError("unsigned integer overflow")
-        return Uint(value)
-    return _bounded(int(value))
-
-
-_ESCAPES = {"__underscores__": "__", "__dot__": ".", "__dash__": "-", "__slash__": "/"}
-_KEYWORDS = frozenset(
-    (
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    )
-)
-
-
-def unescape(name: str) -> str:
-    """A property's name out of the form in which CEL can write it (__dash__ for -, __if__ for a keyword)."""
-    if "__" not in name:
-        return name
-    if name.startswith("__") and name.endswith("__") and name[2:-2] in _KEYWORDS:
-        return name[2:-2]
-    for escape, char in _ESCAPES.items():
-        name = name.replace(escape, char)
-    return name

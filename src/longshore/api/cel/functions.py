@@ -13,7 +13,24 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from longshore.api import times
-from longshore.api.cel.compiler import equal, type_of
+from longshore.api.cel.conversions import (
+    Function,
+    compile_pattern,
+    double_text,
+    matches,
+    need,
+    size,
+    to_bool,
+    to_bytes,
+    to_double,
+    to_duration,
+    to_int,
+    to_string,
+    to_timestamp,
+    to_type,
+    to_uint,
+)
+from longshore.api.cel.operators import equal
 from longshore.api.cel.values import (
     CIDR,
     IP,
@@ -31,158 +48,6 @@ from longshore.api.cel.values import (
 )
 from longshore.api.validation import names
 from longshore.machinery import quantity
-
-Function = Callable[..., Any]
-
-
-def _need(value: Any, *kinds: type) -> None:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise EvalError("no such overload")
-
-
-# Conversions.
-
-
-def to_int(value: Any) -> int:
-    if isinstance(value, bool):
-        raise EvalError("no such overload")
-    if isinstance(value, str):
-        if not re.fullmatch(r"[+-]?\d+", value):
-            raise EvalError(f'strconv.ParseInt: parsing "{value}": invalid syntax')
-        number = int(value)
-    elif isinstance(value, datetime):
-        number = int(value.timestamp())
-    elif isinstance(value, Duration):
-        number = value.nanoseconds
-    elif isinstance(value, int | float):
-        if isinstance(value, float) and (value != value or math.isinf(value)):
-            raise EvalError("integer overflow")
-        number = int(value)
-    else:
-        raise EvalError("no such overload")
-    if not -(2**63) <= number < 2**63:
-        raise EvalError("integer overflow")
-    return number
-
-
-def to_uint(value: Any) -> Uint:
-    if isinstance(value, str) and not re.fullmatch(r"\d+", value):
-        raise EvalError(f'strconv.ParseUint: parsing "{value}": invalid syntax')
-    number = int(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1
-    if not 0 <= number < 2**64:
-        raise EvalError("unsigned integer overflow")
-    return Uint(number)
-
-
-def to_double(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise EvalError("no such overload")
-    try:
-        return float(value)
-    except ValueError:
-        raise EvalError(f'strconv.ParseFloat: parsing "{value}": invalid syntax') from None
-
-
-def to_string(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            raise EvalError("invalid UTF-8 in bytes, cannot convert to string") from None
-    if isinstance(value, float):
-        return _double_text(value)
-    if isinstance(value, int):
-        return str(int(value))
-    if isinstance(value, datetime):
-        return (
-            value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            + (f".{value.microsecond:06d}".rstrip("0") if value.microsecond else "")
-            + "Z"
-        )
-    if isinstance(value, Duration):
-        seconds = value.nanoseconds / 10**9
-        return f"{_double_text(seconds)}s"
-    if isinstance(value, Quantity):
-        return str(value.amount)
-    if isinstance(value, IP):
-        return str(value.address)
-    if isinstance(value, CIDR):
-        return str(value.interface)
-    raise EvalError("no such overload")
-
-
-def _double_text(value: float) -> str:
-    if value != value:
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if value.is_integer() and abs(value) < 1e21 else repr(value)
-
-
-def to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value in ("true", "t", "TRUE", "True", "1"):
-        return True
-    if isinstance(value, str) and value in ("false", "f", "FALSE", "False", "0"):
-        return False
-    raise EvalError("type conversion error from 'string' to 'bool'")
-
-
-def to_bytes(value: Any) -> bytes:
-    _need(value, str, bytes)
-    return value.encode() if isinstance(value, str) else bytes(value)
-
-
-def to_duration(value: Any) -> Duration:
-    if isinstance(value, Duration):
-        return value
-    _need(value, str)
-    try:
-        return Duration(times.parse_duration(value))
-    except ValueError as error:
-        raise EvalError(str(error)) from None
-
-
-def to_timestamp(value: Any) -> datetime:
-    if isinstance(value, datetime):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value, UTC)
-    _need(value, str)
-    try:
-        return times.parse(value)
-    except times.TimeError as error:
-        raise EvalError(str(error)) from None
-
-
-def to_type(value: Any) -> CelType:
-    return CelType(type_of(value))
-
-
-def size(value: Any) -> int:
-    _need(value, str, bytes, list, dict)
-    return len(value)
-
-
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    try:
-        from longshore.api.crd.structural import _python_pattern
-
-        return re.compile(_python_pattern(pattern))
-    except re.error as error:
-        raise EvalError(f"error parsing regexp: {error.msg}: `{pattern}`") from None
-
-
-def matches(text: Any, pattern: Any) -> bool:
-    _need(text, str)
-    _need(pattern, str)
-    return compile_pattern(pattern).search(text) is not None
-
 
 # Times.
 
@@ -204,7 +69,7 @@ def _zoned(value: datetime, zone: str | None) -> datetime:
 
 def _date_part(pick: Callable[[datetime], int]) -> Function:
     def method(value: Any, zone: str | None = None) -> int:
-        _need(value, datetime)
+        need(value, datetime)
         return pick(_zoned(value, zone))
 
     return method
@@ -214,7 +79,7 @@ def _time_part(pick: Callable[[datetime], int], unit: int) -> Function:
     def method(value: Any, zone: str | None = None) -> int:
         if isinstance(value, Duration):
             return int(value.nanoseconds / unit)
-        _need(value, datetime)
+        need(value, datetime)
         return pick(_zoned(value, zone))
 
     return method
@@ -225,7 +90,7 @@ def _time_part(pick: Callable[[datetime], int], unit: int) -> Function:
 
 def _text(function: Function) -> Function:
     def method(value: Any, *arguments: Any) -> Any:
-        _need(value, str)
+        need(value, str)
         return function(value, *arguments)
 
     return method
@@ -240,7 +105,7 @@ def _char_at(text: str, index: int) -> str:
 def _index_of(value: Any, sub: Any, start: int = 0) -> int:
     if isinstance(value, list):
         return next((i for i, x in enumerate(value) if equal(x, sub)), -1)
-    _need(value, str)
+    need(value, str)
     if not 0 <= start <= len(value):
         raise EvalError(f"index out of range: {start}")
     return int(value.find(sub, start))
@@ -249,7 +114,7 @@ def _index_of(value: Any, sub: Any, start: int = 0) -> int:
 def _last_index_of(value: Any, sub: Any, start: int | None = None) -> int:
     if isinstance(value, list):
         return next((i for i in range(len(value) - 1, -1, -1) if equal(value[i], sub)), -1)
-    _need(value, str)
+    need(value, str)
     return int(value.rfind(sub) if start is None else value.rfind(sub, 0, start + len(sub)))
 
 
@@ -277,9 +142,9 @@ def _replace(text: str, old: str, new: str, limit: int = -1) -> str:
 
 
 def _join(items: Any, separator: str = "") -> str:
-    _need(items, list)
+    need(items, list)
     for item in items:
-        _need(item, str)
+        need(item, str)
     return separator.join(items)
 
 
@@ -304,8 +169,8 @@ def _format(text: str, arguments: list[Any]) -> str:
         if verb == "s":
             return _shown(value)
         if verb == "d":
-            _need(value, int, float)
-            return str(int(value)) if isinstance(value, int) else _double_text(value)
+            need(value, int, float)
+            return str(int(value)) if isinstance(value, int) else double_text(value)
         if verb in ("f", "e"):
             return f"{float(value):.{int(precision[1:]) if precision else 6}{verb}}"
         if verb in ("x", "X"):
@@ -348,7 +213,7 @@ def _find_all(text: str, pattern: str, limit: int = -1) -> list[str]:
 
 
 def _comparable(items: Any) -> list[Any]:
-    _need(items, list)
+    need(items, list)
     return [i.nanoseconds if isinstance(i, Duration) else i for i in items]
 
 
@@ -358,7 +223,7 @@ def _is_sorted(items: Any) -> bool:
 
 
 def _sum(items: Any) -> Any:
-    _need(items, list)
+    need(items, list)
     if not items:
         return 0
     if isinstance(items[0], Duration):
@@ -369,7 +234,7 @@ def _sum(items: Any) -> Any:
 
 def _extreme(pick: Callable[..., Any], name: str) -> Function:
     def method(items: Any) -> Any:
-        _need(items, list)
+        need(items, list)
         if not items:
             raise EvalError(f"{name} called on empty list")
         return pick(items)
@@ -380,8 +245,8 @@ def _extreme(pick: Callable[..., Any], name: str) -> Function:
 def _contains(value: Any, other: Any) -> bool:
     if isinstance(value, CIDR):
         return _contains_ip(value, other)
-    _need(value, str)
-    _need(other, str)
+    need(value, str)
+    need(other, str)
     return other in value
 
 
@@ -401,12 +266,12 @@ def _flatten(items: Any, depth: int = 1) -> list[Any]:
 
 
 def _reverse(value: Any) -> Any:
-    _need(value, str, list)
+    need(value, str, list)
     return value[::-1]
 
 
 def _slice(items: Any, start: int, end: int) -> list[Any]:
-    _need(items, list)
+    need(items, list)
     if not 0 <= start <= end <= len(items):
         raise EvalError(
             "slice index out of range"
@@ -424,7 +289,7 @@ def _set_contains(items: list[Any], others: list[Any]) -> bool:
 
 
 def to_quantity(text: Any) -> Quantity:
-    _need(text, str)
+    need(text, str)
     try:
         return Quantity(quantity.parse(text))
     except quantity.QuantityError as error:
@@ -449,7 +314,7 @@ def _order(value: Any) -> Any:
 
 def _add(sign: int) -> Function:
     def method(a: Any, b: Any) -> Quantity:
-        _need(a, Quantity)
+        need(a, Quantity)
         other = b.nanos if isinstance(b, Quantity) else int(b) * quantity.NANO
         return Quantity(quantity.Quantity(a.nanos + sign * other, a.amount.format))
 
@@ -457,7 +322,7 @@ def _add(sign: int) -> Function:
 
 
 def _as_integer(a: Any) -> int:
-    _need(a, Quantity)
+    need(a, Quantity)
     if a.nanos % quantity.NANO:
         raise EvalError("cannot convert value to integer")
     return int(a.nanos // quantity.NANO)
@@ -469,7 +334,7 @@ def _as_integer(a: Any) -> int:
 def to_ip(value: Any) -> IP:
     if isinstance(value, CIDR):
         return IP(value.interface.ip)
-    _need(value, str)
+    need(value, str)
     address = names.parse_ip(value)
     if address is None or (address.version == 6 and getattr(address, "ipv4_mapped", None) is not None):
         raise EvalError(
@@ -489,7 +354,7 @@ def is_ip(value: Any) -> bool:
 
 
 def to_cidr(value: Any) -> CIDR:
-    _need(value, str)
+    need(value, str)
     parsed = names.parse_cidr(value)
     if parsed is None:
         raise EvalError(
@@ -507,13 +372,13 @@ def is_cidr(value: Any) -> bool:
 
 
 def _contains_ip(value: Any, other: Any) -> bool:
-    _need(value, CIDR)
+    need(value, CIDR)
     address = to_ip(other) if isinstance(other, str) else other
     return address.address.version == value.interface.version and address.address in value.interface.network
 
 
 def _contains_cidr(value: Any, other: Any) -> bool:
-    _need(value, CIDR)
+    need(value, CIDR)
     inner = to_cidr(other) if isinstance(other, str) else other
     if inner.interface.version != value.interface.version:
         return False
@@ -532,7 +397,7 @@ def _family(value: Any) -> int:
 
 
 def to_url(value: Any) -> URL:
-    _need(value, str)
+    need(value, str)
     parts = urlsplit(value)
     if not (parts.scheme and parts.netloc) and not value.startswith("/"):
         raise EvalError(f'URL parse error during conversion from string: parse "{value}": invalid URI for request')
@@ -613,7 +478,7 @@ def _named_format(name: str) -> Optional:
 
 
 def _validate(form: Any, text: Any) -> Any:
-    _need(form, Format)
+    need(form, Format)
     problems = form.check(text)
     return Optional(True, problems) if problems else NONE
 
@@ -623,12 +488,12 @@ def _constant(name: str) -> Function:
 
 
 def _or_value(value: Any, other: Any) -> Any:
-    _need(value, Optional)
+    need(value, Optional)
     return value.value if value.present else other
 
 
 def _value(value: Any) -> Any:
-    _need(value, Optional)
+    need(value, Optional)
     if not value.present:
         raise EvalError("optional.none() dereference")
     return value.value

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from longshore.api.cel.compiler import MISSING, Code, CompileProblem, Compiler, Frame, ObjectType, Type, of_node, spend
+from longshore.api.cel.compiler import MISSING, Code, CompileProblem, Compiler, Frame, spend
 from longshore.api.cel.parser import Node
+from longshore.api.cel.types import ObjectType, Type, of_node
 from longshore.api.cel.values import NONE, EvalError, Optional
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from longshore.api.core.container_validation import backsteps, field_selector, local_path, resource_field
+from longshore.api.core.environment_validation import backsteps, field_selector, local_path, resource_field
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import config_key, dns1123_label, dns1123_subdomain, in_range
 

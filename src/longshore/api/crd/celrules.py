@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from longshore.api import cel, times
-from longshore.api.cel.compiler import ObjectType
+from longshore.api.cel.types import ObjectType
 from longshore.api.crd import celcost, fieldpath
 from longshore.api.crd.structural import MISSING, Node, list_key, type_name
 from longshore.api.validation.errors import OMITTED, Errors, FieldError

@@ -47,7 +47,7 @@ def validate(schema: Object, errors: Errors, path: str, *, root: bool = False) -
 def _pattern_problem(text: str) -> str:
     """Go's complaint about a pattern, "" when it is good (as far as Python's parser can tell)."""
     try:
-        re.compile(structural._python_pattern(text))
+        re.compile(structural.python_pattern(text))
     except re.error as error:
         words = {
             "missing ), unterminated subpattern": "missing closing )",

@@ -58,12 +58,12 @@ class Node:
 
 def _go_pattern(text: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(_python_pattern(text))
+        return re.compile(python_pattern(text))
     except re.error:
         return None
 
 
-def _python_pattern(text: str) -> str:
+def python_pattern(text: str) -> str:
     r"""Go's syntax where Python's differs: \z, (?i) within, POSIX classes."""
     text = re.sub(
         r"\[\[:(\w+):\]\]",
