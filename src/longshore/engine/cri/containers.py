@@ -48,7 +48,6 @@ class Containers:
         self.records: Records[Container] = Records(data, Container, "container")
         self.runtime, self.images, self.sandboxes, self._changed = runtime, images, sandboxes, changed
         self._locks: dict[str, asyncio.Lock] = {}
-        self._ended: dict[str, asyncio.Event] = {}
         runtime.on_exit(self._exited)
 
     def lock(self, container_id: str) -> asyncio.Lock:
@@ -208,7 +207,6 @@ class Containers:
         merged = await asyncio.to_thread(root.mount)
         built = await self._spec(container, sandbox, run_config, merged)
         config = container.config
-        self._ended[container.id] = asyncio.Event()
         await self.runtime.create(
             container.id,
             built,
@@ -230,9 +228,6 @@ class Containers:
             return
         self._finish(container, status)
         self.records.save(container)
-        event = self._ended.pop(container.id, None)
-        if event is not None:
-            event.set()
         self._changed(container, cri.CONTAINER_STOPPED_EVENT)
 
     @staticmethod

@@ -152,7 +152,7 @@ class Sandboxes:
     def _mount_shm(self, folder: Path) -> None:
         shm = folder / "shm"
         shm.mkdir(exist_ok=True)
-        if not mounts.is_mounted(shm):
+        if os.stat(shm).st_dev == os.stat(folder).st_dev:
             mounts.mount("shm", shm, "tmpfs", ["nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE}"])
 
     def _write_files(self, sandbox: Sandbox, hostname: str) -> None:

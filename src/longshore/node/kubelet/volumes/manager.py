@@ -116,7 +116,7 @@ class VolumeManager:
 
     def _write(self, folder: Path, files: Mapping[str, atomic.File], gid: int | None, in_memory: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if in_memory and not mounts.is_mounted(folder):
+        if in_memory and not _own_file_system(folder):
             # Never on a disk. noswap would be better still, where the kernel has it.
             mounts.mount("tmpfs", folder, "tmpfs", [f"size={max(2**20, self._memory())}", "mode=0755"])
         atomic.write(folder, files, gid)
@@ -131,14 +131,14 @@ class VolumeManager:
         folder.mkdir(parents=True, exist_ok=True)
         medium = source.get("medium") or ""
         if medium == "Memory":
-            if not mounts.is_mounted(folder):
+            if not _own_file_system(folder):
                 size = self._memory()
                 if source.get("sizeLimit"):
                     size = min(size or 2**63, quantity.parse(str(source["sizeLimit"])).value) or size
                 mounts.mount("tmpfs", folder, "tmpfs", [f"size={size}"] if size else [])
                 ready.unlink(missing_ok=True)
         elif medium.startswith("HugePages"):
-            if not mounts.is_mounted(folder):
+            if not _own_file_system(folder):
                 page = medium.partition("-")[2]
                 options = [f"pagesize={page.removesuffix('i')}"] if page else []
                 mounts.mount("nodev", folder, "hugetlbfs", options)
@@ -198,7 +198,7 @@ class VolumeManager:
         path: relative, without "..". A missing one is made as a folder. Raises VolumeError.
         """
         target = self._root / "pods" / uid / "volume-subpaths" / volume.name / container / str(index)
-        if mounts.is_mounted(target):
+        if target.exists():
             mounts.unmount(target)
         fd = -1
         try:
@@ -250,6 +250,11 @@ class VolumeManager:
             return os.listdir(self._root / "pods")
         except FileNotFoundError:
             return []
+
+
+def _own_file_system(folder: Path) -> bool:
+    """Whether a file system of its own is mounted at the folder (asked of the folder, not of the whole mount table)."""
+    return os.stat(folder).st_dev != os.stat(folder.parent).st_dev
 
 
 def _used(pod: Pod) -> set[str]:
