@@ -5,14 +5,11 @@ idle under 250 MB PSS and 2 % of a core. Peer in the same run: Debian's dockerd 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from bench.peers import dockerd
 from bench.report import figure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -28,27 +25,6 @@ def cpu_seconds(pids: list[int]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
         total += int(fields[11]) + int(fields[12])
     return total / ticks
-
-
-def dockerd_start() -> float | None:
-    """Seconds from starting Debian's dockerd to its API answering; None when it is not installed."""
-    dockerd = shutil.which("dockerd")
-    if dockerd is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        sock = f"unix://{folder}/d.sock"
-        flags = ["-H", sock, "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-p", f"{folder}/pid"]
-        started = time.monotonic()
-        daemon = subprocess.Popen([dockerd, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            while subprocess.run(["docker", "-H", sock, "version"], capture_output=True, check=False).returncode != 0:
-                if time.monotonic() - started > 30:
-                    return None
-                time.sleep(0.02)
-            return time.monotonic() - started
-        finally:
-            daemon.send_signal(signal.SIGTERM)
-            daemon.wait()
 
 
 def main() -> None:
@@ -76,7 +52,9 @@ def main() -> None:
         used = (cpu_seconds(pids) - before) / IDLE_SECONDS * 100
     finally:
         cluster.destroy()
-    figure("longshore up to node Ready", sorted(ready)[1], "s", peer="dockerd to its API", theirs=dockerd_start(), target="< 3")
+    with dockerd() as peer:
+        theirs = peer[1] if peer else None
+    figure("longshore up to node Ready", sorted(ready)[1], "s", peer="dockerd to its API", theirs=theirs, target="< 3")
     figure("longshore up to the sample's first answer", sorted(answered)[1], "s", target="< 6")
     figure("idle memory, all parts (PSS)", sum(p["memoryBytes"] for p in parts) / 1e6, "MB", target="< 250")
     for part in parts:

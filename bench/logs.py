@@ -54,14 +54,33 @@ async def measure(folder: Path) -> None:
     while store.index.totals()[0] < LINES:
         await asyncio.sleep(0.001)
     took = time.monotonic() - started
-    figure("CRI file to store, 100-byte lines", LINES / took, "lines/s", peer="zstd alone", theirs=LINES / alone, target="> 300,000")
+    figure(
+        "CRI file to store, 100-byte lines",
+        LINES / took,
+        "lines/s",
+        peer="zstd alone",
+        theirs=LINES / alone,
+        target="> 300,000",
+    )
     stored = store.index.totals()[2]
-    figure("stored size of the raw lines", stored / len(raw) * 100, "%", peer="zstd alone", theirs=packed / len(raw) * 100, target="< 15")
+    figure(
+        "stored size of the raw lines",
+        stored / len(raw) * 100,
+        "%",
+        peer="zstd alone",
+        theirs=packed / len(raw) * 100,
+        target="< 15",
+    )
     querier = LogQuerier(store)
     started = time.monotonic()
     found = querier.entries(parse_log_query('{namespace="shop"} |= "/item/77777 "'), 0, 2**62, lambda _: True)
     took = time.monotonic() - started
-    figure(f"line filter, 10 million lines (measured on {LINES:,}; {len(found)} hits)", took * 10_000_000 / LINES, "s", target="< 2")
+    figure(
+        f"line filter, 10 million lines (measured on {LINES:,}; {len(found)} hits)",
+        took * 10_000_000 / LINES,
+        "s",
+        target="< 2",
+    )
     started = time.monotonic()
     end = time.time_ns()
     querier.entries(parse_log_query('{pod="front"}'), end - 10**9, end, lambda _: True, limit=100, newest_first=True)

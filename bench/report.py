@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 
-def figure(claim: str, ours: float, unit: str, *, peer: str = "", theirs: float | None = None, target: str = "") -> None:
+def figure(
+    claim: str, ours: float, unit: str, *, peer: str = "", theirs: float | None = None, target: str = ""
+) -> None:
     """Print one figure. claim: what was measured; peer, theirs: the other side's name and figure in the same run."""
     row = {"claim": claim, "longshore": round(ours, 3), "unit": unit}
     if theirs is not None:
@@ -21,7 +23,11 @@ def figure(claim: str, ours: float, unit: str, *, peer: str = "", theirs: float 
     if "--json" in sys.argv or os.environ.get("BENCH_JSON"):
         print(json.dumps(row), flush=True)
         return
-    other = f"  {peer} {theirs:,.2f} {unit}, ratio {ours / theirs:.2f}" if theirs else (f"  ({peer} absent)" if peer else "")
+    other = (
+        f"  {peer} {theirs:,.2f} {unit}, ratio {ours / theirs:.2f}"
+        if theirs
+        else (f"  ({peer} absent)" if peer else "")
+    )
     print(f"{claim:52} {ours:12,.2f} {unit}{other}{'  target ' + target if target else ''}", flush=True)
 
 

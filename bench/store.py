@@ -42,7 +42,7 @@ async def etcd(folder: Path) -> tuple[subprocess.Popen[bytes], EtcdStore] | None
     if not shutil.which("etcd"):
         return None
     peer = "http://127.0.0.1:22380"
-    server = subprocess.Popen(  # noqa: ASYNC220
+    server = subprocess.Popen(
         [
             "etcd", "--data-dir", str(folder), "--listen-client-urls", URL, "--advertise-client-urls", URL,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
