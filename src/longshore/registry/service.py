@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,8 @@ from longshore.registry.auth import Access
 from longshore.registry.errors import RegistryError
 from longshore.registry.storage import Manifest, Storage, digest_of, is_digest
 from longshore.registry.uploads import Uploads
+
+log = logging.getLogger("longshore.registry")
 
 MANIFEST_LIMIT = 4 << 20
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -90,6 +93,11 @@ class Service:
             status = 413
         except ConnectionError:
             return None
+        except OSError as error:
+            # A full or broken disk: nothing has its good name yet, so that nothing half-written is served.
+            log.error("%s %s: %s", request.method, request.path, error)
+            response = RegistryError("UNKNOWN", (error.strerror or str(error)).lower()).response()
+            status = response.status
         self._requests.labels(label, request.method, str(status)).inc()
         self._duration.labels(label).observe(asyncio.get_running_loop().time() - started)
         if response is not None and request.path.startswith("/v2"):
@@ -429,13 +437,23 @@ class Service:
             self._in_order(request, name, upload_id, upload.offset)
             before = upload.offset
             try:
-                await self.uploads.append(upload, request.chunks())
+                await self._append(request, upload_id, upload)
             finally:
                 self._received.inc(upload.offset - before)
             length = request.content_length
             if length is not None and upload.offset - before != length:
                 raise RegistryError("SIZE_INVALID")
         return self._accepted(name, upload_id, upload.offset)
+
+    async def _append(self, request: Request, upload_id: str, upload: Any) -> None:
+        """Add the request's body. What a broken connection left is kept for a resume, what a full disk left is not."""
+        try:
+            await self.uploads.append(upload, request.chunks())
+        except ConnectionError:
+            raise
+        except OSError:
+            self.uploads.forget(upload_id, upload)
+            raise
 
     def _in_order(self, request: Request, name: str, upload_id: str, offset: int) -> None:
         """A chunk that does not begin where the upload ends is refused, with where it ends. Raises RegistryError."""
@@ -461,7 +479,7 @@ class Service:
         async with upload.lock:
             self._in_order(request, name, upload_id, upload.offset)
             before = upload.offset
-            await self.uploads.append(upload, request.chunks())
+            await self._append(request, upload_id, upload)
             self._received.inc(upload.offset - before)
             await self.uploads.finish(upload_id, upload, digest)
         headers = [("Location", f"/v2/{name}/blobs/{digest}"), ("Docker-Content-Digest", digest)]

@@ -7,6 +7,7 @@ collection may run while clients are between "do you have this?" and the manifes
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -86,13 +87,19 @@ class Storage:
     def write(self) -> Iterator[sqlite3.Connection]:
         """One transaction, on disk when the block has ended."""
         connection = self._connect()
-        connection.execute("BEGIN IMMEDIATE")
         try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
     def all(self, sql: str, *arguments: object) -> list[Any]:
         return self._connect().execute(sql, arguments).fetchall()

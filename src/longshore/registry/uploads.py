@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -97,16 +98,24 @@ class Uploads:
         """Add what comes to the upload's end. What came before a connection broke is kept, for a resume."""
         held: list[bytes] = []
         size = 0
+        total = upload.offset
+        writing: asyncio.Future[None] | None = None
         try:
             async for data in body:
                 held.append(bytes(data))
                 size += len(data)
-                if self._limit is not None and upload.offset + size > self._limit:
+                total += len(data)
+                if self._limit is not None and total > self._limit:
                     raise RegistryError("SIZE_INVALID", "the blob exceeds the registry's limit", status=413)
                 if size >= _BATCH:
-                    pieces, held, size = held, [], 0
-                    await asyncio.to_thread(upload.write, pieces)
+                    # One batch is hashed and written while the next one comes.
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.ensure_future(asyncio.to_thread(upload.write, held))
+                    held, size = [], 0
         finally:
+            if writing is not None:
+                await asyncio.shield(writing)
             if held:
                 await asyncio.shield(asyncio.to_thread(upload.write, held))
 
@@ -128,7 +137,8 @@ class Uploads:
         self._open.pop(upload_id, None)
         upload.close()
         upload.path.unlink(missing_ok=True)
-        self._storage.end_upload(upload_id)
+        with contextlib.suppress(OSError):
+            self._storage.end_upload(upload_id)
 
     def close(self) -> None:
         for upload in self._open.values():

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 EMPTY_LAYER = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
 
+def disk_failure(error: OSError) -> SystemFailure:
+    """A file system's error in Go's words: "write etc/passwd: no space left on device"."""
+    name = error.filename if isinstance(error.filename, str) else ""
+    return SystemFailure(f"write {name}: {(error.strerror or str(error)).lower()}")
+
+
 def hash_tree(folder: Path) -> tuple[str, int, int]:
     """The diff id that a folder has as a layer, its bytes of content, its tar's length. In a thread."""
     packer = Packer(folder)
@@ -161,6 +167,8 @@ async def unpack(store: ImageStore, source: AsyncIterable[bytes], parent: str, l
         return await consume(source, work)
     except (TarError, BrokenStream, ExtractError) as error:
         raise SystemFailure(str(error)) from None
+    except OSError as error:
+        raise disk_failure(error) from None
 
 
 async def import_(

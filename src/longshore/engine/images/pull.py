@@ -17,6 +17,7 @@ import orjson
 from longshore.engine.errors import EngineError, Forbidden, NotFound, SystemFailure
 from longshore.engine.images import references
 from longshore.engine.images.blobs import BlobWriter, DigestMismatch, digest_of
+from longshore.engine.images.commit import disk_failure
 from longshore.engine.images.compression import BrokenStream
 from longshore.engine.images.distribution import (
     INDEXES,
@@ -82,7 +83,12 @@ async def _pull_one(store: ImageStore, session: Session, name: Reference, platfo
     shown_path = name.path
     progress({"status": f"Pulling from {shown_path}", "id": name.familiar if name.digest else name.tag})
     before = store.find(str(name)) if _named(store, name) else None
-    image, downloaded = await _image(store, session, body, media, digest, platform, progress)
+    try:
+        image, downloaded = await _image(store, session, body, media, digest, platform, progress)
+    except ClientError as error:
+        raise SystemFailure(str(error.args[-1]) if error.args else str(error)) from None
+    except OSError as error:
+        raise disk_failure(error) from None
     _remember(store, name, digest, image)
     progress({"status": f"Digest: {digest}"})
     newer = downloaded or before is None or before.id != image.id
@@ -393,16 +399,26 @@ async def _transfer(layer: _Layer, writer: BlobWriter) -> None:
         total = layer.size or writer.offset + length
         held: list[bytes] = []
         size = 0
-        async for data in response.chunks():
-            held.append(data)
-            size += len(data)
-            # An answer longer than the manifest says is an attack on the disk.
-            if layer.size and writer.offset + size > layer.size:
-                raise DigestMismatch(f"filesystem layer verification failed for digest {layer.digest}")
-            if size >= _BATCH:
-                await in_thread(writer.write, held)
-                held, size = [], 0
-                layer.meter.move("Downloading", writer.offset, total)
+        received = writer.offset
+        writing: asyncio.Future[None] | None = None
+        try:
+            async for data in response.chunks():
+                held.append(data)
+                size += len(data)
+                received += len(data)
+                # An answer longer than the manifest says is an attack on the disk.
+                if layer.size and received > layer.size:
+                    raise DigestMismatch(f"filesystem layer verification failed for digest {layer.digest}")
+                if size >= _BATCH:
+                    # One batch is hashed and written while the next one comes.
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.ensure_future(in_thread(writer.write, held))
+                    held, size = [], 0
+                    layer.meter.move("Downloading", received, total)
+        finally:
+            if writing is not None:
+                await asyncio.shield(writing)
         if held:
             await in_thread(writer.write, held)
         if total and writer.offset < total:
