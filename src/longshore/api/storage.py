@@ -158,10 +158,9 @@ class VolumeAttachment(Strategy):
     @staticmethod
     def _status(obj: Object, errors: Errors) -> None:
         status = obj["status"]
-        for key, value in sorted((status.get("attachmentMetadata") or {}).items()):
+        for key in sorted(status.get("attachmentMetadata") or {}):
             if len(key) > 128:
                 errors.too_long("status.attachmentMetadata", 128)
-            del value
         for key in ("attachError", "detachError"):
             message = (status.get(key) or {}).get("message", "")
             if len(message) > 256 * 1024:

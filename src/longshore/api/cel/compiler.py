@@ -444,12 +444,11 @@ class Compiler:
             )
         if name in _MACROS and len(arguments) >= 2 and arguments[0][0] == "id":
             return self._macro(node)
-        operand, type_ = self.compile(target)
+        operand, _ = self.compile(target)
         method = self.methods.get(name)
         if method is None:
             raise CompileProblem(node[1], f"undeclared reference to '{name}' (in container '')")
         codes = [operand, *(self.compile(a)[0] for a in arguments)]
-        del type_
         return _caller(method, codes), self.results.get("." + name, "dyn")
 
     def _bind(self, arguments: list[Node]) -> tuple[Code, Type]:

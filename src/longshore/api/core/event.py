@@ -61,7 +61,6 @@ class Event(Strategy):
     def _legacy(obj: Object, errors: Errors) -> None:
         involved = obj["involvedObject"]
         namespace = obj["metadata"].get("namespace", "")
-        before = len(errors)
         if obj.get("eventTime") is None:
             if not involved.get("namespace"):
                 if namespace not in ("", "default"):
@@ -79,7 +78,6 @@ class Event(Strategy):
             errors.invalid("involvedObject.namespace", involved["namespace"], "does not match event.namespace")
         for message in dns1123_subdomain(namespace):
             errors.invalid("namespace", namespace, message)
-        del before
 
     @staticmethod
     def _modern(obj: Object, errors: Errors) -> None:

@@ -127,7 +127,7 @@ class ResourceQuota(Strategy):
     def _selector(spec: Object, selector: Object, errors: Errors) -> None:
         path = "spec.scopeSelector.matchExpressions"
         scopes = set()
-        for index, expression in enumerate(selector.get("matchExpressions") or ()):
+        for expression in selector.get("matchExpressions") or ():
             scope, operator, values = (
                 expression.get("scopeName", ""),
                 expression.get("operator", ""),
@@ -168,7 +168,6 @@ class ResourceQuota(Strategy):
             else:
                 errors.invalid(f"{path}.operator", operator, "not a valid selector operator")
             scopes.add(scope)
-            del index
         for one, two in (("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")):
             if one in scopes and two in scopes:
                 errors.invalid(path, [_go_requirement(e) for e in selector["matchExpressions"]], "conflicting scopes")

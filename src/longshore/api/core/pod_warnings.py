@@ -112,10 +112,10 @@ def _volumes(found: list[str], spec: Object, path: str) -> None:
             )
         projected = volume.get("projected")
         if projected is not None:
-            _projected(found, volume, projected, f"{path}.volumes[{i}].projected")
+            _projected(found, volume, projected)
 
 
-def _projected(found: list[str], volume: Object, projected: Object, path: str) -> None:
+def _projected(found: list[str], volume: Object, projected: Object) -> None:
     seen: dict[str, str] = {}
     sources = projected.get("sources") or []
     for source in sources:
@@ -144,7 +144,6 @@ def _projected(found: list[str], volume: Object, projected: Object, path: str) -
                         f'volume "{volume["name"]}" (Projected): conflicting duplicate paths: "{target}" in {name} and {seen[target]}'
                     )
                 seen[target] = name
-    del path
 
 
 def _duplicate_aliases(found: list[str], spec: Object, path: str) -> None:

@@ -135,8 +135,6 @@ class Service(Strategy):
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         spec = obj["spec"]
         found = []
-        if spec.get("loadBalancerIP") and is_headless(spec):
-            found.append("spec.loadBalancerIP is ignored when 'type: LoadBalancer' is not set") if False else None
         for index, address in enumerate(spec.get("externalIPs") or ()):
             found.extend(_address_warnings(f"spec.externalIPs[{index}]", address))
         if spec.get("loadBalancerIP"):
@@ -432,13 +430,7 @@ def _cluster_ips(errors: Errors, spec: Object, ips: list[str]) -> None:
     if bad:
         return
     if len(ips) > 1 and ips[0] != "None" and len({ip_family(a) for a in ips}) != 2:
-        errors.invalid(
-            "spec.clusterIPs",
-            ips,
-            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64"
-            if False
-            else "may specify no more than one IP for each IP family",
-        )
+        errors.invalid("spec.clusterIPs", ips, "may specify no more than one IP for each IP family")
     if is_headless(spec):
         return
     for index, address in enumerate(ips):
@@ -515,7 +507,8 @@ def _policies(errors: Errors, spec: Object, kind: str) -> None:
         if external:
             errors.invalid("spec.externalTrafficPolicy", external, "may only be set for externally-accessible services")
     elif not external:
-        errors.required("spec.externalTrafficPolicy") if kind in _ACCESSIBLE else None
+        if kind in _ACCESSIBLE:
+            errors.required("spec.externalTrafficPolicy")
     elif external not in ("Cluster", "Local"):
         errors.unsupported("spec.externalTrafficPolicy", external, ("Cluster", "Local"))
     port = spec.get("healthCheckNodePort", 0)

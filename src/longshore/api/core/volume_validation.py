@@ -443,12 +443,13 @@ def source(errors: Errors, volume: Object, path: str, *, pod: bool) -> None:
             continue
         count += 1
         check(errors, value, f"{path}.{kind}")
-        if pod and kind == "iscsi" and len(volume.get("name", "") + ":" + value.get("targetPortal", "")) > 64:
+        long = len(volume.get("name", "") + ":" + value.get("targetPortal", "")) > 64
+        if pod and kind == "iscsi" and long and value.get("initiatorName"):
             errors.invalid(
                 f"{path}.name",
                 volume.get("name", ""),
                 "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.",
-            ) if value.get("initiatorName") else None
+            )
     if not count:
         errors.required(path, "must specify a volume type")
 

@@ -183,8 +183,7 @@ def compile_schema(schema: dict[str, Any], errors: Errors, path: str) -> None:
     """Check the rules of a definition's schema: that they compile, where oldSelf may stand, and what they may cost."""
     total = celcost.Total()
     _compile(Node(schema), errors, path, total, celcost.Place(1, True, ""), root=True)
-    for here, cost in total.contributors():
-        del cost
+    for here, _ in total.contributors():
         errors.forbidden(
             here, "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema"
         )

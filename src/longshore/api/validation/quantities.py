@@ -63,14 +63,12 @@ def resource_name(errors: Errors, name: str, path: str) -> None:
 
 def container_resource_name(errors: Errors, name: str, path: str) -> None:
     """A resource's name in a container."""
-    before = len(errors)
     resource_name(errors, name, path)
     if "/" not in name:
         if name not in STANDARD_CONTAINER and not is_huge_page(name):
             errors.invalid(path, name, "must be a standard resource for containers")
     elif not is_native(name) and not is_extended(name):
         errors.invalid(path, name, "doesn't follow extended resource name standard")
-    del before
 
 
 def quota_resource_name(errors: Errors, name: str, path: str) -> None:
