@@ -470,3 +470,19 @@ def test_the_list_of_controllers() -> None:
     assert len(registry.chosen(["*", "-job-controller"])) == len(everything) - 1
     with pytest.raises(ValueError):
         registry.chosen(["nobody"])
+
+
+async def test_node_ttl_grows_with_the_cluster(manager: Any) -> None:
+    await manager.start("ttl-controller")
+
+    def values() -> set[str]:
+        return {
+            (n["metadata"].get("annotations") or {}).get("node.alpha.kubernetes.io/ttl", "")
+            for n in manager.api.all(NODES)
+        }
+
+    manager.api.put(NODES, node("n0"))
+    await manager.settle(lambda: values() == {"0"}, pods=False)
+    for i in range(1, 101):
+        manager.api.put(NODES, node(f"n{i}"))
+    await manager.settle(lambda: values() == {"15"}, pods=False)

@@ -70,6 +70,9 @@ class NamespaceController(Controller):
         content = Content(self, key)
         await content.delete()
         namespace = await self._write_conditions(namespace, content)
+        if content.undiscovered:
+            # What cannot be listed may hold something: the namespace waits.
+            raise StatusError(500, "InternalError", content.problems()["NamespaceDeletionDiscoveryFailure"][1])
         if content.errors:
             raise StatusError(500, "InternalError", content.errors[0])
         if content.remaining:

@@ -17,6 +17,7 @@ class Options:
     cluster_name: str = "kubernetes"
     cluster_cidr: tuple[str, ...] = ("10.244.0.0/16",)
     service_cluster_ip_range: tuple[str, ...] = ("10.96.0.0/16",)
+    load_balancer_pool: tuple[str, ...] = ()  # ranges for Services of type LoadBalancer; none: they stay pending
     allocate_node_cidrs: bool = True
     node_cidr_mask_size_ipv4: int = 24
     node_cidr_mask_size_ipv6: int = 64

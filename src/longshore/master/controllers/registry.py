@@ -23,6 +23,7 @@ from longshore.master.controllers.mirroring import EndpointSliceMirroring
 from longshore.master.controllers.namespace import NamespaceController
 from longshore.master.controllers.nodeipam import NodeIPAMController
 from longshore.master.controllers.nodelifecycle import NodeLifecycleController
+from longshore.master.controllers.nodettl import NodeTTLController
 from longshore.master.controllers.podgc import PodGarbageCollector
 from longshore.master.controllers.policystatus import PolicyStatus
 from longshore.master.controllers.replicaset import ReplicaSetController
@@ -31,6 +32,7 @@ from longshore.master.controllers.resourceclaims import ResourceClaimController
 from longshore.master.controllers.resourcequota import ResourceQuotaController
 from longshore.master.controllers.serviceaccount import RootCAPublisher, ServiceAccountController
 from longshore.master.controllers.servicecidrs import ServiceCIDRController
+from longshore.master.controllers.serviceloadbalancer import ServiceLoadBalancerController
 from longshore.master.controllers.statefulset import StatefulSetController
 from longshore.master.controllers.tainteviction import TaintEvictionController
 from longshore.master.controllers.ttlafterfinished import TTLAfterFinished
@@ -71,8 +73,10 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     CSRApprover,
     CSRCleaner,
     ServiceCIDRController,
+    ServiceLoadBalancerController,
     ResourceClaimController,
     PolicyStatus,
+    NodeTTLController,
     BootstrapSigner,
     TokenCleaner,
 )

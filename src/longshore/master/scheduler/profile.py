@@ -7,7 +7,7 @@ since (Borg: equivalence classes and score caching). Everything else is asked ea
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,8 @@ class Diagnosis:
                 text += f" {', '.join(parts)}."
         return f"{text} {post_filter}" if post_filter else text
 
+
+CLASSES_KEPT = 128
 
 NOT_CHOSEN = Status(Code.UNRESOLVABLE, ("node(s) didn't satisfy plugin(s) [NodeAffinity]",), "NodeAffinity")
 
@@ -89,6 +91,7 @@ class Profile:
         self._scoped = {
             scope: [p for p in self.filters if p.filter_scope == scope] for scope in ("static", "node", "cluster")
         }
+        self._recent: OrderedDict[PodClass, None] = OrderedDict()
         self._diagnosed: tuple[int, PodClass | None, Diagnosis | None] = (-1, None, None)
 
     def _at(self, point: str, *methods: str) -> list[Plugin]:
@@ -105,6 +108,11 @@ class Profile:
         found = cls.cache.get(key)
         if found is None:
             found = cls.cache[key] = Kept()
+            # Columns are as long as the cluster: only the classes that were asked about last keep theirs.
+            self._recent[cls] = None
+            self._recent.move_to_end(cls)
+            if len(self._recent) > CLASSES_KEPT:
+                self._recent.popitem(last=False)[0].cache.clear()
         return found
 
     def _refresh(self, kept: Kept, *, static: bool, dtype: str) -> Array:
