@@ -47,6 +47,17 @@ class ClusterConfig:
         return str(ipaddress.ip_network(self.service_cidr)[10])
 
     @property
+    def load_balancer_pool(self) -> str:
+        """Addresses for Services of type LoadBalancer: the upper half of the nodes' range, where no node is.
+
+        "" where that range is the machine's own network, whose addresses are not ours to give.
+        """
+        network = ipaddress.ip_network(self.node_cidr)
+        if self.bridge is None and ipaddress.ip_address(self.host_ip) in network:
+            return ""
+        return str(list(network.subnets(1))[1])
+
+    @property
     def api_service_ip(self) -> str:
         """The address of the Service `kubernetes`: the first of the range."""
         return str(ipaddress.ip_network(self.service_cidr)[1])

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         controllers=tuple(arguments.controllers.split(",")),
         cluster_cidr=(config.pod_cidr,),
         service_cluster_ip_range=(config.service_cidr,),
+        load_balancer_pool=tuple(filter(None, (config.load_balancer_pool,))),
         root_ca_file=layout.pki / "ca.crt",
         service_account_private_key_file=layout.pki / "sa.key",
         cluster_signing_cert_file=layout.pki / "ca.crt",

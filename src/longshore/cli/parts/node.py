@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
                     node_ip=node.ip,
                     service_cidr=config.service_cidr,
                     pod_cidr=config.pod_cidr,
+                    load_balancer_pool=config.load_balancer_pool,
                     informers=shared,
                 )
             )

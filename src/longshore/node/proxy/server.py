@@ -43,6 +43,7 @@ async def serve(
     service_cidr: str = "10.96.0.0/12",
     pod_cidr: str = "10.244.0.0/16",
     node_ip: str = "",
+    load_balancer_pool: str = "",
     informers: InformerFactory | None = None,
     node_local: Collection[str] = ("kube-system/kube-dns",),
     healthz: tuple[str, int] | None = ("127.0.0.1", 10256),
@@ -53,12 +54,13 @@ async def serve(
     """Keep this node's Services in force until cancelled; the rules stay, so that connections go on meanwhile.
 
     service_cidr, pod_cidr: ranges of the cluster ("v4" or "v4,v6"). node_ip: the address from which the node itself talks
-    to Services. informers: shared with other parts of the process (None: of its own). node_local: Services that a process
+    to Services. load_balancer_pool: ranges of load balancer addresses that the nodes themselves serve. informers: shared with other parts of the process (None: of its own). node_local: Services that a process
     of this node answers itself. healthz: where /healthz, /metrics and /proxyMode are served (None: nowhere).
     ready: called when the first rules are in force. Raises NftablesUnavailable, PermissionError, NetlinkError.
     """
     families = dialects(service_cidr, pod_cidr)
-    await asyncio.to_thread(node.prepare, service_cidr.split(","), source=node_ip, namespace=namespace)
+    ranges = [part for part in f"{service_cidr},{load_balancer_pool}".split(",") if part]
+    await asyncio.to_thread(node.prepare, ranges, source=node_ip, namespace=namespace)
     figures = ProxyMetrics(metrics)
     ports = HealthPorts(lambda: proxier.synced.is_set())
     proxier = Proxier(
