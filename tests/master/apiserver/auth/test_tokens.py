@@ -17,7 +17,13 @@ from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Headers, Request, Response, Server, server_context
 from longshore.machinery.http.message import Peer
 from longshore.master.apiserver.auth import impersonation, jwt, key_set, openid_configuration
-from longshore.master.apiserver.auth.authentication import Authentication, ClientCertificates, TokenError, Tokens
+from longshore.master.apiserver.auth.authentication import (
+    Anonymous,
+    Authentication,
+    ClientCertificates,
+    TokenError,
+    Tokens,
+)
 from longshore.master.apiserver.auth.oidc import OIDC
 from longshore.master.apiserver.auth.serviceaccounts import EXTENDED, Keys, ServiceAccountTokens, TokenIssuer
 from longshore.master.apiserver.auth.statictokens import BootstrapTokens, TokenFile
@@ -220,7 +226,7 @@ async def test_authentication_as_a_whole(place: Place) -> None:
     seen = whole.authenticate(request(*browser))
     assert isinstance(seen, UserInfo) and seen.name == "system:serviceaccount:ns:bot"
     with pytest.raises(StatusError, match="Unauthorized"):
-        Authentication(anonymous=False).authenticate(request())
+        Authentication(anonymous=Anonymous(False)).authenticate(request())
 
 
 def allow(*verbs: str) -> Callable[[Attributes], Decision]:

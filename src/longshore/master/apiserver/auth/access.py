@@ -10,7 +10,7 @@ from typing import Any
 from longshore.master.apiserver.context import API, AdmissionPlugin, Authorizer
 
 from . import policy
-from .authentication import Authentication, ClientCertificates, RequestHeaders, TokenAuthenticator, Tokens
+from .authentication import Anonymous, Authentication, ClientCertificates, RequestHeaders, TokenAuthenticator, Tokens
 from .authorization import AlwaysAllow, AlwaysDeny, Authorization
 from .escalation import EscalationCheck
 from .node import NodeAuthorizer
@@ -27,7 +27,8 @@ class Options:
     issuers: of service account tokens, the first issues. signing_key signs them, verification_keys are accepted besides.
     proxy_ca: CAs of authenticating proxies; proxy_names: CNs of those, any when empty. token_file: CSV.
     token_webhook, authorization_webhook: kubeconfig files. oidc: arguments of oidc.OIDC, or none.
-    modes: "Node", "RBAC", "Webhook", "AlwaysAllow", "AlwaysDeny", in order.
+    authentication_config, authorization_config: AuthenticationConfiguration and AuthorizationConfiguration files.
+    modes: "Node", "RBAC", "Webhook", "AlwaysAllow", "AlwaysDeny", in order; the authorization file goes before them.
     """
 
     client_ca: Path | None = None
@@ -44,6 +45,8 @@ class Options:
     oidc: dict[str, Any] | None = None
     token_webhook: Path | None = None
     authorization_webhook: Path | None = None
+    authentication_config: Path | None = None
+    authorization_config: Path | None = None
     modes: Sequence[str] = ("Node", "RBAC")
     anonymous: bool = True
 
@@ -74,6 +77,13 @@ class Access:
             from .oidc import OIDC
 
             kinds.append(OIDC(**options.oidc))
+        anonymous = Anonymous(options.anonymous, None)
+        if options.authentication_config is not None:
+            from .configuration import authentication
+
+            issuers, said = authentication(options.authentication_config)
+            kinds += issuers
+            anonymous = said or anonymous
         if options.token_webhook is not None:
             from .webhooks import TokenWebhook
 
@@ -84,10 +94,15 @@ class Access:
         if options.client_ca is not None:
             certificates = ClientCertificates(options.client_ca if proxies is not None else None)
         self.authentication = Authentication(
-            certificates=certificates, proxies=proxies, tokens=Tokens(kinds), anonymous=options.anonymous
+            certificates=certificates, proxies=proxies, tokens=Tokens(kinds), anonymous=anonymous
         )
         self.rbac: RBAC | None = None
-        self.authorization = Authorization([self._mode(mode) for mode in options.modes])
+        modes: Sequence[str | Authorizer] = options.modes
+        if options.authorization_config is not None:
+            from .configuration import authorization
+
+            modes = authorization(options.authorization_config)
+        self.authorization = Authorization([self._mode(m) if isinstance(m, str) else m for m in modes])
         self.reviews = Reviews(self.authentication, self.authorization, audiences)
         self.plugins: list[AdmissionPlugin] = []
         if self.rbac is not None:

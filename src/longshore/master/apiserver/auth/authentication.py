@@ -233,6 +233,13 @@ class _Shown:
         self.user = user
 
 
+class Anonymous(NamedTuple):
+    """Whether a request may show nothing, and on which paths (None: on all)."""
+
+    enabled: bool
+    paths: frozenset[str] | None = None
+
+
 class Authentication:
     """All ways together. A request that shows nothing is anonymous; one that shows something wrong gets 401."""
 
@@ -242,7 +249,7 @@ class Authentication:
         certificates: ClientCertificates | None = None,
         proxies: RequestHeaders | None = None,
         tokens: Tokens | None = None,
-        anonymous: bool = True,
+        anonymous: Anonymous = Anonymous(True),
     ) -> None:
         self._certificates = certificates
         self._proxies = proxies
@@ -265,7 +272,8 @@ class Authentication:
             token = bearer(request)
             if token:
                 return self._by_token(token)
-        if self._anonymous:
+        anonymous = self._anonymous
+        if anonymous.enabled and (anonymous.paths is None or request.path in anonymous.paths):
             return ANONYMOUS
         raise unauthorized()
 

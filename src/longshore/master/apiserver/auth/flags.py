@@ -44,6 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--service-account-extend-token-expiration", type=_boolean, nargs="?", const=True, default=True)
     add("--authentication-token-webhook-config-file", type=Path, help="a kubeconfig")
     add("--authorization-webhook-config-file", type=Path, help="a kubeconfig, for the mode Webhook")
+    add("--authentication-config", type=Path, help="an AuthenticationConfiguration")
+    add("--authorization-config", type=Path, help="an AuthorizationConfiguration, instead of --authorization-mode")
     add("--oidc-issuer-url", default="")
     add("--oidc-client-id", default="")
     add("--oidc-ca-file", type=Path)
@@ -66,6 +68,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         "token_webhook": args.authentication_token_webhook_config_file,
         "authorization_webhook": args.authorization_webhook_config_file,
     }
+    out["authentication_config"], out["authorization_config"] = args.authentication_config, args.authorization_config
+    if args.authentication_config is not None and args.oidc_issuer_url:
+        raise ValueError("authentication-config file and oidc-* flags are mutually exclusive")
     if bool(args.oidc_issuer_url) != bool(args.oidc_client_id):
         raise ValueError("oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set")
     if args.oidc_issuer_url:

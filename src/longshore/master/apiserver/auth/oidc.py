@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from longshore.master.apiserver.context import UserInfo
 from . import jwt
 from .authentication import Authenticated
 from .jwt import TokenError
-from .users import quoted
+from .users import quoted, quoted_list
 
 log = logging.getLogger("longshore.apiserver.auth")
 _MAX_DOCUMENT = 1 << 20
@@ -32,7 +32,9 @@ class OIDC:
     """ID tokens of one issuer.
 
     username_prefix: "" for the default (the issuer and "#", none for the claim email), "-" for none.
-    required_claims: claims that must have exactly these values.
+    required_claims: claims that must have exactly these values. ca_file, ca_data: what the provider is checked against.
+    audiences: accepted besides client_id. discovery_url: of the provider's document, where it is not the issuer's.
+    mapping: makes the user instead of the claims named here; TokenError.
     """
 
     def __init__(
@@ -47,6 +49,10 @@ class OIDC:
         required_claims: Mapping[str, str] | None = None,
         signing_algorithms: Sequence[str] = ("RS256",),
         ca_file: Path | None = None,
+        ca_data: str | None = None,
+        audiences: Sequence[str] = (),
+        discovery_url: str = "",
+        mapping: Callable[[dict[str, Any]], UserInfo] | None = None,
     ) -> None:
         if not issuer_url.startswith("https://"):
             raise ValueError(f"'oidc-issuer-url' ({quoted(issuer_url)}) has invalid scheme, require 'https'")
@@ -54,7 +60,9 @@ class OIDC:
         if unknown:
             raise ValueError(f"oidc: unsupported signing alg: {quoted(unknown[0])}")
         self._issuer = issuer_url
-        self._client_id = client_id
+        self._audiences = [a for a in (client_id, *audiences) if a]
+        self._place = discovery_url or issuer_url.rstrip("/") + "/.well-known/openid-configuration"
+        self._mapping = mapping
         self._username = username_claim
         if username_prefix == "-":
             self._prefix = ""
@@ -65,7 +73,7 @@ class OIDC:
         self._groups, self._groups_prefix = groups_claim, groups_prefix
         self._required = dict(required_claims or {})
         self._algorithms = frozenset(signing_algorithms)
-        self._ca = ca_file
+        self._ca, self._ca_data = ca_file, ca_data
         self._keys: dict[str, Any] = {}
         self._fetched = -_REFETCH
         self._lock = asyncio.Lock()
@@ -76,16 +84,16 @@ class OIDC:
             return None
         header, claims = found
         await self._check_signature(token, header)
-        if self._client_id not in jwt.audiences(claims):
-            raise TokenError(
-                f"oidc: verify token: oidc: expected audience {quoted(self._client_id)} got {claims.get('aud')!r}"
-            )
+        held = jwt.audiences(claims)
+        if not any(a in held for a in self._audiences):
+            wanted = quoted(self._audiences[0]) if len(self._audiences) == 1 else quoted_list(self._audiences)
+            raise TokenError(f"oidc: verify token: oidc: expected audience {wanted} got {quoted_list(held)}")
         now = time.time()
         if not isinstance(claims.get("exp"), int | float) or now > claims["exp"]:
             raise TokenError("oidc: verify token: oidc: token is expired")
         if isinstance(claims.get("nbf"), int | float) and now + 300 < claims["nbf"]:
             raise TokenError("oidc: verify token: oidc: current time is before the nbf (not before) time")
-        return Authenticated(self._user(claims), list(audiences))
+        return Authenticated((self._mapping or self._user)(claims), list(audiences))
 
     def _user(self, claims: dict[str, Any]) -> UserInfo:
         name = claims.get(self._username)
@@ -133,9 +141,8 @@ class OIDC:
                 return
             self._fetched = now
             try:
-                async with Client(ssl=client_context(ca=self._ca)) as client:
-                    place = self._issuer.rstrip("/") + "/.well-known/openid-configuration"
-                    document = await _document(client, place)
+                async with Client(ssl=client_context(ca=self._ca, ca_data=self._ca_data)) as client:
+                    document = await _document(client, self._place)
                     if document.get("issuer") != self._issuer:
                         raise ValueError(
                             f"issuer did not match the issuer returned by provider, got {document.get('issuer')!r}"

@@ -10,15 +10,15 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from longshore.client.config import load
 from longshore.machinery.http import Client
-from longshore.master.apiserver.context import Attributes, Decision, UserInfo
+from longshore.master.apiserver.context import NO_OPINION, Attributes, Decision, UserInfo
 
 from .authentication import Authenticated
 from .jwt import TokenError
@@ -33,8 +33,9 @@ _MAX_CACHE, _MAX_ANSWER = 8192, 1 << 20
 class _Webhook:
     """A server that answers reviews. file: a kubeconfig whose current context names it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, timeout: float = TIMEOUT) -> None:
         self._file = file
+        self._timeout = timeout
         self._client: Client | None = None
         self._url = ""
 
@@ -52,7 +53,9 @@ class _Webhook:
         for attempt in range(RETRIES + 1):
             last = attempt == RETRIES
             try:
-                response = await self._client.request("POST", self._url, headers=fields, body=body, timeout=TIMEOUT)
+                response = await self._client.request(
+                    "POST", self._url, headers=fields, body=body, timeout=self._timeout
+                )
                 answer = await response.read(_MAX_ANSWER)
                 if response.status < 300:
                     found = orjson.loads(answer)
@@ -127,14 +130,37 @@ class TokenWebhook:
 
 
 class AuthorizationWebhook:
-    """Lets another server decide."""
+    """Lets another server decide.
 
-    def __init__(self, file: Path) -> None:
-        self._webhook = _Webhook(file)
+    timeout, allowed_seconds, denied_seconds: of one question, and for how long answers are remembered.
+    deny_on_error: refuse when the server cannot be asked, instead of asking the next authorizer.
+    applies: whether a question goes to this server at all; what it raises counts as an error.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        timeout: float = TIMEOUT,
+        allowed_seconds: float = ALLOWED_SECONDS,
+        denied_seconds: float = DENIED_SECONDS,
+        deny_on_error: bool = False,
+        applies: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> None:
+        self._webhook = _Webhook(file, timeout)
         self._known = _Remembered()
+        self._seconds = (allowed_seconds, denied_seconds)
+        self._on_error: Literal["deny", "no opinion"] = "deny" if deny_on_error else "no opinion"
+        self._applies = applies
 
     async def authorize(self, a: Attributes) -> Decision:
         spec = review_spec(a)
+        if self._applies is not None:
+            try:
+                if not self._applies(spec):
+                    return NO_OPINION
+            except ValueError as error:
+                return Decision(self._on_error, str(error))
         key = orjson.dumps(spec, option=orjson.OPT_SORT_KEYS)
         found: Decision | None = self._known.find(key)
         if found is not None:
@@ -144,7 +170,7 @@ class AuthorizationWebhook:
             status = (await self._webhook.ask(review))["status"]
         except (OSError, ValueError, TimeoutError) as error:
             log.warning("Failed to make webhook authorizer request: %s", error)
-            return Decision("no opinion", str(error))
+            return Decision(self._on_error, str(error))
         reason = str(status.get("reason") or "")
         if status.get("allowed") and status.get("denied"):
             return Decision("deny", "webhook subject access review returned both allow and deny response")
@@ -154,7 +180,7 @@ class AuthorizationWebhook:
             decision = Decision("allow", reason)
         else:
             decision = Decision("no opinion", reason)
-        self._known.keep(key, decision, ALLOWED_SECONDS if decision.allowed else DENIED_SECONDS)
+        self._known.keep(key, decision, self._seconds[0 if decision.allowed else 1])
         return decision
 
     def resolve(self, user: UserInfo, namespace: str) -> Resolution:
