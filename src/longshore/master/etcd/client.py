@@ -202,7 +202,7 @@ class EtcdStore:
             raise t.error_of(error.status.value, error.message or "") from None
         except (OSError, TimeoutError, StreamTerminatedError) as error:
             self.next_client(client)
-            raise m.Unavailable(f"etcd: {error}") from None
+            raise m.Unavailable(f"etcdserver: {error}") from None
         if response is None or response.TTL <= 0:
             raise m.LeaseNotFound()
         return m.Lease(response.ID, response.TTL, response.TTL)
@@ -339,7 +339,7 @@ class EtcdWatch:
                 logger.debug("watch: %s", error)
             except Exception as error:
                 logger.exception("a watch failed")
-                self.fail(m.Unavailable(f"etcd: {error!r}"))
+                self.fail(m.Unavailable(f"etcdserver: {error!r}"))
                 return
             self._store.next_client(client)
             await asyncio.sleep(pause)
@@ -357,7 +357,7 @@ class EtcdWatch:
                     if response.compact_revision:
                         self._store._compact_revision = max(self._store._compact_revision, response.compact_revision)
                         raise m.Compacted(response.compact_revision)
-                    raise m.Unavailable(f"etcd: {response.cancel_reason or 'the watch was cancelled'}")
+                    raise m.Unavailable(f"etcdserver: {response.cancel_reason or 'the watch was cancelled'}")
                 if response.created:
                     if not self._next:
                         self._next = revision + 1

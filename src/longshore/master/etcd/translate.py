@@ -242,7 +242,8 @@ def error_of(code: int, text: str) -> m.StoreError:
         # A message or a request that is larger than the server takes.
         return m.RequestTooLarge() if "larger than max" in text else m.NoSpace(text)
     if code in (1, 4, 14):
-        return m.Unavailable(text)
+        # One beginning for all of them: whoever uses the store tells its errors from others by it.
+        return m.Unavailable(text if text.startswith("etcdserver: ") else f"etcdserver: unavailable: {text}")
     found = m.StoreError(text)
     found.code = code
     return found
