@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longshore.node.kubelet import actions, admission, downward, eviction, images, podspec, resources, status
 from longshore.node.kubelet.backoff import BackOff
 from longshore.node.kubelet.config import Config
-from longshore.node.kubelet.env import service_variables
+from longshore.node.kubelet.env import ConfigError, parse_env_file, service_variables
 from longshore.node.kubelet.expansion import expand, missing
 from longshore.node.kubelet.runtime import EXITED, RUNNING, Container, PodState, Sandbox, container_hash
 from longshore.node.kubelet.statuses import difference
@@ -297,3 +297,9 @@ def test_eviction() -> None:
         eviction.storage_excess(over, lambda _: 2**21, {}) == 'Usage of EmptyDir volume "v" exceeds the limit "1Mi". '
     )
     assert eviction.storage_excess(over, lambda _: 0, {}) is None
+
+
+def test_environment_files() -> None:
+    assert parse_env_file("# c\nA=1\n\nB='x y'\nC=a=b\n") == {"A": "1", "B": "x y", "C": "a=b"}
+    with pytest.raises(ConfigError):
+        parse_env_file("nothing")

@@ -17,6 +17,9 @@ Pod = dict[str, Any]
 #: (kind "ConfigMap" or "Secret", namespace, name) -> the object, or None when there is none
 Lookup = Callable[[str, str, str], Awaitable[dict[str, Any] | None]]
 
+#: (volume, path) -> the file's bytes, None when it is not there
+ReadFile = Callable[[str, str], bytes | None]
+
 # What core validation calls a relaxed environment variable name: printable ASCII but "=".
 _NAME = re.compile(r"[ -<>-~]+$")
 
@@ -80,10 +83,12 @@ async def environment(
     allocatable: Mapping[str, str],
     lookup: Lookup,
     warn: Callable[[str, str], None],
+    read_file: ReadFile | None = None,
 ) -> dict[str, str]:
     """The container's variables in order.
 
     status: addresses for the downward API. services: all Services known. warn(reason, message): tell an event.
+    read_file: reads a file of one of the pod's emptyDir volumes, for fileKeyRef.
     Raises ConfigError when something required is missing.
     """
     namespace = pod["metadata"]["namespace"]
@@ -97,7 +102,10 @@ async def environment(
         if entry.get("value"):
             value: str | None = expand(entry["value"], result, service_env)
         elif entry.get("valueFrom"):
-            value = await _one(pod, container, entry["valueFrom"], status, allocatable, lookup)
+            if "fileKeyRef" in entry["valueFrom"]:
+                value = _from_file(entry["valueFrom"]["fileKeyRef"], read_file)
+            else:
+                value = await _one(pod, container, entry["valueFrom"], status, allocatable, lookup)
         else:
             value = ""
         if value is not None:
@@ -107,6 +115,34 @@ async def environment(
     for name, value in service_env.items():
         result.setdefault(name, value)
     return result
+
+
+def parse_env_file(text: str) -> dict[str, str]:
+    """NAME=VALUE lines, single quotes around a value taken off; # begins a comment line. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not _NAME.match(name):
+            raise ConfigError(f"invalid environment variable file: line {number}")
+        if len(value) > 1 and value[0] == value[-1] == "'":
+            value = value[1:-1]
+        found[name] = value
+    return found
+
+
+def _from_file(ref: Mapping[str, Any], read_file: ReadFile | None) -> str | None:
+    """KEP-3721: a variable from a file that an init container wrote."""
+    data = read_file(ref["volumeName"], ref["path"]) if read_file is not None else None
+    value = None if data is None else parse_env_file(data.decode("utf-8", "replace")).get(ref["key"])
+    if value is None and not ref.get("optional"):
+        if data is None:
+            raise ConfigError(f"environment variable file {ref['path']!r} not found in volume {ref['volumeName']!r}")
+        raise ConfigError(f"environment variable key {ref['key']!r} not found in file {ref['path']!r}")
+    return value
 
 
 async def _whole(

@@ -16,6 +16,7 @@ from longshore.client.events import EventRecorder, reference
 from longshore.client.informer import Informer
 from longshore.client.resources import NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, SERVICES, Resource
 from longshore.client.rest import Client, is_not_found
+from longshore.machinery import selectors
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet import admission, cgroups, podspec, resources
@@ -300,7 +301,7 @@ class Kubelet(StatusMaker):
         self.statuses.set(pod, made)
         if self.network_problem and not podspec.host_network(pod):
             self.pod_event(pod, "Warning", "NetworkNotReady", f"network is not ready: {self.network_problem}")
-            return False, 1.0
+            return False, worker.miss()
         cgroup = await asyncio.to_thread(
             cgroups.ensure_pod, self.config.cgroup_root, pod, self.config.cgroups_per_qos, self.config.pod_pids_limit
         )
@@ -310,13 +311,14 @@ class Kubelet(StatusMaker):
         except VolumeError as error:
             for line in str(error).splitlines():
                 self.pod_event(pod, "Warning", "FailedMount", line)
-            return False, 2.0
+            return False, worker.miss()
         try:
             resized = await self.allocations.carry_out(pod, state, cgroup)
             outcome = await self.syncer.sync(pod, state, volumes, cgroup)
         except RpcError as error:
             log.info("pod %s/%s: %s", metadata["namespace"], metadata["name"], error.message)
-            return False, 2.0
+            return False, worker.miss()
+        worker.hit()
         if outcome.changed or resized or outcome.again is not None:
             state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
             pod = self.allocations.given(worker.pod)
@@ -442,6 +444,12 @@ class Kubelet(StatusMaker):
             if wanted.get("name"):
                 found = await self.client.get(TRUST_BUNDLES, wanted["name"])
                 return str(found["spec"]["trustBundle"]).encode()
+            if wanted.get("signerName") and wanted.get("labelSelector") is not None:
+                selector = selectors.from_object(wanted["labelSelector"])
+                listed = await self.client.list(TRUST_BUNDLES, field_selector=f"spec.signerName={wanted['signerName']}")
+                chosen = [b for b in listed["items"] if selector.matches(b["metadata"].get("labels") or {})]
+                texts = sorted({str(b["spec"]["trustBundle"]).strip() for b in chosen})
+                return ("\n".join(texts) + "\n").encode() if texts else None
         except StatusError as error:
             if not is_not_found(error):
                 raise OSError(error.message) from error

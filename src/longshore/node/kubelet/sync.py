@@ -12,9 +12,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from longshore.machinery import rooted
 from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet import actions, podspec
 from longshore.node.kubelet import runtime as rt
@@ -284,6 +286,7 @@ class Syncer:
             allocatable=services.allocatable(),
             lookup=services.lookup,
             warn=lambda reason, text: services.event(pod, None, "Warning", reason, text),
+            read_file=partial(_read_file, volumes),
         )
         target = ""
         if container.get("targetContainerName"):
@@ -386,6 +389,15 @@ class StartError(Exception):
     def __init__(self, reason: str, message: str, wait: float) -> None:
         super().__init__(message)
         self.reason, self.message, self.wait = reason, message, wait
+
+
+def _read_file(volumes: Mapping[str, MountedVolume], volume: str, path: str) -> bytes | None:
+    """A file of a volume, never one that a link in it leads to outside."""
+    found = volumes.get(volume)
+    try:
+        return rooted.read_file(found.path, path, 64 * 1024) if found is not None else None
+    except OSError:
+        return None
 
 
 def _check_non_root(pod: Pod, container: Mapping[str, Any], user: tuple[int | None, str]) -> None:

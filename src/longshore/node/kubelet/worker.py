@@ -45,6 +45,7 @@ class Worker:
         self._nudged.set()
         self._current: asyncio.Task[Any] | None = None
         self._pause = _RETRY_FIRST
+        self._misses = 0
         self.task = asyncio.create_task(
             self._run(), name=f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
         )
@@ -67,6 +68,15 @@ class Worker:
                 # Less time than before: begin the end again, with less.
                 self._interrupt()
         self.nudge()
+
+    def miss(self, first: float = 1.0, last: float = 30.0) -> float:
+        """Seconds until a sync that could not be completed is worth another try: doubled with each miss in a row."""
+        self._misses += 1
+        return float(min(last, first * 2 ** min(self._misses - 1, 10)))
+
+    def hit(self) -> None:
+        """A sync was completed."""
+        self._misses = 0
 
     @property
     def deletion_grace(self) -> int | None:

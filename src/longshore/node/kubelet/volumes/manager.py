@@ -263,6 +263,10 @@ def _used(pod: Pod) -> set[str]:
         for container in pod["spec"].get(group) or ():
             names.update(m["name"] for m in container.get("volumeMounts") or ())
             names.update(d["name"] for d in container.get("volumeDevices") or ())
+            for variable in container.get("env") or ():
+                ref = (variable.get("valueFrom") or {}).get("fileKeyRef")
+                if ref:
+                    names.add(ref["volumeName"])
     return names
 
 
