@@ -58,6 +58,7 @@ class Connection(FlowProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self.server.connections.discard(self)
+        self._heads.release()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

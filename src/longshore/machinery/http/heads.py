@@ -78,6 +78,10 @@ class HeadParser:
         self._complete = True
         self._keep = self._parser.should_keep_alive()
 
+    def release(self) -> None:
+        """Lets the parser go: it holds this object, and a cycle would wait for the garbage collector."""
+        self._parser = None
+
     def parse(self, connection: Connection, head: bytes) -> tuple[Request, Body | None]:
         """The request of a head (up to and with its empty line), and the framing of its body; RefusedRequest."""
         parser = self._parser
