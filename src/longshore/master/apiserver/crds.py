@@ -14,6 +14,7 @@ from longshore.api.crd import CustomResource, names
 from longshore.machinery.errors import StatusError
 from longshore.machinery.patch.schema import DEDUCED, Node, SchemaBuilder
 from longshore.master.apiserver.cache import CacheEvent, ResourceCache
+from longshore.master.apiserver.conversion import Conversions
 from longshore.master.apiserver.keys import folder
 from longshore.master.apiserver.options import DeleteOptions
 from longshore.master.apiserver.scheme import Storage
@@ -91,6 +92,7 @@ class Definitions:
                         self._add(name)
                 else:
                     log.warning("definition %s: %s", name, error.message)
+                    asyncio.get_running_loop().call_later(5.0, self._add, name)
             except Exception:
                 log.exception("definition %s could not be served", name)
 
@@ -140,6 +142,8 @@ class Definitions:
         versions = list(resource.versions)
         storage = Storage(resource, custom=True)
         storage.reshaped = generation > 1
+        if resource.webhook_conversion:
+            storage.conversions = Conversions(self.server.api, resource)
         key = folder(resource.group, resource.plural, True)
         present = self.server.hub.caches.get(key)
         if present is None:
@@ -147,6 +151,16 @@ class Definitions:
             await self.server.hub.attach(storage.cache)
         else:
             storage.cache = present
+        before = self.server.scheme.storages.get((resource.group, resource.plural))
+        if storage.conversions is not None:
+            assert storage.cache is not None
+            if before is not None and before.resource.storage_version != resource.storage_version:
+                await storage.conversions.migrate(before.resource.storage_version, storage.cache, self.server.store)
+            storage.cache.listeners.append(storage.conversions.changed)
+        if before is not None and before.conversions is not None:
+            if before.cache is not None:
+                before.cache.listeners.remove(before.conversions.changed)
+            await before.conversions.close()
         nodes = {v["name"]: _node(v) for v in spec["versions"]}
         self._served[name] = (resource.group, resource.plural, shape)
         assert self.server.openapi is not None
@@ -161,6 +175,9 @@ class Definitions:
         if held is None:
             return
         group, plural, _ = held
+        storage = self.server.scheme.storages.get((group, plural))
+        if storage is not None and storage.conversions is not None:
+            self.server.spawn(storage.conversions.close(), "closing a webhook's client")
         self.server.scheme.remove_custom(group, plural)
         self.server.hub.detach(folder(group, plural, True))
         if self.server.openapi is not None:

@@ -11,6 +11,7 @@ from longshore.master.apiserver import bodies, options, rendering
 from longshore.master.apiserver.cache import Item
 from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.deletion import Deleter
+from longshore.master.apiserver.keys import path
 from longshore.master.apiserver.negotiation import negotiate
 from longshore.master.apiserver.patching import Patcher
 from longshore.master.apiserver.paths import PathInfo
@@ -92,6 +93,22 @@ class Dispatcher:
 
     def answer(self, call: Call) -> Answer | Awaitable[Answer]:
         """Answer an authorized call."""
+        return self._converted(call) if call.endpoint.foreign else self._answer(call)
+
+    async def _converted(self, call: Call) -> Answer:
+        """The same where a webhook converts what is kept: it is asked about everything that the call may show."""
+        endpoint = call.endpoint
+        conversions, cache = endpoint.storage.conversions, endpoint.cache
+        assert conversions is not None and cache is not None
+        if call.verb != "create":
+            await self.writer.hub.fresh()
+            one = cache.items.get(path(call.namespace, call.name)) if call.name else None
+            chosen = [one] if one is not None else [] if call.name else cache.select(call.namespace)
+            await conversions.fill(endpoint.version, chosen)
+        answer = self._answer(call)
+        return answer if answer is None or isinstance(answer, Response) else await answer
+
+    def _answer(self, call: Call) -> Answer | Awaitable[Answer]:
         info, verb, endpoint = call.info, call.verb, call.endpoint
         special = self.special.get((endpoint.group, endpoint.plural, info.subresource))
         if special is None and info.subresource == "scale":

@@ -189,6 +189,8 @@ class Reader:
         if limit and at < len(found) and page:
             following = tokens.encode(found[at - 1].key, version)
             remaining = None if chosen else len(found) - at
+        if call.endpoint.foreign and call.endpoint.storage.conversions is not None:
+            await call.endpoint.storage.conversions.fill(call.endpoint.version, page)
         return rendering.list_answer(call, page, version, following, remaining)
 
     async def _from_store(self, call: Call, version: int, start: str) -> Items:

@@ -6,13 +6,16 @@ A `Storage` is one resource with its cache; an `Endpoint` is one version of it a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longshore.api.kinds import KINDS
 from longshore.machinery.patch import fieldset
 from longshore.machinery.patch.schema import DEDUCED, Node, SchemaBuilder
 from longshore.master.apiserver import keys
 from longshore.master.apiserver.cache import ResourceCache
+
+if TYPE_CHECKING:
+    from longshore.master.apiserver.conversion import Conversions
 
 Object = dict[str, Any]
 
@@ -37,13 +40,14 @@ _SHARED = {("events.k8s.io", "events"): ("", "events")}
 class Storage:
     """One resource: its rules (api.kinds.Resource or a custom one) and its cache (None for virtual resources)."""
 
-    __slots__ = ("cache", "custom", "reshaped", "resource")
+    __slots__ = ("cache", "conversions", "custom", "reshaped", "resource")
 
     def __init__(self, resource: Any, *, custom: bool = False) -> None:
         self.resource = resource
         self.custom = custom
         # The definition has been changed: what is stored may not fit its schemas, and is fitted as it is read.
         self.reshaped = False
+        self.conversions: Conversions | None = None  # where a webhook converts
         self.cache: ResourceCache | None = None
         if (resource.group, resource.plural) not in UNSTORED:
             self.cache = ResourceCache(keys.folder(resource.group, resource.plural, custom))
@@ -57,6 +61,7 @@ class Endpoint:
         "cache",
         "custom",
         "deprecation",
+        "foreign",
         "group",
         "head",
         "kind",
@@ -92,6 +97,8 @@ class Endpoint:
         # Whether stored bodies can be handed out in this version without conversion.
         self.native = resource is storage.resource and version == resource.storage_version and not storage.reshaped
         stored = storage.resource
+        # Objects are converted by a webhook on their way out and in: not at once.
+        self.foreign = storage.conversions is not None and version != resource.storage_version
         # The Warning that a deprecated version carries.
         self.deprecation: str = resource.deprecation(version) if self.custom else ""
         self.stored_head = f"{stored.group}/{stored.storage_version}" if stored.group else stored.storage_version
@@ -131,13 +138,24 @@ class Endpoint:
             if self.storage.reshaped:
                 structural.prune(out, resource.node(kept), root=True)
             resource.default(out, kept)
+        if out.get("apiVersion") != wanted and self.storage.conversions is not None:
+            taken: Object = self.storage.conversions.take(out, version)
+            return taken
         if out.get("apiVersion") != wanted:
-            out["apiVersion"] = wanted
-            structural.prune(out, resource.node(version), root=True)
+            out = self.renamed(out, version)
             if version == kept:
                 resource.default(out, kept)
         found: Object = out
         return found
+
+    def renamed(self, obj: Object, version: str) -> Object:
+        """A custom object under the name of another version, without what that does not have."""
+        from longshore.api.crd import structural
+
+        out: Object = _copy(obj)
+        out["apiVersion"] = self.resource.api_version(version)
+        structural.prune(out, self.resource.node(version), root=True)
+        return out
 
     def stored(self, obj: Object) -> Object:
         """An object of this version as it is stored."""
@@ -148,6 +166,19 @@ class Endpoint:
             return self._fitted(obj, resource.storage_version)
         out: Object = resource.convert(obj, resource.storage_version)
         return out
+
+
+async def kept(endpoint: Endpoint, obj: Object) -> Object:
+    """A custom object of an endpoint's version in the form in which it is stored."""
+    conversions = endpoint.storage.conversions
+    if not endpoint.foreign or conversions is None:
+        return endpoint.stored(obj)
+    resource = endpoint.resource
+    out = (await conversions.convert([obj], resource.api_version(resource.storage_version)))[0]
+    out = resource.decode(out, resource.storage_version)
+    resource.default(out, resource.storage_version)
+    found: Object = out
+    return found
 
 
 class Scheme:

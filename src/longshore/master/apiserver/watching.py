@@ -39,6 +39,7 @@ class Watch:
         self.size = 0
         self.ended = False
         self.ready = asyncio.Event()
+        self.pending: list[CacheEvent] = []  # not yet converted
         self._hub = server.hub
         form = call.form
         self._key: Any = (self.endpoint.api_version, self.endpoint.kind, form)
@@ -51,6 +52,26 @@ class Watch:
     # The cache's side.
 
     def offer(self, event: CacheEvent) -> None:
+        if self.endpoint.foreign:
+            self.pending.append(event)
+            self.ready.set()
+        else:
+            self._take(event)
+
+    async def convert(self) -> None:
+        """Encode the events that had to wait for a webhook."""
+        conversions = self.endpoint.storage.conversions
+        assert conversions is not None
+        while self.pending:
+            events, self.pending = self.pending, []
+            for event in events:
+                if event.type != "DELETED":
+                    await conversions.fill(self.endpoint.version, [event.item])
+                elif event.previous is not None and not conversions.knows(event.previous, self.endpoint.version):
+                    await conversions.fill(self.endpoint.version, [event.previous])
+                self._take(event)
+
+    def _take(self, event: CacheEvent) -> None:
         item = event.item
         if self._namespace and not item.key.startswith(self._namespace):
             return
@@ -297,6 +318,8 @@ class Watcher:
                 if now >= end:
                     break
                 wait = min(end, next_mark if watch.bookmarks else end) - now
+                if watch.pending:
+                    await watch.convert()
                 if not watch.lines:
                     watch.ready.clear()
                     timer = loop.call_later(max(wait, 0), watch.ready.set)
@@ -304,6 +327,8 @@ class Watcher:
                         await watch.ready.wait()
                     finally:
                         timer.cancel()
+                if watch.pending:
+                    continue
                 if watch.lines:
                     lines, watch.lines, watch.size = watch.lines, [], 0
                     writer.writelines(lines)

@@ -35,7 +35,7 @@ from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.fieldtypes import FieldTypes
 from longshore.master.apiserver.keys import path
 from longshore.master.apiserver.options import WriteOptions
-from longshore.master.apiserver.scheme import Endpoint, Scheme, reset_metadata
+from longshore.master.apiserver.scheme import Endpoint, Scheme, kept, reset_metadata
 
 Object = dict[str, Any]
 SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
@@ -142,8 +142,9 @@ class Writer:
                 call.warn(text)
             request.object = stored if endpoint.native else endpoint.convert(stored, endpoint.version)
             await self.admission.validate(request)
+            asked = stored
             if endpoint.custom:
-                stored = endpoint.stored(stored)
+                stored = await kept(endpoint, stored)
             key = path(call.namespace if endpoint.namespaced else "", metadata["name"])
             if options.dry_run:
                 cache = endpoint.cache
@@ -151,8 +152,11 @@ class Writer:
                 await self.hub.fresh()
                 if key in cache.items:
                     raise self._exists(endpoint, cache.items[key])
+                if endpoint.foreign:
+                    return asked, None
                 return (stored if endpoint.native else endpoint.convert(stored, endpoint.version)), None
             item = await self.store_new(endpoint, key, stored)
+            _remember(endpoint, asked, item.version)
         except BaseException:
             if undo is not None:
                 await undo()
@@ -263,6 +267,8 @@ class Writer:
                     current = cache.items.get(key)
                     continue
                 return out, item, True
+            if endpoint.foreign and endpoint.storage.conversions is not None:
+                await endpoint.storage.conversions.fill(endpoint.version, [current])
             live = endpoint.present(current.decode())
             made = change(live)
             new = made if isinstance(made, dict) else await made
@@ -355,8 +361,9 @@ class Writer:
                     call.warn(text)
             request.object = stored if endpoint.native else endpoint.convert(stored, endpoint.version)
             await self.admission.validate(request)
+            asked = stored
             if endpoint.custom:
-                stored = endpoint.stored(stored)
+                stored = await kept(endpoint, stored)
                 metadata = stored["metadata"]
             if (
                 metadata.get("deletionTimestamp")
@@ -405,6 +412,7 @@ class Writer:
         if hook is not None:
             await hook.after_update(call, stored, old_stored)
         metadata["resourceVersion"] = str(result.revision)
+        _remember(endpoint, asked, result.revision)
         return stored, Item(current.key, result.revision, with_version(value, result.revision))
 
     def _same(self, current: Item, value: bytes) -> bool:
@@ -493,6 +501,13 @@ def converted(endpoint: Endpoint, obj: Object) -> None:
         status["podIPs"] = [{"ip": first}]
     elif every and not first:
         status["podIP"] = every[0].get("ip", "")
+
+
+def _remember(endpoint: Endpoint, obj: Object, version: int) -> None:
+    """What was just stored is known in the version in which it was sent."""
+    if endpoint.foreign and endpoint.storage.conversions is not None:
+        metadata = {**obj["metadata"], "resourceVersion": str(version)}
+        endpoint.storage.conversions.keep({**obj, "metadata": metadata}, endpoint.version, str(version))
 
 
 def _copy(value: Any) -> Any:
