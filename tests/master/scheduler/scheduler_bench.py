@@ -10,6 +10,7 @@ from longshore.client.informer import InformerFactory
 from longshore.client.resources import EVENTS, NODES, PODS
 from longshore.master.scheduler.configuration import Configuration
 from longshore.master.scheduler.core import Scheduler
+from longshore.master.scheduler.extender import Extender
 
 Object = dict[str, Any]
 
@@ -46,8 +47,15 @@ class Bench:
 
     async def start(self, configuration: Configuration | None = None, *, backoff: float = 0.02) -> Scheduler:
         self.factory = InformerFactory(self.api)
-        profiles = (configuration or Configuration()).profiles
-        self.scheduler = Scheduler(self.api, self.factory, profiles, initial_backoff=backoff, max_backoff=backoff)
+        settings = configuration or Configuration()
+        self.scheduler = Scheduler(
+            self.api,
+            self.factory,
+            settings.profiles,
+            extenders=[Extender(e) for e in settings.extenders],
+            initial_backoff=backoff,
+            max_backoff=backoff,
+        )
         self.factory.start()
         self.tasks.append(asyncio.create_task(self.scheduler.run()))
         await self.factory.wait_synced()

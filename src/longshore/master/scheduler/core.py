@@ -18,6 +18,7 @@ from longshore.client.rest import Client, is_not_found
 from longshore.client.store import Object, key_of
 from longshore.machinery.errors import StatusError
 from longshore.master.scheduler.counters import Counters
+from longshore.master.scheduler.extender import Extender, ExtenderError
 from longshore.master.scheduler.framework import Action, ClusterEvent, Code, CycleState, Handle, Status
 from longshore.master.scheduler.nodes import NodeRow, NodeTable, Rows
 from longshore.master.scheduler.podinfo import PodInfo
@@ -39,9 +40,11 @@ class Scheduler:
         informers: InformerFactory,
         make_profiles: Callable[[Handle], dict[str, Profile]],
         *,
+        extenders: Sequence[Extender] = (),
         initial_backoff: float = 1.0,
         max_backoff: float = 10.0,
     ) -> None:
+        self.extenders = list(extenders)
         self.client, self.informers = client, informers
         self.table = NodeTable()
         self.counters = Counters(self.table, self._namespace_labels)
@@ -316,6 +319,10 @@ class Scheduler:
             rows = profile.feasible(state, info)
             if self.nominations and len(rows):
                 rows = self._prefer_nominated(state, profile, info, rows)
+            interested = [e for e in self.extenders if e.wants(info)] if len(rows) else []
+            if interested:
+                self._spawn(self._extended(state, profile, info, rows, interested))
+                return ""
             if len(rows):
                 index = profile.choose(state, info, rows)
                 row = self.table.rows[index]
@@ -324,6 +331,38 @@ class Scheduler:
             diagnosis = profile.diagnose(state, info)
         self._spawn(self._refused(profile, state, info, diagnosis))
         return ""
+
+    async def _extended(
+        self, state: CycleState, profile: Profile, info: PodInfo, rows: Rows, extenders: list[Extender]
+    ) -> None:
+        """Go on with a pod that extenders have a say in. They are asked over the network; others go on meanwhile."""
+        left = [row for i in rows.tolist() if (row := self.table.rows[i]) is not None]
+        refused: dict[str, Status] = {}
+        scores: dict[str, float] = {}
+        for extender in extenders:
+            try:
+                left, more = await extender.filter(info, left)
+                refused.update(more)
+                if len(left) > 1:
+                    for name, score in (await extender.prioritize(info, left)).items():
+                        scores[name] = scores.get(name, 0.0) + score
+            except ExtenderError as error:
+                if not extender.ignorable:
+                    await self._failed(info, "SchedulerError", str(error))
+                    return
+                log.warning("%s is ignored: %s", extender.prefix, error)
+        if self.pods.store.get(info.key) is None or info.key in self.placed:
+            self.queue.done(info.key)
+            return
+        # What fitted when we asked may not fit any more.
+        left = [row for row in left if row.node is not None and self.fits_with(profile, info, row)]
+        if not left:
+            diagnosis = profile.diagnose(state, info)
+            statuses = {**diagnosis.statuses, **refused}
+            await self._refused(profile, state, info, Diagnosis(statuses, "", frozenset(), diagnosis.nodes))
+            return
+        row = profile.choose_with(state, info, left, scores)
+        self._assume(state, profile, info, row)
 
     def _prefer_nominated(self, state: CycleState, profile: Profile, info: PodInfo, rows: Rows) -> Rows:
         touched = {self.table.by_name[n].index for n in self.nominations if n in self.table.by_name}
@@ -401,6 +440,9 @@ class Scheduler:
             status = await plugin.pre_bind(state, info, node)
             if status is not None:
                 return Status(status.code, status.reasons, plugin.name)
+        for extender in self.extenders:
+            if extender.bind_verb and extender.wants(info):
+                return await extender.bind(info, node)
         for plugin in profile.binds:
             status = await plugin.bind(state, info, node)
             if status is None:

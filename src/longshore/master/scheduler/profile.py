@@ -232,6 +232,17 @@ class Profile:
         best = rows[total == total.max()]
         return int(best[random.randrange(len(best))])
 
+    def choose_with(self, state: CycleState, pod: PodInfo, left: list[NodeRow], extra: dict[str, float]) -> NodeRow:
+        """choose among some rows, with scores of extenders added."""
+        rows = np.array([row.index for row in left], dtype=np.int64)
+        for plugin in self.pre_scores:
+            status = plugin.pre_score(state, pod, rows)
+            if status is not None and status.code is Code.SKIP:
+                state.skipped_scores.add(plugin.name)
+        total = self.total(state, pod, rows) + np.array([extra.get(row.name, 0.0) for row in left])
+        best = [row for row, score in zip(left, total.tolist(), strict=True) if score == total.max()]
+        return random.choice(best)
+
     def total(self, state: CycleState, pod: PodInfo, rows: Array) -> Scores:
         """The weighted sums of all scores on the rows."""
         total: Scores = np.zeros(len(rows), dtype=np.float64)

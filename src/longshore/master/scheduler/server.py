@@ -16,6 +16,7 @@ from longshore.client.rest import Client
 from longshore.machinery.errors import StatusError
 from longshore.master.scheduler.configuration import Configuration, read
 from longshore.master.scheduler.core import Scheduler
+from longshore.master.scheduler.extender import Extender
 
 log = logging.getLogger("longshore.scheduler")
 
@@ -53,6 +54,7 @@ async def serve(
                 client,
                 factory,
                 settings.profiles,
+                extenders=[Extender(e) for e in settings.extenders],
                 initial_backoff=settings.initial_backoff,
                 max_backoff=settings.max_backoff,
             )

@@ -166,7 +166,7 @@ async def backend(request: Request) -> Response | None:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
     os.system(f"ip addr replace {POD_ADDRESS}/32 dev lo")
     folder = tmp_path / "pki"
     ca = pki.ensure_ca(folder)
@@ -203,7 +203,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     pods = "/api/v1/namespaces/default/pods"
     await place.create(pods, pod("p", "n1", "c"))
     await place.create(pods, pod("two", "n1", "c", "d", "broken"))
-    os.environ["HOME"] = str(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     yield place
     await place.client.close()
     await front.close()
