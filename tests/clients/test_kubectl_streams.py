@@ -105,7 +105,7 @@ class Socket:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[str]:
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     back = Server(kubelet)
     back_url = f"http://127.0.0.1:{await back.listen_tcp('127.0.0.1', 0)}"
     client = Client()
@@ -135,7 +135,7 @@ async def server(tmp_path: Path) -> AsyncIterator[str]:
         return await kubelet(request)
 
     front = Server(apiserver)
-    os.environ["HOME"] = str(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     yield f"http://127.0.0.1:{await front.listen_tcp('127.0.0.1', 0)}"
     await client.close()
     await front.close()
@@ -173,7 +173,7 @@ async def test_exec(server: str, websockets: bool) -> None:
 
 
 @pytest.mark.parametrize("websockets", [True, False])
-async def test_port_forward(server: str, websockets: bool) -> None:
+async def test_port_forward(server: str, websockets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async def far(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             writer.write(data.upper())
@@ -181,7 +181,7 @@ async def test_port_forward(server: str, websockets: bool) -> None:
         writer.close()
 
     listener = await asyncio.start_server(far, "127.0.0.1", 0)
-    os.environ["FAR_PORT"] = str(listener.sockets[0].getsockname()[1])
+    monkeypatch.setenv("FAR_PORT", str(listener.sockets[0].getsockname()[1]))
     process = await asyncio.create_subprocess_exec(
         "kubectl",
         f"--server={server}",
