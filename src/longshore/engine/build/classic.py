@@ -9,6 +9,7 @@ import asyncio
 import codecs
 import contextlib
 from collections.abc import AsyncIterable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, instructions
@@ -103,6 +104,9 @@ class _Build:
             self.say(f" ---> Removed intermediate container {step[:12]}\n")
 
     async def secret(self, name: str) -> bytes | None:
+        return None
+
+    async def agent(self, name: str, path: Path) -> asyncio.Server | None:
         return None
 
     def output(self, number: int, data: bytes) -> None:

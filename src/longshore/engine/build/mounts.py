@@ -9,12 +9,13 @@ import os
 import posixpath
 import re
 import stat
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build.step import Mount, StepRoot
-from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
+from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images.extract import remove_path
 from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
@@ -117,7 +118,9 @@ def parse(text: str, instruction: Instruction) -> Wanted:
             raise InvalidParameter("one of source, target required")
         if not wanted.target and not wanted.env:
             wanted.target = f"/run/secrets/{wanted.id}"
-    elif not wanted.target and wanted.kind != "ssh":
+    elif wanted.kind == "ssh":
+        wanted.target = wanted.target or f"/run/buildkit/ssh_agent.{wanted.id or 0}"
+    elif not wanted.target:
         raise InvalidParameter(f"dockerfile parse error on line {instruction.line}: target is required")
     return wanted
 
@@ -140,9 +143,7 @@ async def prepare(
         options = ("nosuid", "nodev", *((f"size={wanted.size}",) if wanted.size else ()))
         return Mount("tmpfs", target, options, "tmpfs")
     if wanted.kind == "ssh":
-        if wanted.required:
-            raise NotImplementedUpstream("ssh agent forwarding is not available in this engine")
-        return None
+        return await _agent(dispatcher, wanted, stack)
     if wanted.kind == "secret":
         return await _secret(dispatcher, wanted, target, stack)
     if wanted.kind == "cache":
@@ -215,6 +216,24 @@ async def _secret(
         os.close(fd)
     stack.callback(path.unlink, missing_ok=True)
     return Mount(str(path), target, ("rbind", "ro", "nosuid", "nodev", "noexec"), folder=False)
+
+
+async def _agent(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack) -> Mount | None:
+    """The client's ssh agent as a socket in the step."""
+    # A socket's path may have 108 octets: it is made where paths are short, in a folder that only we can enter.
+    folder = Path(tempfile.mkdtemp(prefix="longshore-ssh-"))
+    stack.push_async_callback(in_thread, remove_path, folder)
+    server = await dispatcher.build.agent(wanted.id or "default", folder / "agent")
+    if server is None:
+        if wanted.required:
+            raise SystemFailure(f"unset ssh forward key {wanted.id or 'default'}")
+        return None
+    stack.callback(server.close)
+    os.chown(folder / "agent", wanted.uid, wanted.gid)
+    os.chmod(folder / "agent", wanted.mode or 0o600)
+    wanted.env = "SSH_AUTH_SOCK"
+    wanted.value = wanted.target.encode()
+    return Mount(str(folder / "agent"), wanted.target, ("rbind", "ro"), folder=False)
 
 
 async def _cache(dispatcher: Dispatcher, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack) -> Mount:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from longshore.engine.images.model import Image
 
 if TYPE_CHECKING:
+    import asyncio
+    from pathlib import Path
+
     from longshore.engine.build.cache import BuildCache
     from longshore.engine.build.context import Context
     from longshore.engine.build.instructions import Program
@@ -37,6 +40,7 @@ class Host(Protocol):
     async def image(self, name: str) -> Image: ...
     def stage_image(self, name: str) -> Image | None: ...
     async def secret(self, name: str) -> bytes | None: ...
+    async def agent(self, name: str, path: Path) -> asyncio.Server | None: ...
 
 
 # Arguments that need no ARG and are not recorded in the history.

@@ -9,6 +9,7 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, ignore, instructions
@@ -469,6 +470,9 @@ class StageHost:
 
     async def secret(self, name: str) -> bytes | None:
         return await self._frontend.session.secret(name)
+
+    async def agent(self, name: str, path: Path) -> asyncio.Server | None:
+        return await self._frontend.session.agent(name, path)
 
 
 __all__ = ["Frontend", "SolveError", "SystemFailure"]

@@ -131,5 +131,15 @@ GetSecretResponse: 1 data bytes
 """,
 )
 
+ssh = Schema(
+    "moby.sshforward.v1",
+    """
+service SSH: CheckAgent, ForwardAgent(~BytesMessage)~BytesMessage
+BytesMessage: 1 data bytes
+CheckAgentRequest: 1 ID string
+CheckAgentResponse: 1 unused bytes
+""",
+)
+
 # The packets of fsutil's protocol.
 STAT, REQ, DATA, FIN, ERR = range(5)

@@ -97,6 +97,7 @@ class Session:
             schemas.filesync.FileSync,
             schemas.filesync.Auth,
             schemas.secrets.Secrets,
+            schemas.ssh.SSH,
         )
         self._client = Client(*services, host="session", port=80)
         self._client._channel = self._channel
@@ -238,6 +239,43 @@ class Session:
                 return None
             raise SystemFailure(error.message or f"secret {name} failed") from None
         return bytes(answer.data)
+
+    async def agent(self, name: str, path: Path) -> asyncio.Server | None:
+        """Serve the client's ssh agent on a socket; None where the client does not give it. Source: session/sshforward."""
+        try:
+            await self._client.call("CheckAgent", ID=name, deadline=10)
+        except RpcError:
+            return None
+        method = self._client._methods["ForwardAgent"]
+        message = schemas.ssh.BytesMessage
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            stream = self._channel.request(
+                method.path, _stream_stream(), method.request, method.reply, metadata=[("buildkit.ssh.id", name)]
+            )
+
+            async def back() -> None:
+                async for piece in stream:
+                    writer.write(piece.data)
+                    await writer.drain()
+
+            try:
+                async with stream:
+                    await stream.send_request()
+                    backward = asyncio.ensure_future(back())
+                    try:
+                        while data := await reader.read(_PIECE):
+                            await stream.send_message(message(data=data))
+                        await stream.end()
+                        await backward
+                    finally:
+                        backward.cancel()
+            except (RpcError, StreamTerminatedError, OSError):
+                pass
+            finally:
+                writer.close()
+
+        return await asyncio.start_unix_server(answer, path)
 
     async def send_stream(
         self, source: AsyncIterable[bytes], exporter: int = 0, values: dict[str, str] | None = None
