@@ -29,6 +29,10 @@ _ERRORS: dict[str, tuple[int, str]] = {
 }
 
 
+class AnswerCut(RuntimeError):
+    """An answer that had begun cannot be ended rightly: the connection is cut, so that the client sees it."""
+
+
 class RegistryError(Exception):
     """An answer of the protocol that is a refusal.
 

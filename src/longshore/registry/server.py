@@ -15,6 +15,7 @@ from longshore.registry.auth import Access, Passwords
 from longshore.registry.errors import RegistryError
 from longshore.registry.service import Service
 from longshore.registry.storage import Storage
+from longshore.registry.upstream import Upstream
 
 log = logging.getLogger("longshore.registry")
 
@@ -34,6 +35,7 @@ async def serve(
     access: Access | None = None,
     read_only: bool = False,
     blob_limit: int | None = None,
+    upstream: Upstream | None = None,
     collect_every: float = 3600.0,
     collect_grace: int = 3600,
     collect_untagged: bool = False,
@@ -44,7 +46,7 @@ async def serve(
 
     data_dir: where content is kept. port 0: any; `ready` is told the port. htpasswd: a password file (Basic
     authentication); access: a whole policy in its place (tokens, permissions). read_only: pull only.
-    blob_limit: most bytes of one blob. collect_*: seconds between garbage collections (0: none), seconds that
+    blob_limit: most bytes of one blob. upstream: be a pull-through mirror of this registry. collect_*: seconds between garbage collections (0: none), seconds that
     unreferenced content is left alone, whether untagged manifests go too. Raises OSError when it cannot listen.
     """
     service = Service(
@@ -52,6 +54,7 @@ async def serve(
         access=access or Access(Passwords(htpasswd) if htpasswd else None),
         read_only=read_only,
         blob_limit=blob_limit,
+        upstream=upstream,
         metrics=metrics,
     )
     server = Server(service.handle, error=_error)
@@ -73,4 +76,6 @@ async def serve(
                 log.info("garbage collection: %(blobs)d blobs, %(bytes)d bytes", freed)
     finally:
         await server.close(1)
+        if upstream is not None:
+            await upstream.close()
         service.close()

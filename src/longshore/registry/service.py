@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,11 +14,12 @@ import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from longshore.machinery.http import BodyTooLarge, Request, Response
-from longshore.registry import manifests, page
+from longshore.registry import manifests, mirror, page
 from longshore.registry.auth import Access
-from longshore.registry.errors import RegistryError
+from longshore.registry.errors import AnswerCut, RegistryError
 from longshore.registry.storage import Manifest, Storage, digest_of, is_digest
 from longshore.registry.uploads import Uploads
+from longshore.registry.upstream import Upstream
 
 log = logging.getLogger("longshore.registry")
 
@@ -32,7 +32,7 @@ _ROUTE = re.compile(
     r"|(?P<blobs>blobs)/(?P<digest>[^/]+)|(?P<tags>tags)/list|(?P<referrers>referrers)/(?P<subject>[^/]+))",
     re.DOTALL,
 )
-_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
+VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 _PAGE = 1000
 _PIECE = 1 << 20
 
@@ -42,7 +42,8 @@ Answer = Response | None
 class Service:
     """Answers requests from a storage.
 
-    access: who may do what. read_only: pushes and deletes are refused (UNSUPPORTED). metrics: figures are kept there.
+    access: who may do what. read_only: pushes and deletes are refused (UNSUPPORTED). upstream: another registry that
+    this one mirrors; it is read-only then. metrics: figures are kept there.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Service:
         access: Access | None = None,
         read_only: bool = False,
         blob_limit: int | None = None,
+        upstream: Upstream | None = None,
         metrics: CollectorRegistry | None = None,
     ) -> None:
+        self.upstream = upstream
         self.storage = storage
         self.access = access or Access()
-        self.read_only = read_only
+        self.read_only = read_only or upstream is not None
         self.uploads = Uploads(storage, limit=blob_limit)
         self.metrics = metrics or CollectorRegistry()
         self._requests = Counter(
@@ -68,7 +71,7 @@ class Service:
         self._received = Counter(
             "registry_storage_blob_bytes_received", "Bytes of blobs taken in.", registry=self.metrics
         )
-        self._sent = Counter("registry_storage_blob_bytes_sent", "Bytes of blobs handed out.", registry=self.metrics)
+        self.sent = Counter("registry_storage_blob_bytes_sent", "Bytes of blobs handed out.", registry=self.metrics)
         self._duration = Histogram(
             "registry_http_request_duration_seconds", "Time to answer.", ["handler"], registry=self.metrics
         )
@@ -101,7 +104,7 @@ class Service:
         self._requests.labels(label, request.method, str(status)).inc()
         self._duration.labels(label).observe(asyncio.get_running_loop().time() - started)
         if response is not None and request.path.startswith("/v2"):
-            response.headers = (*response.headers, _VERSION)
+            response.headers = (*response.headers, VERSION)
         return response
 
     def _route(self, request: Request) -> tuple[str, Awaitable[Answer]]:
@@ -259,6 +262,8 @@ class Service:
             raise RegistryError("MANIFEST_UNKNOWN", {"Tag": reference[:200]})
         self._reference(reference)
         found = self.storage.manifest(name, reference)
+        if self.upstream is not None and (found is None or ":" not in reference):
+            found = await mirror.manifest(self, self.upstream, name, reference, found)
         if found is None:
             raise RegistryError("MANIFEST_UNKNOWN", {"Tag" if ":" not in reference else "Digest": reference})
         if found.media in manifests.INDEXES and ":" not in reference:
@@ -287,7 +292,7 @@ class Service:
 
     @staticmethod
     async def _head(request: Request, headers: list[tuple[str, str]], size: int, media: str) -> None:
-        await request.start(200, [*headers, ("Content-Type", media), ("Content-Length", str(size)), _VERSION])
+        await request.start(200, [*headers, ("Content-Type", media), ("Content-Length", str(size)), VERSION])
 
     async def _put_manifest(self, request: Request, name: str, reference: str) -> Answer:
         self._reference(reference)
@@ -337,6 +342,8 @@ class Service:
         if not is_digest(digest):
             raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
         size = self.storage.blob_size(name, digest, touch=request.method == "HEAD")
+        if size is None and self.upstream is not None:
+            return await mirror.blob(self, self.upstream, request, name, digest)
         if size is None:
             raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
         headers = [
@@ -345,7 +352,7 @@ class Service:
             ("Accept-Ranges", "bytes"),
             ("Cache-Control", "max-age=31536000"),
             ("Content-Type", "application/octet-stream"),
-            _VERSION,
+            VERSION,
         ]
         if f'"{digest}"' in (request.headers.get("If-None-Match") or ""):
             return Response(304, b"", headers[:2])
@@ -367,11 +374,11 @@ class Service:
             while offset <= last:
                 data = await asyncio.to_thread(os.pread, fd, min(_PIECE, last + 1 - offset), offset)
                 if not data:
-                    raise OSError(5, f"blob {digest} is shorter than it should be")
+                    raise AnswerCut(f"blob {digest} is shorter than it should be")
                 writer.write(data)
                 await writer.drain()
                 offset += len(data)
-                self._sent.inc(len(data))
+                self.sent.inc(len(data))
         finally:
             os.close(fd)
         return None
@@ -509,8 +516,3 @@ def parse_range(text: str, size: int) -> tuple[int, int] | None:
     if first >= size or last < first:
         raise RegistryError("RANGE_INVALID", headers=(("Content-Range", f"bytes */{size}"),))
     return first, last
-
-
-def folder(path: str | Path) -> Storage:
-    """The storage of a data folder."""
-    return Storage(Path(path))
