@@ -64,6 +64,10 @@ def test_reading_pods() -> None:
     assert pod_of(pod("a", "10.0.0.1", host=True), NODE) is None
     assert pod_of(pod("a", "10.0.0.1", phase="Succeeded"), NODE) is None
     assert pod_of(pod("a", "", ips=[]), NODE) is None
+    hostile = pod_of(pod("a", "", ips=["10.0.0.1 }; flush ruleset", "fd00:0::1"]), NODE)
+    assert hostile is not None and hostile.ips == ("fd00::1",)
+    odd = policy_of(policy("x", ingress=[{"ports": [{"protocol": "x; drop", "port": 1}, {"port": 2}]}]))
+    assert odd.ingress is not None and [p.first for p in odd.ingress[0].ports or ()] == [2]
     found = pod_of(pod("a", "10.0.0.1", node="other"), NODE)
     assert found is not None and not found.local and found.ports == (("web", "tcp", 8080),)
 

@@ -86,8 +86,8 @@ async def respond(packet: bytes, answer: Next, *, tcp: bool, ready: Ready | None
     else:
         question = query.questions[0]
         request = REQUESTS.labels("tcp" if tcp else "udp", TYPES.get(question.type, "other"))
-        request.inc()
         found: Reply = await answer(question)
+        request.inc()  # behind the await: what must wait is begun a second time, in a task
         lasting = request if found.lasting else None
         reply.rcode = found.rcode
         reply.flags |= dns.AA if found.authoritative else 0

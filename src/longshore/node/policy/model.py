@@ -15,6 +15,7 @@ from longshore.client.selectors import matcher
 
 Object = dict[str, Any]
 Labels = dict[str, str]
+PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,8 @@ def _selects(text: str, labels: Labels) -> bool:
 def pod_of(obj: Object, node_name: str) -> Pod | None:
     """A pod as policies see it; None for one without addresses of its own (host network, not started, finished)."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    ips = tuple(entry["ip"] for entry in status.get("podIPs") or () if entry.get("ip"))
-    if not ips and status.get("podIP"):
-        ips = (status["podIP"],)
+    given = [entry.get("ip") for entry in status.get("podIPs") or ()] or [status.get("podIP")]
+    ips = tuple(filter(None, (_address(text) for text in given if text)))
     if spec.get("hostNetwork") or not ips or status.get("phase") in ("Succeeded", "Failed"):
         return None
     metadata = obj["metadata"]
@@ -111,6 +111,14 @@ def pod_of(obj: Object, node_name: str) -> Pod | None:
     key = f"{metadata['namespace']}/{metadata['name']}"
     labels = metadata.get("labels") or {}
     return Pod(key, metadata["namespace"], labels, ips, spec.get("nodeName") == node_name, ports)
+
+
+def _address(text: str) -> str:
+    """An address in its canonical form, "" for what is none: what a node says of its pods goes into our rules."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""
 
 
 def policy_of(obj: Object) -> Policy:
@@ -141,6 +149,8 @@ def _allowance(rule: Object, side: str, namespace: str) -> Allowance:
     ports: list[Port] = []
     for port in rule.get("ports") or ():
         protocol = (port.get("protocol") or "TCP").lower()
+        if protocol not in PROTOCOLS:
+            continue
         number = port.get("port")
         if number is None:
             ports.append(Port(protocol))
