@@ -127,15 +127,20 @@ def _namespace_selected(a: AdmissionRequest, raw: Object | None) -> bool:
 
 
 def converted(a: AdmissionRequest, obj: Object | None, target: Target) -> Object | None:
-    """obj in the target's version."""
+    """obj in the target's version, its kind and version said in it."""
+    if obj is None:
+        return None
     at = a.attributes
-    if obj is None or (target.group, target.version) == (at.group, at.version) or at.subresource:
-        return obj
+    group, version, kind = target.kind
+    api_version = f"{group}/{version}" if group else version
+    if (target.group, target.version) == (at.group, at.version) or at.subresource:
+        if obj.get("kind") and obj.get("apiVersion"):
+            return obj
+        return {"kind": kind, "apiVersion": api_version, **obj} if kind else obj
     resource = a.api.resource(target.group, target.resource)
     if resource is None:
         return obj
-    out: Object = resource.convert(obj, target.version)
-    return out
+    return {**resource.convert(obj, target.version), "kind": kind, "apiVersion": api_version}
 
 
 def request_value(a: AdmissionRequest, target: Target, uid: str) -> Object:

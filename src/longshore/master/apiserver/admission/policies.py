@@ -439,9 +439,8 @@ class MutatingAdmissionPolicy(_Policies):
                 changed = jsonpatch.apply(orjson.loads(orjson.dumps(a.object)), orjson.loads(orjson.dumps(result)))
             resource = a.api.resource(a.attributes.group, a.attributes.resource)
             if resource is not None and not a.attributes.subresource:
-                version, kind = a.object.get("apiVersion"), a.object.get("kind")
-                changed = resource.decode(changed, a.attributes.version)
-                changed["apiVersion"], changed["kind"] = version, kind
+                head = {k: a.object[k] for k in ("apiVersion", "kind") if k in a.object}
+                changed = {**resource.decode(changed, a.attributes.version), **head}
                 resource.default(changed, a.attributes.version)
         except StatusError:
             raise

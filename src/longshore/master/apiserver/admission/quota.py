@@ -62,8 +62,10 @@ class ResourceQuota(Plugin):
         for attempt in range(_RETRIES):
             quotas = a.api.list("", "resourcequotas", namespace)
             if attempt:
-                await a.api.get_live("", "resourcequotas", namespace, "")
-                quotas = a.api.list("", "resourcequotas", namespace)
+                # The cache may lag behind whoever was faster.
+                names = [q["metadata"]["name"] for q in quotas]
+                live = [await a.api.get_live("", "resourcequotas", namespace, name) for name in names]
+                quotas = [q for q in live if q is not None]
             changed = self._plan(a, sorted(quotas, key=lambda q: q["metadata"]["name"]), delta, required)
             if a.dry_run:
                 return

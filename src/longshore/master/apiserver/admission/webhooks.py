@@ -101,8 +101,9 @@ class _Webhooks(Plugin):
         key = (name, bundle)
         client = self._clients.get(key)
         if client is None:
-            context = ssl.create_default_context()
-            if bundle:
+            if not bundle:
+                context = ssl.create_default_context()
+            else:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 try:
                     context.load_verify_locations(cadata=base64.b64decode(bundle).decode("utf-8", "replace"))
@@ -279,9 +280,8 @@ class MutatingAdmissionWebhook(_Webhooks):
             raise CallFailed(f"received invalid webhook response: {error}") from None
         resource = a.api.resource(target.group, target.resource)
         if resource is not None and not at.subresource:
-            version, kind = (shown or {}).get("apiVersion"), (shown or {}).get("kind")
-            changed = resource.decode(changed, target.version)
-            changed["apiVersion"], changed["kind"] = version, kind
+            head = {k: (shown or {})[k] for k in ("apiVersion", "kind") if k in (shown or {})}
+            changed = {**resource.decode(changed, target.version), **head}
             resource.default(changed, target.version)
             if (target.group, target.version) != (at.group, at.version):
                 changed = a.api.resource(at.group, at.resource).convert(changed, at.version)  # type: ignore[union-attr]
