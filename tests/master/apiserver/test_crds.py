@@ -109,3 +109,78 @@ def test_kubectl(server: Any, kubectl: Any) -> None:
     assert kubectl("get", "tins").splitlines()[0].split() == ["NAME", "AGE"]
     assert "size" in kubectl("explain", "tins.spec")
     kubectl("delete", "crd", "tins.things.example.com")
+
+
+FOO = {
+    "description": "Foo CRD for Testing",
+    "type": "object",
+    "properties": {
+        "spec": {
+            "type": "object",
+            "description": "Specification of Foo",
+            "properties": {
+                "bars": {
+                    "description": "List of Bars and their specs.",
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["name"],
+                        "properties": {
+                            "name": {"description": "Name of Bar.", "type": "string"},
+                            "feeling": {"description": "How Bar feels.", "type": "string", "enum": ["Great", "Down"]},
+                            "bazs": {"description": "List of Bazs.", "items": {"type": "string"}, "type": "array"},
+                        },
+                    },
+                }
+            },
+        },
+        "status": {
+            "description": "Status of Foo",
+            "type": "object",
+            "properties": {"at": {"type": "string", "pattern": "a|b"}},
+        },
+    },
+}
+
+
+def test_published_documents(server: Any, kubectl: Any) -> None:
+    def wanted(name: str, schema: Any, **version: Any) -> Any:
+        one = {"name": name, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}, **version}
+        return definition("foos", "Foo", versions=[one])
+
+    def shown() -> Any:
+        return server.send("GET", "/openapi/v2").json["definitions"]
+
+    name = "com.example.things.v1.Foo"
+    assert server.send("POST", CRDS, wanted("v1", FOO)).status == 201
+    found = until(lambda: shown().get(name))
+    kind = found.pop("x-kubernetes-group-version-kind")
+    assert kind == [{"group": "things.example.com", "version": "v1", "kind": "Foo"}]
+    assert found["properties"].pop("metadata")["$ref"].endswith("ObjectMeta")
+    assert {found["properties"].pop(k)["type"] for k in ("apiVersion", "kind")} == {"string"}
+    assert found == FOO
+    assert "Foo CRD for Testing" in kubectl("explain", "foos")
+    assert "Standard object's metadata" in kubectl("explain", "foos.metadata")
+    assert "bazs\t<[]string>" in kubectl("explain", "foos.spec.bars")
+    assert "does not exist" in kubectl("explain", "foos.spec.bars2", ok=False)
+    foo = {
+        "apiVersion": "things.example.com/v1",
+        "kind": "Foo",
+        "metadata": {"name": "a"},
+        "spec": {"bars": [{"name": "x", "y": 1}]},
+    }
+    import json
+
+    assert 'unknown field "spec.bars[0].y"' in kubectl("create", "-f", "-", stdin=json.dumps(foo), ok=False)
+    # Renamed, and then open to anything.
+    url = f"{CRDS}/foos.things.example.com"
+    new = {"spec": wanted("v2", {"type": "object", "x-kubernetes-preserve-unknown-fields": True})["spec"]}
+    new["spec"]["versions"].append(
+        {"name": "v1", "served": False, "storage": False, "schema": {"openAPIV3Schema": FOO}}
+    )
+    assert server.send("PATCH", url, new, Content_Type="application/merge-patch+json").status == 200
+    found = until(lambda: shown().get("com.example.things.v2.Foo"))
+    assert set(found) == {"type", "x-kubernetes-group-version-kind"}
+    assert name not in shown() and "com.example.things.v1.FooList" not in shown()
+    assert server.send("DELETE", url).status == 200
+    assert until(lambda: "com.example.things.v2.Foo" not in shown())

@@ -54,6 +54,7 @@ class Definitions:
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._served: dict[str, tuple[str, str, Any]] = {}  # name -> group, plural, generation with names
+        self._published: dict[str, list[tuple[tuple[str, str], list[str]]]] = {}
         cache = server.scheme.storages[GROUP, PLURAL].cache
         assert cache is not None
         self._cache: ResourceCache = cache
@@ -163,11 +164,13 @@ class Definitions:
             await before.conversions.close()
         nodes = {v["name"]: _node(v) for v in spec["versions"]}
         self._served[name] = (resource.group, resource.plural, shape)
+        self._unpublish(name)
         assert self.server.openapi is not None
         for version in spec["versions"]:
-            self.server.openapi.custom.setdefault((resource.group, version["name"]), {}).update(
-                _published(spec, version)
-            )
+            if version.get("served"):
+                key_of, shown = (resource.group, version["name"]), _published(spec, version)
+                self.server.openapi.custom.setdefault(key_of, {}).update(shown)
+                self._published.setdefault(name, []).append((key_of, list(shown)))
         self.server.scheme.add_custom(storage, versions, nodes)
 
     def _withdraw(self, name: str) -> None:
@@ -178,13 +181,19 @@ class Definitions:
         storage = self.server.scheme.storages.get((group, plural))
         if storage is not None and storage.conversions is not None:
             self.server.spawn(storage.conversions.close(), "closing a webhook's client")
+        self._unpublish(name)
         self.server.scheme.remove_custom(group, plural)
         self.server.hub.detach(folder(group, plural, True))
-        if self.server.openapi is not None:
-            for key in [k for k in self.server.openapi.custom if k[0] == group]:
-                if key[1] not in self.server.scheme.groups.get(group, ()):
-                    del self.server.openapi.custom[key]
         self.server.spawn(self._forget_services(group), "services of a withdrawn group")
+
+    def _unpublish(self, name: str) -> None:
+        assert self.server.openapi is not None
+        for key, shown in self._published.pop(name, ()):
+            definitions = self.server.openapi.custom.get(key, {})
+            for definition in shown:
+                definitions.pop(definition, None)
+            if not definitions:
+                self.server.openapi.custom.pop(key, None)
 
     async def _forget_services(self, group: str) -> None:
         """Remove the APIServices of versions that are served no longer."""
@@ -261,10 +270,16 @@ def _node(version: Object) -> Node:
     return builder.build(whole)
 
 
+_CONVENTIONS = "More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#"
 _DOCS = {
-    "apiVersion": "APIVersion defines the versioned schema of this representation of an object.",
-    "kind": "Kind is a string value representing the REST resource this object represents.",
+    "apiVersion": "APIVersion defines the versioned schema of this representation of an object. Servers should convert"
+    " recognized schemas to the latest internal value, and may reject unrecognized values. "
+    + _CONVENTIONS
+    + "resources",
+    "kind": "Kind is a string value representing the REST resource this object represents. Servers may infer this from"
+    " the endpoint the client submits requests to. Cannot be updated. In CamelCase. " + _CONVENTIONS + "types-kinds",
 }
+_META = "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1."
 
 
 def _published(spec: Object, version: Object) -> dict[str, Object]:
@@ -273,21 +288,30 @@ def _published(spec: Object, version: Object) -> dict[str, Object]:
     prefix = ".".join([*reversed(group.split(".")), version["name"]])
     gvk = {"group": group, "version": version["name"], "kind": called["kind"]}
     schema = _schema(version)
-    properties = dict(schema.get("properties") or {})
-    preserve = schema.get("x-kubernetes-preserve-unknown-fields")
     head = {k: {"type": "string", "description": d} for k, d in _DOCS.items()}
-    metadata = {"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}]}
-    own = {k: v for k, v in schema.items() if k not in ("properties", "x-kubernetes-validations")}
+    metadata = {
+        "description": "Standard object's metadata. " + _CONVENTIONS + "metadata",
+        "allOf": [{"$ref": _META + "ObjectMeta"}],
+    }
+    own = {k: v for k, v in schema.items() if k != "properties"}
     own |= {"type": "object", "x-kubernetes-group-version-kind": [gvk]}
-    if properties or not preserve:
-        own["properties"] = {**properties, **head, "metadata": metadata}
+    if schema:
+        own["properties"] = {**(schema.get("properties") or {}), **head, "metadata": metadata}
     lists = called.get("listKind") or called["kind"] + "List"
     reference = f"#/components/schemas/{prefix}.{called['kind']}"
+    described = (
+        "List of "
+        + called["plural"]
+        + ". More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md"
+    )
     listing = {
         "type": "object", "description": f"{lists} is a list of {called['kind']}", "required": ["items"],
         "properties": {
-            **head, "items": {"type": "array", "items": {"$ref": reference}},
-            "metadata": {"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"}]},
+            **head, "items": {"type": "array", "items": {"$ref": reference}, "description": described},
+            "metadata": {
+                "description": "Standard list metadata. " + _CONVENTIONS + "types-kinds",
+                "allOf": [{"$ref": _META + "ListMeta"}],
+            },
         },
         "x-kubernetes-group-version-kind": [{**gvk, "kind": lists}],
     }  # fmt: skip

@@ -356,7 +356,10 @@ class OpenAPI:
         for endpoint in self.scheme.endpoints.values():
             for path, item in self.paths(endpoint, wanted).items():
                 paths[path] = _swagger_item(item)
-        definitions = {name: _swagger_schema(schema) for name, schema in self.schemas(wanted, custom).items()}
+        definitions = {
+            name: _swagger_schema(_structural(schema, root=True) if name in custom else schema)
+            for name, schema in self.schemas(wanted, custom).items()
+        }
         security = {
             "BearerToken": {
                 "type": "apiKey",
@@ -408,6 +411,28 @@ def _describe(schema: Object, docs: dict[str, str]) -> None:
     for name, child in schema.get("properties", {}).items():
         if name in docs:
             child["description"] = docs[name]
+
+
+def _structural(node: Object, root: bool = False) -> Object:
+    """A custom resource's schema without what version 2 and its users cannot take (upstream's ToStructuralOpenAPIV2)."""
+    out = {k: v for k, v in node.items() if k not in ("anyOf", "oneOf", "not", "x-kubernetes-validations")}
+    if "allOf" in out and not any("$ref" in part for part in out["allOf"]):
+        del out["allOf"]
+    if out.pop("nullable", None):
+        for key in ("type", "items", "properties", "additionalProperties"):
+            out.pop(key, None)
+    if out.get("x-kubernetes-preserve-unknown-fields"):
+        if root:
+            kept = "x-kubernetes-group-version-kind"
+            return {"type": "object", kept: out[kept]}
+        out.pop("items", None)
+        out.pop("properties", None)
+    if "properties" in out:
+        out["properties"] = {name: _structural(child) for name, child in out["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(out.get(key), dict):
+            out[key] = _structural(out[key])
+    return out
 
 
 def _swagger_schema(node: Any) -> Any:
