@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_api import FakeAPI, eventually
-from longshore.client import config
+from longshore.client import config, metrics
 from longshore.client.events import EventRecorder
 from longshore.client.informer import compact
 from longshore.client.leader import LeaderElection
@@ -193,3 +193,27 @@ def test_pods_of_one_controller_share_what_is_equal() -> None:
     one, two = first["spec"]["containers"][0], second["spec"]["containers"][0]
     assert one["env"] is two["env"] and one["volumeMounts"][1] is two["volumeMounts"][1]
     assert first["metadata"]["labels"] is second["metadata"]["labels"]
+
+
+async def test_figures_are_shown_in_prometheus_form() -> None:
+    from prometheus_client import generate_latest
+
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    queue.done(await queue.get())
+    queue.add_rate_limited("b")
+    labels = {"name": "test"}
+
+    def samples() -> list[metrics.Sample]:
+        return [
+            metrics.Sample("workqueue_adds", "counter", "h", labels, queue.adds),
+            metrics.Sample("workqueue_retries", "counter", "h", labels, queue.retries),
+            metrics.Sample("workqueue_work_duration_seconds", "histogram", "h", labels, queue.worked),
+        ]
+
+    hide = metrics.register(samples)
+    text = generate_latest().decode()
+    hide()
+    assert 'workqueue_adds_total{name="test"} 1.0' in text and 'workqueue_retries_total{name="test"} 1.0' in text
+    assert 'workqueue_work_duration_seconds_count{name="test"} 1.0' in text
+    assert "workqueue_adds" not in generate_latest().decode()

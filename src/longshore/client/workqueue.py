@@ -6,9 +6,12 @@ Source: client-go util/workqueue, described behaviour.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
+
+from longshore.client.metrics import QUEUE_BUCKETS, Histogram
 
 T = TypeVar("T", bound=Hashable)
 
@@ -37,6 +40,9 @@ class WorkQueue(Generic[T]):
         self._failures: dict[T, int] = {}
         self._getters: deque[asyncio.Future[None]] = deque()
         self._shut_down = False
+        self._since: dict[T, float] = {}  # when an item came in, then when the work on it began
+        self.adds = self.retries = 0
+        self.waited, self.worked = Histogram(QUEUE_BUCKETS), Histogram(QUEUE_BUCKETS)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -51,9 +57,9 @@ class WorkQueue(Generic[T]):
         if self._shut_down or item in self._dirty:
             return
         self._dirty.add(item)
+        self.adds += 1
         if item not in self._processing:
-            self._queue.append(item)
-            self._wake()
+            self._enter(item)
 
     async def get(self) -> T:
         """The next item, to be followed by `done`. Raises ShutDown when the queue is shut down and empty."""
@@ -73,14 +79,24 @@ class WorkQueue(Generic[T]):
         item = self._queue.popleft()
         self._dirty.discard(item)
         self._processing.add(item)
+        at = time.monotonic()
+        self.waited.observe(at - self._since.get(item, at))
+        self._since[item] = at
         return item
 
     def done(self, item: T) -> None:
         """The work on item has ended (well or not)."""
         self._processing.discard(item)
+        begun = self._since.pop(item, None)
+        if begun is not None:
+            self.worked.observe(time.monotonic() - begun)
         if item in self._dirty:
-            self._queue.append(item)
-            self._wake()
+            self._enter(item)
+
+    def _enter(self, item: T) -> None:
+        self._queue.append(item)
+        self._since[item] = time.monotonic()
+        self._wake()
 
     def add_after(self, item: T, seconds: float) -> None:
         """Put item in after a while; at once when seconds is 0 or less."""
@@ -101,6 +117,7 @@ class WorkQueue(Generic[T]):
         """Put item in after its back-off: base_delay, doubled with each failure since `forget`, up to max_delay."""
         failures = self._failures.get(item, 0)
         self._failures[item] = failures + 1
+        self.retries += 1
         self.add_after(item, min(self.base_delay * 2 ** min(failures, 40), self.max_delay))
 
     def forget(self, item: T) -> None:

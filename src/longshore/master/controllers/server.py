@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import uuid
+from collections.abc import Iterator
 
+from longshore.client import metrics
 from longshore.client.config import Config, load
 from longshore.client.informer import InformerFactory
 from longshore.client.leader import LeaderElection
@@ -89,6 +91,7 @@ async def _run(
     context = Context(client, options, accounts, informers)
     controllers = [cls(context) for cls in classes]
     context.informers.start()
+    hide = metrics.register(lambda: _samples(controllers))
     tasks = [asyncio.create_task(_keep(c), name=c.name) for c in controllers]
     try:
         await context.informers.wait_synced()
@@ -100,7 +103,24 @@ async def _run(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        hide()
         await context.stop()
+
+
+def _samples(controllers: list[Controller]) -> Iterator[metrics.Sample]:
+    """The queues' figures under upstream's names."""
+    for controller in controllers:
+        labels, queue = {"name": controller.name.removesuffix("-controller")}, controller.queue
+        yield metrics.Sample("workqueue_depth", "gauge", "Current depth of workqueue", labels, len(queue))
+        yield metrics.Sample(
+            "workqueue_adds", "counter", "Total number of adds handled by workqueue", labels, queue.adds
+        )
+        text = "Total number of retries handled by workqueue"
+        yield metrics.Sample("workqueue_retries", "counter", text, labels, queue.retries)
+        text = "How long in seconds an item stays in workqueue before being requested"
+        yield metrics.Sample("workqueue_queue_duration_seconds", "histogram", text, labels, queue.waited)
+        text = "How long in seconds processing an item from workqueue takes"
+        yield metrics.Sample("workqueue_work_duration_seconds", "histogram", text, labels, queue.worked)
 
 
 async def _keep(controller: Controller) -> None:

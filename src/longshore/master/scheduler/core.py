@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+from longshore.client import metrics
 from longshore.client.events import EventRecorder
 from longshore.client.informer import Informer, InformerFactory
 from longshore.client.objects import is_deleting, is_terminal, now
@@ -58,6 +60,8 @@ class Scheduler:
         self._recorders: dict[str, EventRecorder] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(BINDINGS_AT_ONCE)
+        self.attempts: Counter[tuple[str, str]] = Counter()  # (profile, result)
+        self.durations = metrics.Histogram(metrics.ATTEMPT_BUCKETS)
         self._watched: dict[Resource, Informer] = {}
         self.namespaces = self._inform(NAMESPACES)
         handle = Handle(client, informers, self.table, self.counters, self._watch_events)
@@ -288,8 +292,10 @@ class Scheduler:
             turn = loop.time()
             while True:
                 info = await self.queue.pop()
+                begun = loop.time()
                 try:
                     self.schedule(info)
+                    self.durations.observe(loop.time() - begun)
                 except Exception as error:
                     log.exception("scheduling %s", info.key)
                     self._spawn(self._failed(info, "SchedulerError", str(error)))
@@ -417,6 +423,7 @@ class Scheduler:
                 status = Status.error(str(error))
         if status is None:
             self.queue.done(info.key)
+            self.attempts[profile.name, "scheduled"] += 1
             for plugin in profile.post_binds:
                 plugin.post_bind(state, info, node)
             message = f"Successfully assigned {info.key} to {node}"
@@ -483,6 +490,7 @@ class Scheduler:
 
     async def _tell(self, info: PodInfo, reason: str, message: str, *, nominee: str = "") -> None:
         """The pod's condition and an event say why it has no node."""
+        self.attempts[info.cls.scheduler, "unschedulable" if reason == "Unschedulable" else "error"] += 1
         self.event(info.pod, "Warning", "FailedScheduling", message, action="Scheduling")
         current = self.pods.store.get(info.key)
         if current is None:
@@ -506,6 +514,18 @@ class Scheduler:
         except (StatusError, OSError, TimeoutError) as error:
             if not is_not_found(error):
                 log.info("condition of %s: %s", info.key, error)
+
+    def samples(self) -> Iterator[metrics.Sample]:
+        """The scheduler's figures under upstream's names."""
+        for (profile, result), count in self.attempts.items():
+            text = "Number of attempts to schedule pods, by the result"
+            labels = {"profile": profile, "result": result}
+            yield metrics.Sample("scheduler_schedule_attempts", "counter", text, labels, count)
+        text = "Scheduling algorithm latency in seconds"
+        yield metrics.Sample("scheduler_scheduling_algorithm_duration_seconds", "histogram", text, {}, self.durations)
+        for queue, count in self.queue.counts().items():
+            text = "Number of pending pods, by the queue type"
+            yield metrics.Sample("scheduler_pending_pods", "gauge", text, {"queue": queue}, count)
 
     def event(
         self, obj: Object, type: str, reason: str, message: str, *, action: str, related: Object | None = None

@@ -9,6 +9,7 @@ import socket
 import uuid
 from pathlib import Path
 
+from longshore.client import metrics
 from longshore.client.config import Config, load
 from longshore.client.informer import InformerFactory
 from longshore.client.leader import LeaderElection
@@ -59,6 +60,7 @@ async def serve(
                 max_backoff=settings.max_backoff,
             )
             factory.start()
+            hide = metrics.register(scheduler.samples)
             task = asyncio.create_task(scheduler.run(), name="scheduler")
             try:
                 await factory.wait_synced([scheduler.pods, scheduler.nodes])
@@ -69,6 +71,7 @@ async def serve(
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+                hide()
                 if informers is None:
                     await factory.stop()
 
