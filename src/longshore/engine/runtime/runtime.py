@@ -697,6 +697,7 @@ class Runtime:
         """Stop watching; containers and their monitors go on."""
         for record in self._containers.values():
             self._release(record)
+        self._containers.clear()
 
 
 __all__ = ["ExecSession", "ExitStatus", "NoSuchContainer", "NotRunning", "Runtime", "RuntimeFailed", "State"]
