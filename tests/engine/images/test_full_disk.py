@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from longshore.engine.errors import EngineError
-from longshore.engine.images import syscalls
 from longshore.engine.images.store import ImageStore
+from longshore.machinery import mounts
 from longshore.registry.server import serve
 
 from .conftest import imported
@@ -26,9 +26,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    syscalls.mount("tmpfs", str(folder), "tmpfs", 0, "size=8m")
+    mounts.mount("tmpfs", folder, "tmpfs", ["size=8m"])
     yield folder
-    syscalls.umount(str(folder), detach=True)
+    mounts.unmount(folder)
 
 
 async def test_import_and_pull(small: Path, make_store: Any, registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ _MINIMUM_MEMORY = 6 << 20
 _FAILED = (
     "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
 )
+_MESSAGE, _GATHER = 32768, 0.02
 _COMPLAINT = b"runc run failed: "
 
 
@@ -235,12 +236,13 @@ async def _read(fd: int, number: int, output: Output) -> None:
     reader = asyncio.StreamReader(limit=1 << 18)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb"))
     try:
-        while data := await reader.read(32768):
-            # A line that a program writes in pieces is told as one message, if its rest comes at once.
-            while not data.endswith(b"\n") and len(data) < 32768:
+        while data := await reader.read(_MESSAGE):
+            # What a program writes in one go is told as one message: a little time for what follows at once.
+            until = loop.time() + _GATHER
+            while len(data) < _MESSAGE:
                 try:
-                    async with asyncio.timeout(0.01):
-                        more = await reader.read(32768)
+                    async with asyncio.timeout_at(until):
+                        more = await reader.read(_MESSAGE)
                 except TimeoutError:
                     break
                 if not more:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Literal
 
-from longshore.engine.images.syscalls import O_PATH, openat2
+from longshore.machinery import rooted
 from longshore.wire import tar
 
 Whiteouts = Literal["overlay", "keep"]
@@ -23,7 +23,7 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _META = ".wh..wh."
 OPAQUE_XATTR = "trusted.overlay.opaque"
-_DIR_FLAGS = O_PATH | os.O_DIRECTORY
+_DIR_FLAGS = os.O_PATH | os.O_DIRECTORY
 
 
 class ExtractError(ValueError):
@@ -88,7 +88,7 @@ class Extractor:
         if fd is not None:
             return fd
         try:
-            fd = openat2(self._root, path, _DIR_FLAGS)
+            fd = rooted.open_in(self._root, path, _DIR_FLAGS)
         except FileNotFoundError:
             above, _, name = path.rpartition("/")
             parent = self._parent(above)
@@ -101,7 +101,7 @@ class Extractor:
                     pass
                 else:
                     raise ExtractError(f"invalid tar: {path} is no folder") from None
-            fd = openat2(self._root, path, _DIR_FLAGS)
+            fd = rooted.open_in(self._root, path, _DIR_FLAGS)
         except NotADirectoryError:
             raise ExtractError(f"invalid tar: {path} is no folder") from None
         if len(self._parents) >= _CACHE_LIMIT:
@@ -224,7 +224,7 @@ class Extractor:
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         if entry.type != tar.SYMLINK:
             # By a descriptor of the thing itself: a container that runs in this root may swap the name for a link.
-            fd = os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
                 if not stat.S_ISLNK(os.fstat(fd).st_mode):
                     for key, value in entry.xattrs.items():

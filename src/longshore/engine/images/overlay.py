@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshore.engine.images import syscalls
+from longshore.machinery import mounts
 
 # The kernel takes at most a page of mount options from mount(2).
 _OPTIONS_LIMIT = 4096 - 1
@@ -67,7 +68,7 @@ class RootFS:
         if self.mounted():
             return self.merged
         if not self.lowers:
-            syscalls.mount(str(self.upper), str(self.merged), "none", syscalls.MS_BIND)
+            mounts.bind(self.upper, self.merged, recursive=False)
             return self.merged
         fds: list[int] = []
         lowers = list(self.links) or [str(lower) for lower in self.lowers]
@@ -87,7 +88,7 @@ class RootFS:
                 mark = self.work / "work" / "incompat" / "volatile"
                 if mark.exists():
                     os.rmdir(mark)
-            syscalls.mount("overlay", str(self.merged), "overlay", 0, f"lowerdir={':'.join(lowers)}{tail}")
+            mounts.mount("overlay", self.merged, "overlay", (f"lowerdir={':'.join(lowers)}{tail}",))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -95,4 +96,5 @@ class RootFS:
 
     def unmount(self) -> None:
         """Unmount; what is still used inside goes when its last user goes. Not mounted: nothing to do."""
-        syscalls.umount(str(self.merged), detach=True)
+        with contextlib.suppress(FileNotFoundError):
+            mounts.unmount(self.merged)
