@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -61,6 +62,7 @@ class CustomResource:
         self.webhook_conversion = (spec.get("conversion") or {}).get("strategy") == "Webhook"
         self.subresources = self._subresources(self.storage_version)
         self._nodes: dict[str, structural.Node] = {}
+        self._embedded: dict[str, bool] = {}
 
     @property
     def group_resource(self) -> str:
@@ -133,6 +135,11 @@ class CustomResource:
             unknown.extend(f"metadata.{p}" for p in meta_unknown)
         node = self.node(version)
         structural.prune(obj, node, unknown, root=True)
+        embedded = self._embedded.get(version)
+        if embedded is None:
+            embedded = self._embedded[version] = _has_embedded(node)
+        if embedded:
+            _coerce_embedded(obj, node, unknown, "")
         return obj
 
     def default(self, obj: Object, version: str) -> None:
@@ -293,6 +300,39 @@ class CustomResource:
         return out | {
             f.get("jsonPath", "").removeprefix(".") for f in self._versions[version].get("selectableFields") or ()
         }
+
+
+def _children(value: Any, node: structural.Node, path: str) -> Iterator[tuple[Any, structural.Node, str]]:
+    """What is below a value and has a schema."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            below = node.properties.get(key) or node.values
+            if below is not None:
+                yield child, below, f"{path}.{key}" if path else key
+    elif isinstance(value, list) and node.items is not None:
+        for index, child in enumerate(value):
+            yield child, node.items, f"{path}[{index}]"
+
+
+def _has_embedded(node: structural.Node) -> bool:
+    below = [*node.properties.values(), *(n for n in (node.items, node.values) if n is not None)]
+    return any(n.embedded or _has_embedded(n) for n in below)
+
+
+def _coerce_embedded(value: Any, node: structural.Node, unknown: list[str] | None, path: str) -> None:
+    """The metadata of objects inside an object is metadata too: unknown fields go."""
+    for child, below, here in _children(value, node, path):
+        if below.embedded and isinstance(child, dict) and isinstance(child.get("metadata"), dict):
+            found: list[str] = []
+            try:
+                schemas.named(_META).decode(child["metadata"], found)
+            except DecodeError:
+                continue
+            for name in found:
+                child["metadata"].pop(name, None)
+            if unknown is not None:
+                unknown.extend(f"{here}.metadata.{name}" for name in found)
+        _coerce_embedded(child, below, unknown, here)
 
 
 def _cell(obj: Object, path: str, kind: str, now: datetime) -> Any:
