@@ -37,6 +37,7 @@ from longshore.client.resources import (
     PODS,
     REPLICA_SETS,
     RESOURCE_QUOTAS,
+    SERVICE_ACCOUNTS,
     SERVICES,
     STATEFUL_SETS,
 )
@@ -71,7 +72,11 @@ class Cluster:
             await self.client.patch(NODES, name, {"status": status}, kind="strategic", subresource="status")
 
     async def namespace(self, name: str) -> None:
+        """Make a namespace and wait for its account, without which no pod may be made."""
         await self.client.create(NAMESPACES, {"metadata": {"name": name}})
+        async with asyncio.timeout(20):
+            while not (await self.client.list(SERVICE_ACCOUNTS, name))["items"]:
+                await asyncio.sleep(0.02)
 
     async def play_kubelet(self, namespace: str) -> None:
         """Start what is bound, end what is being deleted."""
