@@ -160,6 +160,10 @@ class Containers:
                 root = self.images.prepare(key, self.images.resolve(name))
                 container.image_mounts.append(key)
             merged = await asyncio.to_thread(partial(root.mount, readonly=True))
+            # KEP-5365: a status tells which image it really is.
+            image = self.images.find(name)
+            if image is not None and not mount.image.image_ref:
+                mount.image.image_ref = image.id
             if mount.image_sub_path:
                 try:
                     inner = rooted.real_path(merged, mount.image_sub_path)

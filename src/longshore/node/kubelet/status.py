@@ -125,6 +125,10 @@ def _add_details(container: Mapping[str, Any], known: Container, status: dict[st
                            ("recursiveReadOnly", "Disabled" if m.get("readOnly") else None)) if v is not None}
         for m in container.get("volumeMounts") or ()
     ]  # fmt: skip
+    for mount in mounts:
+        found = next((m for m in known.mounts if m.container_path == mount["mountPath"] and m.image.image_ref), None)
+        if found is not None:
+            mount["volumeStatus"] = {"image": {"imageRef": found.image.image_ref}}
     if mounts:
         status["volumeMounts"] = mounts
 
