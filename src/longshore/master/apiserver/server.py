@@ -141,6 +141,10 @@ class APIServer:
     """One API server on a store. Use: start(), handle() for each request, close()."""
 
     def __init__(self, store: Any, config: Config) -> None:
+        if config.encryption_config is not None:
+            from longshore.master.apiserver.encryption import Configuration, EncryptedStore
+
+            store = EncryptedStore(store, Configuration.load(config.encryption_config))
         self.store = store
         self.config = config
         self.scheme = Scheme()

@@ -381,7 +381,7 @@ class Writer:
                 return stored, None
             _settle_times(stored, old_stored)
             value = rendering.encode_stored(stored)
-            if self._same(current, value):
+            if self._same(current, value) and not self._stale(endpoint, current):
                 if undo is not None:
                     await undo()
                 metadata["resourceVersion"] = old_metadata["resourceVersion"]
@@ -414,6 +414,11 @@ class Writer:
         metadata["resourceVersion"] = str(result.revision)
         _remember(endpoint, asked, result.revision)
         return stored, Item(current.key, result.revision, with_version(value, result.revision))
+
+    def _stale(self, endpoint: Endpoint, current: Item) -> bool:
+        """Whether what is stored wants to be written again, changed or not: in the newest cipher."""
+        stale: set[bytes] = getattr(self.hub.store, "stale", set())
+        return bool(stale) and endpoint.cache is not None and endpoint.cache.prefix + current.key.encode() in stale
 
     def _same(self, current: Item, value: bytes) -> bool:
         """Whether a value is what is stored already."""
