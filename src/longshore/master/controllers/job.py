@@ -413,7 +413,22 @@ class Run:
         taken = {rules.index_of(p) for p in active} | self.done | self.bad
         if rules.only_failed(self.job):
             taken |= {rules.index_of(p) for p in self.terminating}
-        return [i for i in range(int(self.completions or 0)) if i not in taken][:count]
+        free = [i for i in range(int(self.completions or 0)) if i not in taken]
+        if self.per_index is not None:
+            free = [i for i in free if self._index_pause(i) <= 0]
+        return free[:count]
+
+    def _index_pause(self, index: int) -> float:
+        """Seconds before an index that failed may be tried again; remembers when to look."""
+        failed = [p for p in self.pods if rules.index_of(p) == index and rules.has_failed(self.job, p)]
+        if not failed:
+            return 0.0
+        tries = max(rules.count_of(p, rules.FAILURES) for p in failed)
+        wait = min(FIRST_PAUSE * 2 ** min(tries, 10), LONGEST_PAUSE)
+        left = float(max(rules.finished_at(p) for p in failed) + wait - self.now)
+        if left > 0:
+            self.again = left if self.again is None else min(self.again, left)
+        return left
 
     def _pod(self, index: int | None) -> Object:
         pod = pod_control.from_template(self.spec["template"], self.job)

@@ -65,6 +65,7 @@ class Scheduler:
         self._watched: dict[Resource, Informer] = {}
         self.namespaces = self._inform(NAMESPACES)
         handle = Handle(client, informers, self.table, self.counters, self._watch_events)
+        handle.only_room = lambda state, pod: self.profiles[pod.cls.scheduler].only_room(state)
         handle.event, handle.nominated = self.event, self.nominated
         handle.fits_with = lambda pod, node, add, remove: self.fits_with(
             self.profiles[pod.cls.scheduler], pod, node, add=add, remove=remove

@@ -117,6 +117,8 @@ class Handle:
     fits_with: Callable[[PodInfo, NodeRow, Sequence[PodInfo], Sequence[PodInfo]], bool] = (
         lambda pod, node, add, remove: True
     )
+    # whether room is all that a pod lacks on a node that refused it for its resources
+    only_room: Callable[[CycleState, PodInfo], bool] = lambda state, pod: False
     event: Callable[..., None] = lambda *args, **kwargs: None
     nominated: Callable[[str], list[PodInfo]] = lambda node: []
 

@@ -178,6 +178,12 @@ class Profile:
         """Whether the pod may run on one node now; None, or the first refusal."""
         return _first_refusal([p for p in self.filters if p.name not in state.skipped_filters], state, pod, node)
 
+    def only_room(self, state: CycleState) -> bool:
+        """Whether what is on a node matters to this pod only by the room that it takes (or the ports)."""
+        if any(p.name not in state.skipped_filters for p in self._scoped["cluster"]):
+            return False
+        return all(p.name in ("NodePorts", "NodeResourcesFit") for p in self._scoped["node"])
+
     def diagnose(self, state: CycleState, pod: PodInfo) -> Diagnosis:
         """Why no node fits. Equal pods share the answer while nothing changes."""
         generation, cls, known = self._diagnosed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from longshore.client.objects import is_deleting, is_terminal, now, seconds
@@ -22,6 +23,9 @@ from longshore.master.scheduler.podinfo import PodInfo
 
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
+
+
+Fits = Callable[[list[PodInfo]], bool]  # whether the pod would fit with these pods gone
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class DefaultPreemption(Plugin):
         why = self._not_eligible(pod)
         if why:
             return "", Status.unschedulable(f"preemption: {why}")
-        candidates, reasons = self._candidates(pod, refused)
+        candidates, reasons = self._candidates(state, pod, refused)
         if not candidates:
             total = len(refused)
             counts = sorted(f"{n} {reason}" for reason, n in Counter(reasons).items())
@@ -73,7 +77,9 @@ class DefaultPreemption(Plugin):
             return "not eligible due to a terminating pod on the nominated node."
         return ""
 
-    def _candidates(self, pod: PodInfo, refused: dict[str, Status]) -> tuple[list[Candidate], list[str]]:
+    def _candidates(
+        self, state: CycleState, pod: PodInfo, refused: dict[str, Status]
+    ) -> tuple[list[Candidate], list[str]]:
         """Candidates among the nodes that refused, and for the others why they are none."""
         table = self.handle.table
         reasons, possible = [], []
@@ -87,8 +93,13 @@ class DefaultPreemption(Plugin):
         random.shuffle(possible)
         found: list[Candidate] = []
         budgets = list(self.budgets.store)
+        only_room = self.handle.only_room(state, pod)
         for row in possible:
-            candidate = self._victims(pod, row, budgets)
+            if only_room and refused[row.name].plugin == "NodeResourcesFit":
+                fits: Fits = self._room(pod, row)
+            else:
+                fits = lambda gone, row=row: self.handle.fits_with(pod, row, self._promised(pod, row), gone)  # type: ignore[misc]  # noqa: E731
+            candidate = self._victims(pod, row, budgets, fits)
             if isinstance(candidate, str):
                 reasons.append(candidate)
                 continue
@@ -97,13 +108,35 @@ class DefaultPreemption(Plugin):
                 break
         return found, reasons
 
-    def _victims(self, pod: PodInfo, row: NodeRow, budgets: list[Object]) -> Candidate | str:
+    def _promised(self, pod: PodInfo, row: NodeRow) -> list[PodInfo]:
+        """Pods at least as important that are nominated to the node."""
+        return [n for n in self.handle.nominated(row.name) if n.key != pod.key and n.priority >= pod.priority]
+
+    def _room(self, pod: PodInfo, row: NodeRow) -> Fits:
+        """Whether the pod has room once some pods are gone, by arithmetic alone."""
+        table, index = self.handle.table, row.index
+        promised = self._promised(pod, row)
+        places = int(table.max_pods[index] - table.pod_count[index]) - len(promised)
+        missing: list[tuple[str, int]] = []
+        for name, value in pod.cls.requests.items():
+            column = table.column(name)
+            free = int(table.allocatable[column, index] - table.requested[column, index])
+            free -= sum(p.cls.requests.get(name, 0) for p in promised)
+            missing.append((name, value - free))
+
+        def fits(gone: list[PodInfo]) -> bool:
+            if places + len(gone) < 1:
+                return False
+            return all(sum(v.cls.requests.get(name, 0) for v in gone) >= lack for name, lack in missing if lack > 0)
+
+        return fits
+
+    def _victims(self, pod: PodInfo, row: NodeRow, budgets: list[Object], fits: Fits) -> Candidate | str:
         """Who would have to go from a node: as few and as unimportant as possible; or why nobody helps."""
         lower = [v for v in row.pods.values() if v.priority < pod.priority and not is_terminal(v.pod)]
         if not lower:
             return NO_VICTIMS
-        nominated = [n for n in self.handle.nominated(row.name) if n.key != pod.key and n.priority >= pod.priority]
-        if not self.handle.fits_with(pod, row, nominated, lower):
+        if not fits(lower):
             return NO_VICTIMS
         # The most important first: each comes back if there is room, those under a violated budget before the others.
         ordered = sorted(lower, key=lambda v: (-v.priority, start_time(v)))
@@ -112,7 +145,7 @@ class DefaultPreemption(Plugin):
         for group, counts in ((violating, True), (rest, False)):
             for info in group:
                 without = [v for v in gone if v is not info]
-                if self.handle.fits_with(pod, row, nominated, without):
+                if fits(without):
                     gone = without
                 else:
                     victims.append(info)
