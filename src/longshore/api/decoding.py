@@ -263,13 +263,57 @@ class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoa
             out[key] = self.construct_object(value_node, deep=True)
         return out
 
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """The tag of a plain scalar, as go-yaml v2 has it: y and n are bools, 12:30 is a text, 1e3 a number."""
+        if kind is not yaml.ScalarNode or not implicit[0]:
+            return super().resolve(kind, value, implicit)
+        return _TAG + _plain_kind(value)
+
+
+_TAG = "tag:yaml.org,2002:"
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), "null"),
+    **dict.fromkeys(["y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON", "n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"], "bool"),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF", "-.inf", "-.Inf", "-.INF", ".nan", ".NaN", ".NAN"), "float"),
+    "<<": "merge",
+}  # fmt: skip
+_INT = re.compile(r"[-+]?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]*|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+
+
+def _plain_kind(text: str) -> str:
+    known = _WORDS.get(text)
+    if known is not None:
+        return known
+    if text[0] not in "+-.0123456789":
+        return "str"
+    plain = text.replace("_", "") if text[-1] != "_" else text
+    if _INT.fullmatch(plain):
+        return "int"
+    return "float" if _FLOAT.fullmatch(plain) else "str"
+
+
+def _integer(loader: _Loader, node: Any) -> int | float:
+    text = loader.construct_scalar(node).replace("_", "")
+    digits = text.lstrip("+-").lower()
+    base = {"0x": 16, "0b": 2, "0o": 8}.get(digits[:2], 8 if len(digits) > 1 and digits[0] == "0" else 10)
+    value = int(digits[2:] if digits[:2] in ("0x", "0b", "0o") else digits, base) * (-1 if text[0] == "-" else 1)
+    return value if -(2**63) <= value < 2**64 else float(value)
+
+
+def _float(loader: _Loader, node: Any) -> float:
+    return float(loader.construct_scalar(node).replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+
 
 def _mapping(loader: _Loader, node: Any) -> dict[str, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor(_TAG + "map", _mapping)
+_Loader.add_constructor(_TAG + "timestamp", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor(_TAG + "int", _integer)
+_Loader.add_constructor(_TAG + "float", _float)
+_Loader.add_constructor(_TAG + "bool", lambda loader, node: node.value.lower() in ("y", "yes", "true", "on"))
 
 
 def parse_yaml(data: bytes) -> Parsed:

@@ -150,12 +150,13 @@ def size(value: Any) -> int:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    try:
-        from longshore.api.crd.structural import python_pattern
+    """The pattern; EvalError with Go's complaint."""
+    from longshore.api.crd.patterns import PatternError, compile_go
 
-        return re.compile(python_pattern(pattern))
-    except re.error as error:
-        raise EvalError(f"error parsing regexp: {error.msg}: `{pattern}`") from None
+    try:
+        return compile_go(pattern)
+    except PatternError as error:
+        raise EvalError(str(error)) from None
 
 
 def matches(text: Any, pattern: Any) -> bool:

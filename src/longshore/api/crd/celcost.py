@@ -14,6 +14,12 @@ from longshore.api.crd.structural import Node
 REQUEST = 3 * 1024 * 1024
 RULE_LIMIT = 10_000_000
 SCHEMA_LIMIT = 100_000_000
+# What walks over the whole of a text; everything else costs the same for texts of every size.
+_READERS = frozenset(
+    ("url", "isURL", "ip", "isIP", "cidr", "isCIDR", "quantity", "isQuantity", "semver", "isSemver", "bytes",
+     "sets.contains", "sets.equivalent", "sets.intersects")
+)  # fmt: skip
+_TRAVERSALS = frozenset(("lowerAscii", "upperAscii", "trim", "substring", "replace", "split", "charAt", "validate"))
 _LOOPS = frozenset(("all", "exists", "exists_one", "existsOne", "map", "filter", "transformList", "transformMap"))
 
 
@@ -141,9 +147,8 @@ def _cost(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
         return 40 + sum(_cost(v, scope)[0] for _, v, _ in tree[3]), 1
     if kind == "call":
         parts = [_cost(a, scope) for a in tree[3]]
-        return 1 + sum(c for c, _ in parts) + 0.1 * sum(
-            _bytes(s) for _, s in parts if tree[2] != "has" and tree[2] != "size"
-        ), parts[0][1] if tree[2] == "string" and parts else 1
+        walked = sum(_bytes(s) for _, s in parts) if tree[2] in _READERS else 0
+        return 1 + sum(c for c, _ in parts) + 0.1 * walked, parts[0][1] if tree[2] == "string" and parts else 1
     if kind == "mcall":
         return _method(tree, scope)
     return 1, 1
@@ -168,14 +173,11 @@ def _method(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
         return total + size * 0.1 * max(1.0, 0.1 * sum(_bytes(s) for _, s in others)), 1
     if name in ("startsWith", "endsWith"):
         return total + 0.1 * sum(_bytes(s) for _, s in others), 1
-    return total + 0.1 * size, inner if name in (
-        "lowerAscii",
-        "upperAscii",
-        "trim",
-        "substring",
-        "replace",
-        "orValue",
-    ) else 1
+    if name in _TRAVERSALS:
+        return total + 0.1 * size, inner
+    if name in ("isSorted", "sum", "min", "max", "join", "distinct", "flatten", "sort", "reverse", "slice"):
+        return total + size, inner
+    return total, inner if name == "orValue" else 1
 
 
 def _bytes(size: Any) -> int:

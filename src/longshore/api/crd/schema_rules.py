@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from longshore.api.crd import structural
+from longshore.api.crd.patterns import PatternError, compile_go
 from longshore.api.validation.errors import Errors
 
 Object = dict[str, Any]
@@ -47,15 +47,9 @@ def validate(schema: Object, errors: Errors, path: str, *, root: bool = False) -
 def _pattern_problem(text: str) -> str:
     """Go's complaint about a pattern, "" when it is good (as far as Python's parser can tell)."""
     try:
-        re.compile(structural.python_pattern(text))
-    except re.error as error:
-        words = {
-            "missing ), unterminated subpattern": "missing closing )",
-            "unterminated character set": "missing closing ]",
-            "nothing to repeat": "missing argument to repetition operator",
-        }
-        message = words.get(str(error.msg), str(error.msg))
-        return f"error parsing regexp: {message}: `{text}`"
+        compile_go(text)
+    except PatternError as error:
+        return str(error)
     return ""
 
 

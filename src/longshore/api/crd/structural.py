@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from longshore.api.crd import formats
+from longshore.api.crd.patterns import PatternError, compile_go
 from longshore.api.validation.errors import Errors, FieldError
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
@@ -58,28 +59,9 @@ class Node:
 
 def _go_pattern(text: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(python_pattern(text))
-    except re.error:
+        return compile_go(text)
+    except PatternError:
         return None
-
-
-def python_pattern(text: str) -> str:
-    r"""Go's syntax where Python's differs: \z, (?i) within, POSIX classes."""
-    text = re.sub(
-        r"\[\[:(\w+):\]\]",
-        lambda m: {
-            "alnum": "[A-Za-z0-9]",
-            "alpha": "[A-Za-z]",
-            "digit": "[0-9]",
-            "lower": "[a-z]",
-            "upper": "[A-Z]",
-            "space": r"\s",
-        }.get(m[1], m[0]),
-        text,
-    )
-    text = text.replace(r"\z", r"\Z")
-    # In Go $ is the end of the text, never before a last newline.
-    return re.sub(r"(?<!\\)\$$", r"\\Z", text)
 
 
 def prune(value: Any, node: Node, unknown: list[str] | None = None, path: str = "", *, root: bool = False) -> None:
