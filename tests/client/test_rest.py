@@ -10,7 +10,7 @@ import pytest
 
 from longshore.client.config import Config
 from longshore.client.informer import InformerFactory
-from longshore.client.resources import CONFIG_MAPS, NODES, PODS
+from longshore.client.resources import CONFIG_MAPS, NODES, PODS, Resource
 from longshore.client.rest import Client, is_already_exists, is_not_found
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Request, Response, Server
@@ -135,4 +135,14 @@ async def test_informer_over_gaps(door: tuple[Door, Client]) -> None:
     late: list[str] = []
     informer.on(lambda o: late.append(o["metadata"]["name"]))
     assert late == ["c"]
+    await factory.stop()
+
+
+async def test_a_resource_that_is_not_served_holds_nobody_up(door: tuple[Door, Client]) -> None:
+    _, client = door
+    factory = InformerFactory(client)
+    informer = factory.informer(Resource("", "v1", "missing", "Missing"))
+    factory.start()
+    await asyncio.wait_for(factory.wait_synced(), 5)
+    assert len(informer.store) == 0
     await factory.stop()

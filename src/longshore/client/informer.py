@@ -181,6 +181,11 @@ class Informer:
                 if error.code == 410 or error.reason in ("Expired", "Gone"):
                     self.resource_version = ""
                     log.debug("%s: %s; listing again", self.resource, error)
+                elif error.code == 404 and not self.resource_version:
+                    # Not served (by an older server, or not yet): nothing is there, and others need not wait for it.
+                    log.log(logging.DEBUG if failing else logging.INFO, "%s is not served", self.resource)
+                    self._synced.set()
+                    failing = True
                 else:
                     log.log(logging.DEBUG if failing else logging.WARNING, "%s: %s", self.resource, error)
                     failing = True
