@@ -79,6 +79,11 @@ class DockerEngine:
         line = self._process.stdout.readline()
         assert line == "ready\n", (self.base / "log").read_text()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """kill -9, as an accident would."""
         assert self._process is not None
