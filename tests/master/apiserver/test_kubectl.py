@@ -77,3 +77,13 @@ def test_watch_ends_on_delete(kubectl: Any, server: Any) -> None:
     kubectl("delete", "configmap", "w")
     _, errors = waiting.communicate(timeout=40)
     assert waiting.returncode == 0, errors
+
+
+def test_component_statuses(kubectl: Any) -> None:
+    lines = kubectl("get", "componentstatuses").splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["controller-manager", "Unknown"],
+        ["etcd-0", "Healthy"],
+        ["scheduler", "Unknown"],
+    ]
+    assert kubectl("get", "cs", "etcd-0", "-o", "jsonpath={.conditions[0].status}") == "True"

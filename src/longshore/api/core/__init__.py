@@ -1,5 +1,6 @@
 """The core group ("", v1)."""
 
+from longshore.api.core.componentstatus import ComponentStatus
 from longshore.api.core.config import ConfigMap, Secret, ServiceAccount
 from longshore.api.core.endpoints import Endpoints
 from longshore.api.core.event import Event
@@ -10,6 +11,7 @@ from longshore.api.core.service import Service
 from longshore.api.core.volumes import PersistentVolume, PersistentVolumeClaim
 
 STRATEGIES = {
+    "ComponentStatus": ComponentStatus,
     "ConfigMap": ConfigMap,
     "Endpoints": Endpoints,
     "Event": Event,

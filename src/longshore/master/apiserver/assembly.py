@@ -8,6 +8,7 @@ from longshore.master.apiserver import admission
 from longshore.master.apiserver.aggregation import Aggregator
 from longshore.master.apiserver.allocation import ServiceAllocator
 from longshore.master.apiserver.auth import Access
+from longshore.master.apiserver.components import Components
 from longshore.master.apiserver.crds import Definitions
 from longshore.master.apiserver.debugging import Debugging
 from longshore.master.apiserver.kindhooks import CertificateRequests, DaemonSets
@@ -47,6 +48,7 @@ async def assemble(server: APIServer) -> None:
     )
     special.update(proxying.handlers())
     server.closers.append(proxying.close)
+    special["", "componentstatuses", ""] = Components(server.api, server.store_alive).handle
     Debugging(server)
     _gauges(server)
     server.openapi = OpenAPI(server.scheme, server.discovery)

@@ -160,7 +160,7 @@ class APIServer:
         self.api = LocalAPI(self.scheme, self.hub, self.writer, self.deleter)
         self.admission.api = self.api
         self.discovery = Discovery(self.scheme)
-        self.health = Health(self._store_alive)
+        self.health = Health(self.store_alive)
         self.authenticators: list[Authenticator] = [CertificateAuthenticator()]
         self.authorizers: list[Authorizer] = [PrivilegedAuthorizer()]
         self.api.authorizers = self.authorizers
@@ -186,7 +186,7 @@ class APIServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _store_alive(self) -> str:
+    def store_alive(self) -> str:
         failed = self.hub.failed
         return "etcd failed: the watch ended" if failed is not None and failed.done() else ""
 
