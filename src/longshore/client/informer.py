@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ WATCH_SECONDS = (
     300  # the shortest that we ask a watch to last; up to twice that, so that watches end at different times
 )
 WATCH_SLACK_SECONDS = 30.0
+SHORTEST_WATCH_SECONDS = 1.0
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 BACKOFF_START, BACKOFF_END = 0.1, 30.0
 
@@ -174,9 +176,12 @@ class Informer:
                 if failing:
                     log.info("%s: connected again", self.resource)
                     failing = False
+                begun = time.monotonic()
                 await self._watch()
-                pause = BACKOFF_START
-                continue
+                if time.monotonic() - begun > SHORTEST_WATCH_SECONDS:
+                    pause = BACKOFF_START
+                    continue
+                # A server that ends watches at once must not be asked in a tight loop.
             except StatusError as error:
                 if error.code == 410 or error.reason in ("Expired", "Gone"):
                     self.resource_version = ""
