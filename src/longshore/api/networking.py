@@ -86,9 +86,8 @@ class Ingress(Strategy):
             _path(errors, entry, f"{path}.http.paths[{index}]")
 
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
-        load_balancer(
-            errors, (new["status"].get("loadBalancer") or {}).get("ingress") or [], "status.loadBalancer.ingress"
-        )
+        ingress = (new["status"].get("loadBalancer") or {}).get("ingress") or []
+        load_balancer(errors, ingress, "status.loadBalancer.ingress", modes=False)
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         if _CLASS_ANNOTATION in (obj["metadata"].get("annotations") or {}):

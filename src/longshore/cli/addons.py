@@ -18,7 +18,7 @@ def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
     from longshore.master.controllers.localpath import STORAGE_CLASS
 
-    return [*_dns(config), *_policies(), *_metrics(config, ca), STORAGE_CLASS]
+    return [*_dns(config), *_policies(), *_ingress(), *_metrics(config, ca), STORAGE_CLASS]
 
 
 def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:
@@ -86,6 +86,32 @@ def _policies() -> list[Object]:
         ],
         user="system:kube-proxy",
     )
+
+
+def _ingress() -> list[Object]:
+    """The class of our own Ingresses, the default one, and what the nodes that serve it may see."""
+    network = "networking.k8s.io"
+    read = ["list", "watch"]
+    return [
+        *_cluster_role(
+            "longshore:ingress",
+            [
+                {"apiGroups": [network], "resources": ["ingresses", "ingressclasses"], "verbs": read},
+                {"apiGroups": [network], "resources": ["ingresses/status"], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["secrets"], "verbs": read},
+            ],
+            user="longshore:ingress",
+        ),
+        {
+            "apiVersion": f"{network}/v1",
+            "kind": "IngressClass",
+            "metadata": {
+                "name": "longshore",
+                "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"},
+            },
+            "spec": {"controller": "longshore.io/ingress"},
+        },
+    ]
 
 
 def _metrics(config: ClusterConfig, ca: bytes) -> list[Object]:

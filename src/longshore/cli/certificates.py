@@ -40,6 +40,7 @@ def ensure(layout: Layout, config: ClusterConfig) -> None:
     _kubeconfig(layout, ca, "controller-manager", config.local_server, "system:kube-controller-manager")
     _kubeconfig(layout, ca, "scheduler", config.local_server, "system:kube-scheduler")
     _kubeconfig(layout, ca, "proxy", config.server, "system:kube-proxy")
+    _kubeconfig(layout, ca, "ingress", config.server, "longshore:ingress")
     _kubeconfig(layout, ca, "metrics-server", config.local_server, "system:metrics-server")
     pki.ensure_issued(
         layout.pki,

@@ -34,6 +34,8 @@ class ClusterConfig:
     bridge: str | None
     secure_port: int = 6443
     registry_port: int = 5000
+    ingress_http_port: int = 80
+    ingress_https_port: int = 443
     docker_port: int | None = None
     service_cidr: str = "10.96.0.0/16"
     pod_cidr: str = "10.244.0.0/16"

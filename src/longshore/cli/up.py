@@ -19,6 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node-ip", default=None, help="the address to advertise (default: that of the default route)")
     parser.add_argument("--secure-port", type=int, default=6443, help="the API server's port (default %(default)s)")
     parser.add_argument("--registry-port", type=int, default=5000, help="the registry's port (default %(default)s)")
+    for scheme, port in (("http", 80), ("https", 443)):
+        words = (
+            f"every node's {scheme} port for Ingresses, opened with the first one; -1 for none (default %(default)s)"
+        )
+        parser.add_argument(f"--ingress-{scheme}-port", type=int, default=port, help=words)
     parser.add_argument("--service-cidr", default="10.96.0.0/16", help="Service addresses (default %(default)s)")
     parser.add_argument("--pod-cidr", default="10.244.0.0/16", help="Pod addresses (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for Ready (default %(default)s)")
@@ -50,6 +55,8 @@ async def up(layout: Layout, arguments: argparse.Namespace) -> int:
             host_ip=arguments.node_ip,
             secure_port=arguments.secure_port,
             registry_port=arguments.registry_port,
+            ingress_http_port=arguments.ingress_http_port,
+            ingress_https_port=arguments.ingress_https_port,
             service_cidr=arguments.service_cidr,
             pod_cidr=arguments.pod_cidr,
         )

@@ -534,8 +534,8 @@ def _policies(errors: Errors, spec: Object, kind: str) -> None:
         )
 
 
-def load_balancer(errors: Errors, ingress: list[Object], path: str) -> None:
-    """The addresses in a status."""
+def load_balancer(errors: Errors, ingress: list[Object], path: str, *, modes: bool = True) -> None:
+    """The addresses in a status. modes: of a Service, whose addresses say how they are delivered (an Ingress's do not)."""
     for index, entry in enumerate(ingress):
         here = f"{path}[{index}]"
         address = entry.get("ip", "")
@@ -543,9 +543,9 @@ def load_balancer(errors: Errors, ingress: list[Object], path: str) -> None:
             for message in ip(address):
                 errors.invalid(f"{here}.ip", address, message)
             mode = entry.get("ipMode")
-            if mode is None:
+            if modes and mode is None:
                 errors.required(f"{here}.ipMode", "must be specified when `ip` is set")
-            elif mode not in ("Proxy", "VIP"):
+            elif modes and mode not in ("Proxy", "VIP"):
                 errors.unsupported(f"{here}.ipMode", mode, ("Proxy", "VIP"))
         elif entry.get("ipMode") is not None:
             errors.forbidden(f"{here}.ipMode", "may not be specified when `ip` is not set")

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longshore.client.rest import Client
     from longshore.machinery.http import server_context
     from longshore.node.dns.server import serve as serve_dns
+    from longshore.node.ingress.server import serve as serve_ingress
     from longshore.node.kubelet.server import serve as serve_kubelet
     from longshore.node.logs.server import serve as serve_logs
     from longshore.node.overlay.server import serve as serve_overlay
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         proxy = Client(client_config.load(layout.kubeconfig("proxy")), user_agent="longshore-proxy")
         dns = Client(client_config.load(layout.kubeconfig("dns")), user_agent="longshore-dns")
+        ingress = Client(client_config.load(layout.kubeconfig("ingress")), user_agent="longshore-ingress")
         kubelet = Client(client_config.load(layout.kubeconfig(f"kubelet-{node.name}")), user_agent="longshore-logs")
         shared = InformerFactory(proxy)
         shared.start()
@@ -71,6 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
             tasks.create_task(serve_policy(client=proxy, node_name=node.name))
+            tasks.create_task(
+                serve_ingress(
+                    client=ingress,
+                    host=node.ip,
+                    http_port=config.ingress_http_port,
+                    https_port=config.ingress_https_port,
+                    informers=shared,
+                )
+            )
             tasks.create_task(
                 serve_dns(client=dns, addresses=[config.cluster_dns], domain=config.cluster_domain, informers=shared)
             )
