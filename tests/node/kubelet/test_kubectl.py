@@ -105,3 +105,24 @@ async def test_ephemeral_container_and_followed_end(node: Node) -> None:
         out, _ = await follow.communicate()
     assert out == b"bye\n"
     await kubectl("delete", "pod", "target", "--wait=true")
+
+
+async def test_log_options(node: Node) -> None:
+    kubectl = Kubectl(node)
+    await node.create("crash", {"command": ["sh", "-c", "echo one; echo two; echo err >&2; exit 1"]})
+    await node.wait(
+        "crash", lambda p: (p["status"].get("containerStatuses") or [{"restartCount": 0}])[0]["restartCount"]
+    )
+    assert sorted((await kubectl("logs", "crash", "--previous")).split()) == ["err", "one", "two"]
+    assert await kubectl("logs", "crash", "--limit-bytes=2") in ("on", "er")
+    assert len((await kubectl("logs", "crash", "--since=1h")).split()) == 3
+    assert await kubectl("logs", "crash", "--tail=0") == ""
+    await node.create("waits", {"image": "absent:1", "imagePullPolicy": "Never"})
+    await node.wait("waits", lambda p: p["status"].get("containerStatuses"))
+    assert "is waiting to start" in await kubectl("logs", "waits", code=1)
+    metrics = await kubectl("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/metrics/cadvisor")
+    assert "# TYPE container_" in metrics or metrics.strip() == ""
+    own = await kubectl("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/metrics")
+    assert "kubelet_running_pods" in own
+    assert '"maxPods":110' in await kubectl("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/configz")
+    await kubectl("delete", "pod", "crash", "waits", "--wait=true")

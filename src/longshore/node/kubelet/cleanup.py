@@ -15,8 +15,9 @@ from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet import cgroups
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.kill import Killer
-from longshore.node.kubelet.runtime import Runtime
+from longshore.node.kubelet.runtime import POD_UID, Runtime
 from longshore.node.kubelet.volumes import VolumeManager
+from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.kubelet")
 Pod = dict[str, Any]
@@ -82,8 +83,8 @@ class Cleaner:
 
     async def from_runtime(self, uid: str) -> None:
         """Remove a pod's sandboxes with their containers. Raises RpcError."""
-        state = (await self._runtime.pods()).get(uid)
-        for sandbox in state.sandboxes if state is not None else ():
+        listed = await self._runtime.call("ListPodSandbox", filter=cri.PodSandboxFilter(label_selector={POD_UID: uid}))
+        for sandbox in listed.items:
             await self._runtime.call("StopPodSandbox", pod_sandbox_id=sandbox.id)
             await self._runtime.call("RemovePodSandbox", pod_sandbox_id=sandbox.id)
 

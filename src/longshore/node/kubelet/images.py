@@ -24,6 +24,9 @@ Pod = dict[str, Any]
 Tell = Callable[[Mapping[str, Any], str, str, str], None]
 
 
+_USERS_KEPT = 1000
+
+
 class ImageError(Exception):
     """An image cannot be had now. reason: the container's waiting reason; message: its text; wait: seconds to back off."""
 
@@ -104,11 +107,26 @@ class ImageManager:
         self.backoff = BackOff()
         self._pulls: dict[str, asyncio.Task[str]] = {}
         self._errors: dict[tuple[str, str], str] = {}
+        # An image's id is the digest of its configuration: who it runs as never changes.
+        self._users: dict[str, tuple[int | None, str]] = {}
 
     async def status(self, image: str) -> Any:
         """The runtime's Image message; None when it is not present. Raises RpcError."""
         answer = await self._runtime.image_call("ImageStatus", image=cri.ImageSpec(image=image))
-        return answer.image if answer.HasField("image") else None
+        if not answer.HasField("image"):
+            return None
+        found = answer.image
+        if len(self._users) > _USERS_KEPT:
+            self._users.clear()
+        self._users[found.id] = (int(found.uid.value), "") if found.HasField("uid") else (None, str(found.username))
+        return found
+
+    async def user(self, image: str) -> tuple[int | None, str] | None:
+        """(uid, "") or (None, name) that an image asks for; None when it is not present. image: its id or a name."""
+        if image in self._users:
+            return self._users[image]
+        found = await self.status(image)
+        return None if found is None else self._users[found.id]
 
     async def ensure(self, pod: Pod, container: Mapping[str, Any], secrets: Iterable[Mapping[str, Any]], config: Any) -> str:  # fmt: skip
         """The image's reference for CreateContainer. Raises ImageError."""

@@ -324,12 +324,10 @@ class Syncer:
         return found
 
     async def _image_user(self, image: str) -> tuple[int | None, str]:
-        found = await self.services.images.status(image)
+        found = await self.services.images.user(image)
         if found is None:
             raise ConfigError(f'image "{image}" is not present')
-        if found.HasField("uid"):
-            return int(found.uid.value), ""
-        return None, str(found.username)
+        return found
 
     def _mounts(
         self,
