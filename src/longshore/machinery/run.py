@@ -16,7 +16,7 @@ class _Format(logging.Formatter):
     """One line a record: time in UTC with milliseconds, level's letter, room, message."""
 
     default_msec_format = "%s.%03dZ"
-    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
