@@ -19,6 +19,7 @@ from longshore.engine.containers.service import ContainerService
 from longshore.engine.dockerapi.server import DockerAPI
 from longshore.engine.images.store import ImageStore, ImageUser
 from longshore.engine.networks.service import NetworkService
+from longshore.engine.runtime import cgroups
 from longshore.engine.runtime.runtime import Runtime
 from longshore.engine.volumes.service import VolumeService
 from longshore.machinery.paths import Layout, NodeLayout
@@ -147,10 +148,8 @@ class Engine:
 
     def _builder(self, docker: DockerAPI) -> None:
         """Give the Docker API its builder."""
-        try:
-            from longshore.engine.build.api import make
-        except ImportError:
-            return
+        from longshore.engine.build.api import make
+
         docker.build = make(self)
 
     async def close(self) -> None:
@@ -164,6 +163,8 @@ class Engine:
         if self.docker is not None:
             self.networks.close()
         self.images.close()
+        # Groups that hold containers are busy and stay.
+        await asyncio.to_thread(cgroups.remove_empty, self.containers.cgroup_parent)
 
     async def purge(self) -> None:
         """Remove every container, pod, network interface, rule and route of this engine (`longshore down`)."""

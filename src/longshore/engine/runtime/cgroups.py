@@ -132,6 +132,19 @@ def remove(path: str, patience: float = 2.0) -> bool:
         pause = min(pause * 2, 0.05)
 
 
+def remove_empty(path: str) -> None:
+    """Remove a cgroup, those below it and those above it, as far as they hold nothing; others' are left alone. Blocking."""
+    for top in folders(path):
+        for where, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(where)
+    above = os.path.dirname(path.rstrip("/"))
+    if above not in ("", "/"):
+        for folder in folders(above):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
 def frozen(path: str) -> bool:
     """Whether the cgroup is paused."""
     if unified():
