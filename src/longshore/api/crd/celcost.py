@@ -20,13 +20,14 @@ _READERS = frozenset(
      "sets.contains", "sets.equivalent", "sets.intersects")
 )  # fmt: skip
 _TRAVERSALS = frozenset(("lowerAscii", "upperAscii", "trim", "substring", "replace", "split", "charAt", "validate"))
+_SMALLEST_TEXT = {"date": 12, "date-time": 21, "duration": 4}
 _LOOPS = frozenset(("all", "exists", "exists_one", "existsOne", "map", "filter", "transformList", "transformMap"))
 
 
 class Place(NamedTuple):
-    """Where in a schema: how often a rule here runs at most, whether oldSelf can be told, else within what it cannot."""
+    """Where in a schema: how often what is here occurs at most (None: no limit), whether oldSelf can be told, else within what not."""
 
-    times: int
+    times: int | None
     correlatable: bool
     within: str
 
@@ -59,25 +60,36 @@ def excess(what: str, cost: int, limit: int) -> str:
 
 
 def _smallest(node: Node | None) -> int:
-    """The fewest bytes that a value of a schema takes in a request, its separator included."""
+    """The fewest bytes that a value of a schema takes in a request."""
     if node is None:
-        return 2
+        return 1
+    if node.type == "object" and node.values is None:
+        required = node.raw.get("required") or ()
+        parts = ((name, node.properties.get(name)) for name in required)
+        return 2 + sum(len(name) + 4 + _smallest(part) for name, part in parts if part is None or not part.has_default)
     if node.type == "string":
-        return 3
-    if node.type in ("object", "array"):
-        if node.type == "object" and node.raw.get("required"):
-            return 2 + sum(len(str(n)) + 4 for n in node.raw["required"])
-        return 3
-    return 2
+        return _SMALLEST_TEXT.get(node.raw.get("format", ""), 2)
+    return {"object": 2, "array": 2, "boolean": 4}.get(node.type, 1)
+
+
+def occurrences(node: Node, place: Place) -> int:
+    """How many values of node a request can hold: as the limits around it say, or as many as there is room for."""
+    return place.times if place.times is not None else REQUEST // (_smallest(node) + 1)
+
+
+def within(node: Node, place: Place) -> int | None:
+    """How often the items of node occur at most, None when nothing limits them."""
+    given = node.raw.get("maxItems" if node.type == "array" else "maxProperties")
+    return place.times * int(given) if given is not None and place.times is not None else None
 
 
 def count(node: Node) -> int:
     """The most items of a list, or entries of a map."""
     if node.type == "array":
         given = node.raw.get("maxItems")
-        return int(given) if given is not None else (REQUEST - 2) // _smallest(node.items)
+        return int(given) if given is not None else (REQUEST - 2) // (_smallest(node.items) + 1)
     given = node.raw.get("maxProperties")
-    return int(given) if given is not None else (REQUEST - 2) // (_smallest(node.values) + 4)
+    return int(given) if given is not None else (REQUEST - 2) // (_smallest(node.values) + 6)
 
 
 def _length(node: Node | None) -> int:

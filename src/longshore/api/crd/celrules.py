@@ -219,7 +219,7 @@ def _compile(
                     expression,
                     "messageExpression must evaluate to a string" if text.startswith("must evaluate") else text,
                 )
-        cost = celcost.estimate(rule.text, node) * place.times
+        cost = celcost.estimate(rule.text, node) * celcost.occurrences(node, place)
         total.add(f"{here}.rule", cost)
         if cost > celcost.RULE_LIMIT:
             errors.forbidden(f"{here}.rule", celcost.excess("estimated rule cost", cost, celcost.RULE_LIMIT))
@@ -241,7 +241,7 @@ def _compile(
             errors,
             f"{path}.items",
             total,
-            celcost.Place(place.times * celcost.count(node), correlatable, within),
+            celcost.Place(celcost.within(node, place), correlatable, within),
         )
     if node.values is not None:
         _compile(
@@ -249,7 +249,7 @@ def _compile(
             errors,
             f"{path}.additionalProperties",
             total,
-            celcost.Place(place.times * celcost.count(node), place.correlatable, place.within),
+            celcost.Place(celcost.within(node, place), place.correlatable, place.within),
         )
 
 
