@@ -12,6 +12,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The machine is shared and noisy: how long an example takes says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 SHARED = Path(__file__).resolve().parents[2] / "shared"
