@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 # Hashing and unpacking release the GIL; more threads than this gain nothing on small machines and cost memory.
 _executor: ThreadPoolExecutor | None = None
+_BATCH = 1 << 20
 
 
 def executor() -> ThreadPoolExecutor:
@@ -117,8 +118,16 @@ async def consume(source: AsyncIterable[bytes], work: Callable[[Callable[[int], 
 
     async def fill() -> None:
         try:
+            # A thread that is woken for every packet spends its time waking: pieces are gathered.
+            held: list[bytes] = []
+            size = 0
             async for data in source:
-                await feed.put(bytes(data))
+                held.append(bytes(data))
+                size += len(data)
+                if size >= _BATCH:
+                    await feed.put(b"".join(held))
+                    held, size = [], 0
+            await feed.put(b"".join(held))
         except BaseException as error:
             feed.end(error if isinstance(error, Exception) else ConnectionAbortedError("canceled"))
             raise
