@@ -376,7 +376,7 @@ async def test_local_path_from_claim_to_folder_and_back(manager: Any, tmp_path: 
     )
     made = manager.api.all(PERSISTENT_VOLUMES)[0]
     folder = tmp_path / made["spec"]["hostPath"]["path"]
-    folder.mkdir()
+    assert folder.stat().st_mode & 0o777 == 0o777
     (folder / "file").write_text("x")
     manager.api.drop(PERSISTENT_VOLUME_CLAIMS, "data", "default")
     await manager.settle(lambda: not manager.api.all(PERSISTENT_VOLUMES) and not folder.exists(), pods=False)

@@ -1,7 +1,7 @@
 """The default storage: folders on the node, made when a pod that wants one has got its node.
 
 STORAGE_CLASS is the cluster's default; whoever sets a cluster up creates it (no controller may). A volume is a hostPath with the node's
-affinity, so that the kubelet makes the folder; when the claim goes, the folder is removed, if it is on this machine.
+affinity, so that a kubelet elsewhere makes the folder; when the claim goes, the folder is removed, if it is on this machine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ STORAGE_CLASS: Object = {
     "reclaimPolicy": "Delete",
     "volumeBindingMode": "WaitForFirstConsumer",
 }
+
+
+def make_folder(folder: Path) -> None:
+    """Make a volume's folder writable for whatever user its pod runs as.
+
+    A node of another machine makes its own (as hostPath folders are: writable for root only).
+    """
+    folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
 
 
 class LocalPathProvisioner(Controller):
@@ -108,6 +118,7 @@ class LocalPathProvisioner(Controller):
         }
         message = f'External provisioner is provisioning volume for claim "{key_of(claim)}"'
         self.event(claim, "Normal", "Provisioning", message)
+        await asyncio.to_thread(make_folder, folder)
         try:
             await self.client.create(PERSISTENT_VOLUMES, body)
         except StatusError as error:
