@@ -6,6 +6,7 @@ time; it refuses definitions whose rules could not be afforded.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from longshore.api.cel.parser import SyntaxProblem, parse
@@ -139,12 +140,16 @@ def _cost(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
     if kind == "op":
         left, a = _cost(tree[3], scope)
         right, b = _cost(tree[4], scope)
+        if tree[2] in ("&&", "||"):
+            return left + right, 1
         if tree[2] in ("==", "!=", "<", "<=", ">", ">="):
-            return left + right + 1 + 0.1 * min(_bytes(a), _bytes(b)), 1
+            return left + right + math.ceil(0.1 * max(1, min(_bytes(a), _bytes(b)))), 1
         if tree[2] == "in":
-            return left + right + 1 + _bytes(b), 1
+            keyed = isinstance(b, Node) and b.type == "object"
+            return left + right + (1 if keyed else max(1, _bytes(b))), 1
         if tree[2] == "+":
-            return left + right + 1 + 0.1 * (_bytes(a) + _bytes(b)), _bytes(a) + _bytes(b)
+            size = _bytes(a) + _bytes(b)
+            return left + right + math.ceil(0.1 * size), size
         return left + right + 1, 1
     if kind == "cond":
         condition, _ = _cost(tree[2], scope)
@@ -157,6 +162,9 @@ def _cost(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
         return 30 + sum(_cost(k, scope)[0] + _cost(v, scope)[0] for k, v, _ in tree[2]), len(tree[2])
     if kind == "msg":
         return 40 + sum(_cost(v, scope)[0] for _, v, _ in tree[3]), 1
+    if kind == "call" and tree[2] == "has":
+        # Asking whether a field is there costs what it takes to come to it.
+        return _cost(tree[3][0][2], scope)[0] if tree[3] and tree[3][0][0] in ("sel", "optsel") else 1, 1
     if kind == "call":
         parts = [_cost(a, scope) for a in tree[3]]
         walked = sum(_bytes(s) for _, s in parts) if tree[2] in _READERS else 0
