@@ -31,8 +31,9 @@ class BuildCache:
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
-        with store.database.write() as connection:
-            connection.execute(_SCHEMA)
+        if store.database.one("SELECT 1 FROM sqlite_master WHERE name='build_cache'") is None:
+            with store.database.write() as connection:
+                connection.execute(_SCHEMA)
 
     @staticmethod
     def key(*parts: Any) -> str:

@@ -95,9 +95,11 @@ class Services:
         """The build of a name; made by whoever asks first (a watcher may come before the build)."""
         found = self._jobs.get(ref)
         if found is None:
+            # A late watcher may still ask for one that is done; those under way always stay.
+            done = [known for known, job in self._jobs.items() if job.progress.done]
+            for known in done[: max(0, len(done) - _KEPT)]:
+                del self._jobs[known]
             found = self._jobs[ref] = Job(ref)
-            while len(self._jobs) > _KEPT:
-                self._jobs.pop(next(iter(self._jobs)))
         return found
 
     def worker(self, schema: Any) -> Any:

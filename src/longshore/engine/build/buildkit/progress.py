@@ -22,7 +22,7 @@ class Progress:
     def __init__(self) -> None:
         self._messages: list[Any] = []
         self._watchers: set[asyncio.Event] = set()
-        self._done = False
+        self.done = False
 
     def send(self, **fields: Any) -> None:
         """Add a StatusResponse: vertexes, statuses, logs, warnings."""
@@ -31,7 +31,7 @@ class Progress:
             event.set()
 
     def finish(self) -> None:
-        self._done = True
+        self.done = True
         for event in self._watchers:
             event.set()
 
@@ -45,7 +45,7 @@ class Progress:
                 while position < len(self._messages):
                     yield self._messages[position]
                     position += 1
-                if self._done:
+                if self.done:
                     return
                 event.clear()
                 await event.wait()
