@@ -43,9 +43,22 @@ def mounts() -> dict[str, Path]:
     return found
 
 
+@cache
+def beside() -> tuple[Path, ...]:
+    """Unified hierarchies mounted beside the v1 ones (hybrid machines): runc makes every cgroup there as well."""
+    if unified():
+        return ()
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if right.split(" ", 1)[0] == "cgroup2":
+            found.append(Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), left.split()[4])))
+    return tuple(found)
+
+
 def folders(path: str) -> list[Path]:
     """Every folder of the cgroup `path` ("/longshore/ID") that exists."""
-    seen = dict.fromkeys(where / path.lstrip("/") for where in mounts().values())
+    seen = dict.fromkeys(where / path.lstrip("/") for where in (*mounts().values(), *beside()))
     return [folder for folder in seen if folder.is_dir()]
 
 

@@ -43,6 +43,17 @@ def hierarchies() -> dict[str, Path]:
     return found
 
 
+@cache
+def everywhere() -> tuple[Path, ...]:
+    """Every cgroup file system, also those whose figures are not ours: runtimes make a pod's cgroups in all of them."""
+    found = [Path("/sys/fs/cgroup")] if unified() else []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if right.split(" ", 1)[0] in ("cgroup", "cgroup2"):
+            found.append(Path(left.split()[4]))
+    return tuple(dict.fromkeys(found))
+
+
 def pod_path(root: str, pod: Pod, per_qos: bool = True) -> str:
     """The cgroup of a pod ("/kubepods/burstable/podUID"), as CRI's cgroup_parent."""
     if not per_qos:
@@ -151,7 +162,7 @@ def ensure_qos(root: str, milli_cpu: int, memory: int) -> None:
 
 def remove(path: str, patience: float = 2.0) -> bool:
     """Kill what is left inside, and remove a cgroup with all below it. Blocking. Returns whether it is gone."""
-    tops = list(dict.fromkeys(where / path.lstrip("/") for where in hierarchies().values()))
+    tops = [where / path.lstrip("/") for where in everywhere()]
     deadline = time.monotonic() + patience
     pause = 0.001
     while True:

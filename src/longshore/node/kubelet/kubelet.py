@@ -387,7 +387,8 @@ class Kubelet(StatusMaker):
         await asyncio.to_thread(self.volumes.remove, uid)
         path = cgroups.pod_path(self.config.cgroup_root, worker.pod, self.config.cgroups_per_qos)
         if self.config.cgroups_per_qos:
-            await asyncio.to_thread(cgroups.remove, path)
+            if not await asyncio.to_thread(cgroups.remove, path):
+                raise RuntimeError(f"cgroup {path} could not be removed yet")
         if worker.removed or worker.pod["metadata"].get("deletionTimestamp"):
             await self.cleaner.from_runtime(uid)
 
