@@ -179,7 +179,8 @@ def _method(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
     name, arguments = tree[3], tree[4]
     if name in _LOOPS and len(arguments) >= 2 and arguments[0][0] == "id":
         times = count(inner) if isinstance(inner, Node) and inner.type in ("array", "object") else _bytes(inner)
-        element = (inner.items if inner.type == "array" else 64) if isinstance(inner, Node) else 64
+        # The keys of a map count as empty.
+        element = (inner.items if inner.type == "array" else 0) if isinstance(inner, Node) else 64
         body = sum(_cost(a, {**scope, arguments[0][2]: element})[0] for a in arguments[1:])
         return cost + times * (body + 2), inner
     others = [_cost(a, scope) for a in arguments]
@@ -188,7 +189,7 @@ def _method(tree: Any, scope: dict[str, Any]) -> tuple[float, Any]:
     if name in ("size", "hasValue", "value"):
         return total, 1
     if name in ("matches", "find", "findAll"):
-        return total + (size * 0.1 + 1) * max(1.0, 0.25 * sum(_bytes(s) for _, s in others)), inner
+        return total - 1 + math.ceil((size + 1) * 0.1) * math.ceil(0.25 * sum(_bytes(s) for _, s in others)), inner
     if name in ("contains", "indexOf", "lastIndexOf"):
         return total + size * 0.1 * max(1.0, 0.1 * sum(_bytes(s) for _, s in others)), 1
     if name in ("startsWith", "endsWith"):
