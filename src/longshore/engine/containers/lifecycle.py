@@ -20,6 +20,7 @@ from longshore.engine.networks.model import Endpoint
 from longshore.engine.networks.service import remove_sandbox
 from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRunning, RuntimeFailed
 from longshore.machinery import mounts, rooted
+from longshore.machinery.nftables import NftablesError
 
 from . import files, health, logdrivers, mountspec, ocispec, signals
 from .model import Container, format_time, new_id, now, parse_time
@@ -109,6 +110,7 @@ class Lifecycle:
         created = False
         shm: Path | None = None
         plugging: asyncio.Future[None] | None = None
+        serving: asyncio.Future[None] | None = None
         try:
             merged = service.roots.mount(container)
             shm = self._make_shm(container)
@@ -132,6 +134,8 @@ class Lifecycle:
                 await service.in_thread(service.networks.build, sandbox, [])
                 if plugs:
                     plugging = service.in_thread(self._plug, container, sandbox, plugs)
+                    if service.networks.resolvers is not None:
+                        serving = asyncio.ensure_future(service.networks.resolvers.serve(container, sandbox))
             log_path = None if host["LogConfig"]["Type"] == "none" else container.log_path
             try:
                 state_pid = await self._runtime.create(
@@ -154,8 +158,9 @@ class Lifecycle:
                 bindings = self._bindings(container)
                 if bindings:
                     container.ports = service.networks.publish(plugs[0][0], bindings)
-            if plugs and service.networks.resolvers is not None and sandbox is not None:
-                await service.networks.resolvers.serve(container, sandbox)
+            if serving is not None:
+                await serving
+                serving = None
             container.ended = asyncio.get_running_loop().create_future()
             state = container.state
             state.running, state.paused, state.restarting = True, False, False
@@ -170,14 +175,21 @@ class Lifecycle:
             except RuntimeFailed as error:
                 raise _start_error(str(error), container.path) from None
         except BaseException as error:
-            if plugging is not None:
-                with contextlib.suppress(BaseException):
-                    await plugging
+            for pending in (plugging, serving):
+                if pending is not None:
+                    with contextlib.suppress(BaseException):
+                        await pending
             await asyncio.shield(self._undo(container, sandbox, created))
             if _network_failure(error):
                 raise type(error)(f"failed to set up container networking: {error}") from None
             for name, id in before.items():
                 container.networks[name]["NetworkID"] = id
+            if isinstance(error, NftablesError):
+                raise SystemFailure(f"failed to set up container networking: {error}") from None
+            if isinstance(error, OSError):
+                raise SystemFailure(
+                    f"{error.filename or container.id}: {(error.strerror or str(error)).lower()}"
+                ) from None
             raise
         self._rotate_log(container)
         for name, settings in container.networks.items():

@@ -212,6 +212,12 @@ class Dispatcher:
             return error_response(413, "http: request body too large")
         except (ConnectionError, asyncio.CancelledError):
             raise
+        except OSError as error:
+            # A full disk, a limit of the machine: its own words help more than ours.
+            log.exception("%s %s failed", request.method, request.path)
+            return error_response(
+                500, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+            )
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             return error_response(500, "internal error")
