@@ -15,7 +15,7 @@ from longshore.engine.build.runner import RuncRunner
 from longshore.engine.errors import EngineError
 from longshore.engine.images.store import ImageStore
 
-from ..images.conftest import busybox, once, tar_of
+from ..images.conftest import busybox, imported, once, tar_of
 
 pytestmark = pytest.mark.root
 
@@ -243,6 +243,47 @@ async def test_add_unpacks_archives(build: Bench) -> None:
     )
     assert build.file("add", "un/in/side").read_bytes() == b"x"
     assert build.file("add", "as-is").read_bytes()[:2] == b"\x1f\x8b" and build.file("add", "p").read_bytes() == b"t"
+
+
+async def test_add_of_a_url(build: Bench) -> None:
+    from longshore.machinery.http import Request, Response, Server
+
+    def answer(request: Request) -> Response:
+        return Response(200, b"fetched") if request.path == "/dir/name" else Response(404)
+
+    server = Server(answer)
+    port = await server.listen_tcp("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{port}/dir/name"
+    await build(f"FROM busybox\nADD {url} /into/\nADD {url} /as\n", t="url")
+    found = build.file("url", "into/name")
+    assert found.read_bytes() == b"fetched" and found.stat().st_mode & 0o777 == 0o600
+    assert build.file("url", "as").read_bytes() == b"fetched"
+    with pytest.raises(EngineError, match="with status 404"):
+        await build(f"FROM busybox\nADD {url}x /x\n")
+    await server.close()
+
+
+async def test_steps_get_nothing_of_the_engine(build: Bench) -> None:
+    """No descriptor leaks into a step, a working folder under /proc leads nowhere (CVE-2024-21626), links at /etc neither."""
+    await build("FROM busybox\nRUN ls /proc/self/fd | tr '\\n' ' '; echo; id -u; grep CapEff /proc/self/status\n")
+    assert "0 1 2 3 \n0\n" in build.text and "00000000a80425fb" in build.text
+    for number in range(3, 12):
+        try:
+            await build(f"FROM busybox\nWORKDIR /proc/self/fd/{number}\nRUN ls ../../../ && ls -d ../../../home/\n")
+        except EngineError:
+            continue
+        raise AssertionError("a step saw the host")
+
+
+async def test_mount_points_that_are_links(build: Bench, tmp_path: Path) -> None:
+    await imported(
+        build.store,
+        "links:1",
+        {"bin": ("dir", 0o755), "etc": ("link", str(tmp_path)), "dev": ("link", "/"), "proc": ("link", "/etc")},
+    )
+    with pytest.raises(EngineError):
+        await build('FROM links:1\nRUN ["/bin/true"]\n')
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name in ("hosts", "hostname", "resolv.conf")) == []
 
 
 async def test_context_cannot_reach_out(build: Bench) -> None:

@@ -82,7 +82,12 @@ class Dispatcher:
             if flag in BUILDKIT_FLAGS or flag == "chmod":
                 raise InvalidParameter(_NEEDS_BUILDKIT.format(flag))
         handler = getattr(self, f"_{instruction.command}")
-        await handler(instruction)
+        try:
+            await handler(instruction)
+        except OSError as error:
+            # The image is odd (a link where a folder must be), or the disk is full.
+            shown = f"{error.filename}: " if isinstance(error.filename, str) else ""
+            raise SystemFailure(f"{shown}{(error.strerror or str(error)).lower()}") from None
 
     def expand(self, text: str, instruction: Instruction) -> str:
         try:
