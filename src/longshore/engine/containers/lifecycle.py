@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, NotModified, SystemFailure
+from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemFailure
 from longshore.engine.networks import model as network_model
-from longshore.engine.networks.model import Endpoint
 from longshore.engine.networks.service import remove_sandbox
 from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRunning, RuntimeFailed
-from longshore.machinery import mounts, rooted
+from longshore.machinery import mounts
 from longshore.machinery.nftables import NftablesError
 
-from . import files, health, logdrivers, mountspec, ocispec, signals
-from .model import Container, format_time, new_id, now, parse_time
+from . import health, logdrivers, ocispec, signals
+from .model import Container, format_time, now, parse_time
+from .preparation import Preparation, network_failure, start_error
 
 if TYPE_CHECKING:
     from .service import ContainerService
@@ -35,11 +34,11 @@ _RESTART_FIRST, _RESTART_MOST, _RESTART_GOOD = 0.1, 60.0, 10.0
 _OCI_FAILED = "failed to create task for container: failed to create shim task: OCI runtime create failed: "
 
 
-class Lifecycle:
+class Lifecycle(Preparation):
     """The life of containers. One a ContainerService."""
 
     def __init__(self, service: ContainerService) -> None:
-        self._service = service
+        super().__init__(service)
         self._runtime = service.runtime
         self._runtime.on_exit(self._on_exit)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,7 +149,7 @@ class Lifecycle:
                 )
                 created = True
             except RuntimeFailed as error:
-                raise _start_error(str(error), container.path) from None
+                raise start_error(str(error), container.path) from None
             if plugging is not None:
                 await plugging
                 plugging = None
@@ -173,14 +172,14 @@ class Lifecycle:
             try:
                 await self._runtime.start(container.id)
             except RuntimeFailed as error:
-                raise _start_error(str(error), container.path) from None
+                raise start_error(str(error), container.path) from None
         except BaseException as error:
             for pending in (plugging, serving):
                 if pending is not None:
                     with contextlib.suppress(BaseException):
                         await pending
             await asyncio.shield(self._undo(container, sandbox, created))
-            if _network_failure(error):
+            if network_failure(error):
                 raise type(error)(f"failed to set up container networking: {error}") from None
             for name, id in before.items():
                 container.networks[name]["NetworkID"] = id
@@ -212,213 +211,6 @@ class Lifecycle:
             with contextlib.suppress(Exception):
                 await self._runtime.delete(container.id, force=True)
         await self._clean(container)
-
-    def _plug(self, container: Container, sandbox: Path, plugs: list[tuple[Endpoint, str, bool]]) -> None:
-        try:
-            self._service.networks.build(sandbox, plugs, create=False)
-        except OSError as error:
-            raise SystemFailure(
-                f"failed to create endpoint {container.name[1:]}: {(error.strerror or str(error)).lower()}"
-            ) from None
-
-    def _check_log_options(self, container: Container) -> None:
-        options = container.host["LogConfig"]["Config"]
-        try:
-            if options.get("max-size"):
-                logdrivers.parse_size(options["max-size"])
-        except ValueError as error:
-            container.log_path.touch(mode=0o640)
-            raise SystemFailure(
-                f"failed to create task for container: failed to initialize logging driver: {error}"
-            ) from None
-
-    def _reserve_network(self, container: Container) -> tuple[Path | None, list[tuple[Endpoint, str, bool]]]:
-        """Choose the network namespace and take addresses. Returns its path (None: the host's) and what to plug in."""
-        service, mode = self._service, container.network_mode
-        networks = service.networks
-        container.ports = {}
-        if mode.startswith("container:"):
-            name = mode.partition(":")[2]
-            try:
-                other = service.store.find(name)
-            except NotFound as error:
-                raise SystemFailure(f"joining network namespace of container: {error.message}") from None
-            if not other.state.running or other.state.restarting:
-                shown = name if len(name) < 64 else other.name.lstrip("/")
-                raise Conflict(
-                    f"cannot join network namespace of a non running container: container {shown} is {other.state.status}"
-                )
-            container.config["Hostname"] = other.config["Hostname"]
-            container.config["Domainname"] = other.config["Domainname"]
-            return Path(f"/proc/{other.state.pid}/ns/net"), []
-        if mode == "host":
-            container.sandbox_id = ""
-            settings = container.networks.get("host")
-            if settings is not None:
-                settings["NetworkID"] = networks.resolve("host").id
-                settings["EndpointID"] = new_id()
-            return None, []
-        container.sandbox_id = new_id()
-        sandbox = networks.sandbox_path(container.sandbox_id)
-        plugs: list[tuple[Endpoint, str, bool]] = []
-        if mode == "none" or container.config.get("NetworkDisabled"):
-            settings = container.networks.get("none")
-            if settings is not None:
-                settings["NetworkID"] = networks.resolve("none").id
-                settings["EndpointID"] = new_id()
-            return sandbox, plugs
-        taken: list[Endpoint] = []
-        try:
-            for name, settings in list(container.networks.items()):
-                network = networks.resolve(name)
-                taken.append(networks.allocate(network, container, settings))
-                settings["DNSNames"] = dns_names(container, settings) if network.user_defined else None
-                taken[-1].names = settings["DNSNames"] or []
-        except BaseException as error:
-            for endpoint in taken:
-                networks.release(endpoint)
-            for settings in container.networks.values():
-                network_model.clear(settings)
-            container.sandbox_id = ""
-            with contextlib.suppress(EngineError, OSError):
-                self._write_files(container)
-            if isinstance(error, EngineError):
-                raise type(error)(f"failed to set up container networking: {error.message}") from None
-            raise
-        gateway = choose_gateway(container, taken)
-        for number, endpoint in enumerate(taken):
-            plugs.append((endpoint, endpoint.interface or f"eth{number}", endpoint is gateway))
-        # The one with the default route is published through, so it comes first.
-        plugs.sort(key=lambda plug: not plug[2])
-        return sandbox, plugs
-
-    def _bindings(self, container: Container) -> Json:
-        """The ports to publish: exposed ones with their bindings; all exposed ones with PublishAllPorts."""
-        bindings: Json = {}
-        wanted = {(p if "/" in p else p + "/tcp"): b for p, b in (container.host["PortBindings"] or {}).items()}
-        for port in container.config.get("ExposedPorts") or {}:
-            number, _, protocol = port.partition("/")
-            first, dash, last = number.partition("-")
-            if not first.isdigit() or (dash and not last.isdigit()):
-                first = last = "0"
-            for each in range(int(first), int(last or first) + 1):
-                key = f"{each}/{protocol or 'tcp'}"
-                chosen = wanted.get(key)
-                if container.host["PublishAllPorts"] and not chosen:
-                    chosen = [{"HostIp": "", "HostPort": ""}]
-                bindings[key] = chosen or None
-        return bindings
-
-    def _make_shm(self, container: Container) -> Path | None:
-        """A /dev/shm that other containers may join; only where it was asked for, as it is a mount more."""
-        mode = container.host["IpcMode"]
-        if mode.startswith("container:"):
-            other = self._service.store.find(mode.partition(":")[2])
-            path = other.folder / "shm"
-            return path if mounts.is_mounted(path) else Path(f"/proc/{other.state.pid}/root/dev/shm")
-        if mode != "shareable":
-            return None
-        path = container.folder / "shm"
-        path.mkdir(exist_ok=True)
-        if not mounts.is_mounted(path):
-            mounts.mount(
-                "shm", path, "tmpfs", ["nosuid", "nodev", "noexec", "mode=1777", f"size={container.host['ShmSize']}"]
-            )
-        return path
-
-    def _write_files(self, container: Container) -> dict[str, Path]:
-        """Write hosts, hostname and resolv.conf; returns where they go."""
-        service, host, config = self._service, container.host, container.config
-        mode = container.network_mode
-        if mode.startswith("container:"):
-            other = service.store.find(mode.partition(":")[2])
-            return {
-                f"/etc/{n}": other.folder / n
-                for n in ("hosts", "hostname", "resolv.conf")
-                if (other.folder / n).exists()
-            }
-        names = config["Hostname"]
-        if config["Domainname"]:
-            names = f"{names}.{config['Domainname']} {names}"
-        own = [(s["IPAddress"], names) for s in container.networks.values() if s["IPAddress"]]
-        own += [(s["GlobalIPv6Address"], names) for s in container.networks.values() if s["GlobalIPv6Address"]]
-        extra = []
-        for entry in host["ExtraHosts"] or []:
-            split = "=" if "=" in entry and (":" not in entry or entry.index("=") < entry.index(":")) else ":"
-            name, _, address = entry.partition(split)
-            if address == "host-gateway":
-                address = service.host_gateway()
-            extra.append((address.strip("[]"), name))
-        for link in host["Links"] or []:
-            target, _, alias = link.partition(":")
-            with contextlib.suppress(EngineError):
-                other = service.store.find(target.lstrip("/"))
-                address = next((s["IPAddress"] for s in other.networks.values() if s["IPAddress"]), "")
-                if address:
-                    shown = [alias or other.name[1:], other.config["Hostname"], other.name[1:]]
-                    extra.append((address, " ".join(dict.fromkeys(shown))))
-        user_defined = any(s["DNSNames"] for s in container.networks.values())
-        if mode == "host" and not extra and not own:
-            content = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else files.hosts([])
-        else:
-            content = files.hosts(own, extra)
-        (container.folder / "hosts").write_text(content)
-        (container.folder / "hostname").write_text(config["Hostname"] + "\n")
-        files.check_nameservers(host["Dns"] or [])
-        servers, search, options = files.resolver_of(
-            host["Dns"] or [], host["DnsSearch"] or [], host["DnsOptions"] or [], host_network=mode == "host"
-        )
-        if user_defined and mode != "host" and service.networks.resolvers is not None:
-            if not any(o.startswith("ndots:") for o in options):
-                options = [*options, "ndots:0"]
-            servers = [files.EMBEDDED_DNS]
-        (container.folder / "resolv.conf").write_text(files.resolv_conf(servers, search, options))
-        return {f"/etc/{n}": container.folder / n for n in ("hosts", "hostname", "resolv.conf")}
-
-    def _prepare_mounts(self, container: Container, merged: Path) -> list[Json]:
-        """The OCI mounts of volumes, binds, images and tmpfs; sources are made available."""
-        service = self._service
-        result: list[Json] = []
-        tmpfs = {mount["Target"]: mount for mount in container.host.get("Mounts") or [] if mount.get("Type") == "tmpfs"}
-        for point in container.mounts:
-            kind, target = point["Type"], point["Destination"]
-            if not target.startswith("/"):
-                raise InvalidParameter(
-                    f"{_OCI_FAILED}invalid mount {{Destination:{target}}}: mount destination {target} not absolute"
-                )
-            if kind == "tmpfs":
-                options = ["noexec", "nosuid", "nodev"]
-                for mount in tmpfs.values():
-                    if os.path.normpath(mount["Target"]) == target:
-                        options += mountspec.tmpfs_options(mount)
-                result.append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options})
-                continue
-            propagation = point["Propagation"] or "rprivate"
-            options = ["bind" if point.get("_nonrecursive") else "rbind", propagation]
-            if not point["RW"]:
-                options.append("ro")
-            if kind == "bind":
-                source = point["Source"]
-                if not os.path.lexists(source):
-                    if not point.get("_create"):
-                        raise InvalidParameter(
-                            f'invalid mount config for type "bind": bind source path does not exist: {source}'
-                        )
-                    try:
-                        os.makedirs(source, exist_ok=True)
-                    except OSError as error:
-                        raise SystemFailure(
-                            f"error while creating mount source path '{source}': mkdir {source}: {(error.strerror or '').lower()}"
-                        ) from None
-            elif kind == "volume":
-                folder = service.volumes.mount(point["Name"], container.id)
-                source = str(folder)
-                if point.get("_subpath"):
-                    source = _subpath(folder, point["_subpath"])
-            else:
-                source = service.mount_image(container, point)
-            result.append({"destination": target, "type": "bind", "source": source, "options": options})
-        return result
 
     def _connect_attached(self, container: Container) -> None:
         for future in container.pending_attach:
@@ -736,88 +528,10 @@ class Lifecycle:
     # ------------------------------------------------------------------ after a restart of the engine
 
     async def recover(self) -> None:
-        """Take over what runs, note what ended meanwhile, restart what its policy says."""
-        service = self._service
-        known = set(self._runtime.ids())
-        restart: list[Container] = []
-        for container in service.store:
-            state = container.state
-            for point in container.mounts:
-                if point["Type"] == "volume" and service.volumes.exists(point["Name"]):
-                    service.volumes.use(point["Name"], container.id)
-            held = self._runtime.state(container.id) if container.id in known else None
-            if held is not None and held.status in ("running", "paused") and state.running:
-                self._adopt(container, held.pid, held.status == "paused")
-                continue
-            if held is not None:
-                if held.exit is not None and state.running:
-                    state.exit_code, state.oom_killed = held.exit.code, held.exit.oom_killed
-                    state.finished_at = format_time(int(held.exit.at * 1e9))
-                with contextlib.suppress(Exception):
-                    await self._runtime.delete(container.id, force=True)
-            was_running = state.running
-            if was_running and held is None and not state.restarting:
-                # The machine was started anew: nobody saw how the container ended.
-                state.exit_code, state.finished_at = 255, now()
-            state.running = state.restarting = state.paused = state.removing = False
-            state.pid = 0
-            await self._clean(container)
-            container.save()
-            policy = container.host["RestartPolicy"]["Name"]
-            if container.host["AutoRemove"] and (was_running or state.status == "exited"):
-                await self.remove(container, force=True, volumes=True)
-            elif policy == "always" or (policy == "unless-stopped" and not container.manually_stopped):
-                if (
-                    was_running
-                    or (not container.manually_stopped and state.status == "exited")
-                    or (policy == "always" and state.status == "exited")
-                ):
-                    restart.append(container)
-            elif policy == "on-failure" and was_running and state.exit_code != 0:
-                restart.append(container)
-        for id in self._runtime.ids():
-            if service.store.get(id) is None and self._runtime.state(id).labels.get("owner") == "docker":
-                with contextlib.suppress(Exception):
-                    await self._runtime.delete(id, force=True)
-        service.networks.refresh_firewall(
-            rule
-            for n in service.networks.networks()
-            for e in service.networks.endpoints(n).values()
-            for rule in e.rules
-        )
-        for container in restart:
-            self._spawn(self._start_again(container))
+        """Take over what an earlier engine left: see recovery.recover."""
+        from .recovery import recover
 
-    async def _start_again(self, container: Container) -> None:
-        try:
-            async with container.lock:
-                if not container.state.running and not container.removed:
-                    await self._start(container)
-        except Exception as error:
-            log.warning("container %s could not be started again: %s", container.short, error)
-
-    def _adopt(self, container: Container, pid: int, paused: bool) -> None:
-        service = self._service
-        container.ended = asyncio.get_running_loop().create_future()
-        container.state.pid, container.state.paused = pid, paused
-        container.state.restarting = False
-        adopted: list[Endpoint] = []
-        for name, settings in container.networks.items():
-            network = service.networks.find(name)
-            if network is not None and network.driver == "bridge":
-                endpoint = service.networks.adopt(network, container, settings)
-                if endpoint is not None:
-                    adopted.append(endpoint)
-        published = choose_gateway(container, adopted)
-        if published is not None and container.ports:
-            service.networks.republish(published, container.ports)
-        if service.networks.resolvers is not None and container.sandbox_id:
-            self._spawn(
-                service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))
-            )
-        self._rotate_log(container)
-        if not paused:
-            health.start(service, container)
+        await recover(self)
 
     async def close(self) -> None:
         """The engine ends; containers go on."""
@@ -830,55 +544,3 @@ class Lifecycle:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(2):
                     await task
-
-
-def _network_failure(error: BaseException) -> bool:
-    return isinstance(error, SystemFailure) and error.message.startswith(
-        ("driver failed programming", "failed to create endpoint")
-    )
-
-
-def _start_error(text: str, command: str) -> EngineError:
-    """dockerd's form and class of a runtime's refusal."""
-    message = _OCI_FAILED + text
-    lowered = text.lower()
-    if command in text and any(
-        word in lowered
-        for word in (
-            "executable file not found",
-            "no such file or directory",
-            "permission denied",
-            "is a directory",
-            "not a directory",
-            "operation not permitted",
-        )
-    ):
-        return InvalidParameter(message)
-    return SystemFailure(message)
-
-
-def dns_names(container: Container, settings: Json) -> list[str]:
-    """The names under which others in a user-defined network find a container."""
-    names = [container.name.lstrip("/"), *(settings["Aliases"] or []), container.short]
-    hostname = container.config["Hostname"]
-    if hostname and hostname != container.short:
-        names.append(hostname)
-    return list(dict.fromkeys(names))
-
-
-def choose_gateway(container: Container, endpoints: list[Endpoint]) -> Endpoint | None:
-    """The endpoint that has the default route: the highest priority, then the first by name that is not internal."""
-    candidates = [e for e in endpoints if not e.network.internal]
-    if not candidates:
-        return endpoints[0] if endpoints else None
-    return min(candidates, key=lambda e: (-int(container.networks[e.network.name]["GwPriority"] or 0), e.network.name))
-
-
-def _subpath(folder: Path, inside: str) -> str:
-    """A folder or file in a volume, found without leaving it. Raises SystemFailure, InvalidParameter."""
-    try:
-        return str(folder) + rooted.real_path(folder, "/" + inside)
-    except FileNotFoundError:
-        raise NotFound(f"cannot access path {folder}/{inside}: no such file or directory") from None
-    except OSError as error:
-        raise SystemFailure(f"cannot access path {folder}/{inside}: {(error.strerror or '').lower()}") from None

@@ -18,7 +18,7 @@ from longshore.engine.networks.service import NetworkService
 from longshore.engine.runtime.runtime import NotRunning, RuntimeFailed
 from longshore.engine.volumes.service import VolumeService
 
-from . import create, execs, lifecycle, ocispec, validate
+from . import create, execs, lifecycle, ocispec, preparation, validate
 from .events import Events
 from .model import HOST_FIELDS, Container, endpoint, normalized
 from .rootfs import Roots
@@ -198,7 +198,7 @@ class ContainerService:
         root = self.images.rootfs(self._image_mount_id(container, point))
         folder = root.mount(readonly=True)
         if point.get("_subpath"):
-            return lifecycle._subpath(folder, point["_subpath"])
+            return preparation.subpath(folder, point["_subpath"])
         return str(folder)
 
     def unmount_image(self, container: Container, point: Json) -> None:
@@ -266,7 +266,7 @@ class ContainerService:
                 if held is not None:
                     held.name = full.lstrip("/")
                 if settings["DNSNames"]:
-                    settings["DNSNames"] = lifecycle.dns_names(container, settings)
+                    settings["DNSNames"] = preparation.dns_names(container, settings)
                     if held is not None:
                         held.names = settings["DNSNames"]
         container.save()
@@ -370,12 +370,12 @@ class ContainerService:
             if mac:
                 settings["_mac"] = mac
             if not container.state.running:
-                settings["DNSNames"] = lifecycle.dns_names(container, settings) if network.user_defined else None
+                settings["DNSNames"] = preparation.dns_names(container, settings) if network.user_defined else None
                 container.networks[network.name] = settings
                 container.save()
                 return
             held = self.networks.allocate(network, container, settings)
-            settings["DNSNames"] = lifecycle.dns_names(container, settings) if network.user_defined else None
+            settings["DNSNames"] = preparation.dns_names(container, settings) if network.user_defined else None
             held.names = settings["DNSNames"] or []
             try:
                 interface = held.interface or self._next_interface(container)

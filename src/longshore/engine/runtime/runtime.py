@@ -13,10 +13,8 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,136 +24,24 @@ from longshore.machinery import process
 
 from . import attachment, cgroups, monitor
 from .attachment import Attachment
+from .records import (
+    ExecSession,
+    ExitStatus,
+    NoSuchContainer,
+    NotRunning,
+    Record,
+    RuntimeFailed,
+    State,
+    control,
+    replace_file,
+    resolve,
+)
 from .spec import Spec
 
 log = logging.getLogger("longshore.engine.runtime")
 
 UNKNOWN_EXIT = 137
 """The exit code of a container whose monitor was killed with it: nobody saw how it ended."""
-
-
-class RuntimeFailed(RuntimeError):
-    """The OCI runtime refused; the text is its own."""
-
-
-class NoSuchContainer(KeyError):
-    """The runtime holds no container of this id."""
-
-    def __str__(self) -> str:
-        return f"no such container: {self.args[0]}"
-
-
-class NotRunning(RuntimeError):
-    """The operation needs a process that lives."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How a process ended: its code (128 + number for a signal), when (seconds since 1970), whether memory ran out."""
-
-    code: int
-    at: float
-    oom_killed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is known of a container. status: created, running, paused or stopped. Times in seconds since 1970, 0: never."""
-
-    id: str
-    status: str
-    pid: int
-    created_at: float
-    started_at: float
-    exit: ExitStatus | None
-    log_path: Path | None
-    terminal: bool
-    labels: Mapping[str, str]
-    cgroup: str
-    bundle: Path
-    exec_ids: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Record:
-    id: str
-    folder: Path
-    exited: asyncio.Future[ExitStatus]
-    runtime: str
-    pid: int = 0
-    monitor_pid: int = 0
-    created_at: float = 0.0
-    started_at: float = 0.0
-    terminal: bool = False
-    stdin: bool = False
-    stdin_once: bool = False
-    log_path: str = ""
-    cgroup: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    monitor_fd: int = -1
-    init_fd: int = -1
-    child: process.Process | None = None
-    held: list[socket.socket] = field(default_factory=list)
-    execs: dict[str, ExecSession] = field(default_factory=dict)
-    paused: bool = False
-    oom_before: int = 0
-
-
-class ExecSession:
-    """A further process in a container. `io` is its stdio when it was started attached."""
-
-    def __init__(
-        self, id: str, container_id: str, folder: Path, pid: int, io: Attachment | None, terminal: bool
-    ) -> None:
-        self.id = id
-        self.container_id = container_id
-        self.pid = pid
-        self.io = io
-        self.terminal = terminal
-        self._folder = folder
-        self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code; None while it runs."""
-        return self._exited.result() if self._exited.done() else None
-
-    async def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
-        return await asyncio.shield(self._exited)
-
-    def kill(self, sig: int = signal.SIGKILL) -> None:
-        """Signal the process."""
-        if not self._exited.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, sig)
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Set the terminal's size."""
-        _control(self._folder, f"1 {rows} {columns}\n")
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _control(folder: Path, line: str) -> None:
-    """Write a line to a monitor's control pipe. Raises NotRunning when nobody reads it."""
-    try:
-        fd = os.open(folder / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotRunning(f"monitor has gone: {error.strerror}") from None
-    try:
-        os.write(fd, line.encode())
-    finally:
-        os.close(fd)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 class Runtime:
@@ -178,7 +64,7 @@ class Runtime:
         self.runtimes = dict(runtimes or {"runc": "runc"})
         self.default_runtime = next(iter(self.runtimes))
         self._conmon = conmon
-        self._containers: dict[str, _Record] = {}
+        self._containers: dict[str, Record] = {}
         self._callbacks: list[Callable[[str, ExitStatus], None]] = []
         self._loop = asyncio.get_running_loop()
         self._programs: dict[str, str] = {}
@@ -211,7 +97,7 @@ class Runtime:
         if id in self._containers:
             raise ValueError(f"container {id} exists")
         folder = self._run / "containers" / id
-        record = _Record(id, folder, self._loop.create_future(), self._program(runtime or self.default_runtime))
+        record = Record(id, folder, self._loop.create_future(), self._program(runtime or self.default_runtime))
         record.terminal, record.stdin, record.stdin_once = terminal, stdin, stdin_once
         record.log_path = str(log_path) if log_path else ""
         record.labels = dict(labels or {})
@@ -280,7 +166,7 @@ class Runtime:
             raise
         self._save(record)
 
-    async def _open_gate(self, record: _Record, fifo: Path) -> None:
+    async def _open_gate(self, record: Record, fifo: Path) -> None:
         """What `runc start` does, without a process: runc's init waits until somebody reads its fifo."""
         fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -289,7 +175,7 @@ class Runtime:
                     if os.read(fd, 16):
                         break
                 ready: asyncio.Future[None] = self._loop.create_future()
-                self._loop.add_reader(fd, _resolve, ready)
+                self._loop.add_reader(fd, resolve, ready)
                 try:
                     waiting: list[asyncio.Future[Any]] = [ready, record.exited]
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -372,7 +258,7 @@ class Runtime:
         self._release(record)
         await asyncio.to_thread(self._sweep, record)
 
-    def _release(self, record: _Record) -> None:
+    def _release(self, record: Record) -> None:
         for fd in (record.monitor_fd, record.init_fd):
             if fd >= 0:
                 with contextlib.suppress(OSError):
@@ -383,7 +269,7 @@ class Runtime:
             sock.close()
         record.held.clear()
 
-    def _sweep(self, record: _Record) -> None:
+    def _sweep(self, record: Record) -> None:
         """Remove what lies on disk and in cgroupfs of a container whose first process has ended. Blocking."""
         if record.cgroup and ":" not in record.cgroup and not cgroups.remove(record.cgroup):
             log.warning("cgroup %s could not be removed", record.cgroup)
@@ -409,13 +295,13 @@ class Runtime:
         record = self._get(id)
         if record.exited.done():
             raise NotRunning(f"container {id} is not running")
-        _control(record.folder, f"1 {rows} {columns}\n")
+        control(record.folder, f"1 {rows} {columns}\n")
 
     def reopen_log(self, id: str) -> None:
         """Let the monitor make a new log file in the place of the old one (which the caller has renamed)."""
         record = self._get(id)
         if not record.exited.done():
-            _control(record.folder, "2 0 0\n")
+            control(record.folder, "2 0 0\n")
 
     async def exec(
         self,
@@ -490,7 +376,7 @@ class Runtime:
         return session
 
     async def _exec_ended(
-        self, record: _Record, session: ExecSession, sync: monitor.SyncPipe, child: process.Process
+        self, record: Record, session: ExecSession, sync: monitor.SyncPipe, child: process.Process
     ) -> None:
         try:
             answer = await sync.message()
@@ -569,7 +455,7 @@ class Runtime:
                 continue
             if folder.name in self._containers:
                 continue
-            record = _Record(folder.name, folder, self._loop.create_future(), kept["runtime"])
+            record = Record(folder.name, folder, self._loop.create_future(), kept["runtime"])
             for name in ("pid", "monitor_pid", "created_at", "started_at", "terminal", "stdin", "stdin_once", "log_path",
                          "cgroup", "labels", "oom_before"):  # fmt: skip
                 setattr(record, name, kept[name])
@@ -588,7 +474,7 @@ class Runtime:
 
     async def _discard(self, folder: Path) -> None:
         """A creation that was cut short: end its monitor and process and remove its traces."""
-        record = _Record(folder.name, folder, self._loop.create_future(), self._program(self.default_runtime))
+        record = Record(folder.name, folder, self._loop.create_future(), self._program(self.default_runtime))
         with contextlib.suppress(OSError, orjson.JSONDecodeError, KeyError):
             record.cgroup = orjson.loads((folder / "config.json").read_bytes())["linux"]["cgroupsPath"]
         with contextlib.suppress(RuntimeFailed):
@@ -597,13 +483,13 @@ class Runtime:
 
     # ------------------------------------------------------------------ inside
 
-    def _get(self, id: str) -> _Record:
+    def _get(self, id: str) -> Record:
         try:
             return self._containers[id]
         except KeyError:
             raise NoSuchContainer(id) from None
 
-    def _running(self, id: str) -> _Record:
+    def _running(self, id: str) -> Record:
         record = self._get(id)
         if record.exited.done():
             raise NotRunning(f"container {id} is not running")
@@ -625,22 +511,22 @@ class Runtime:
             return arguments
         return [part for argument in arguments for part in (flag, argument)]
 
-    async def _call(self, record: _Record, *arguments: str) -> None:
+    async def _call(self, record: Record, *arguments: str) -> None:
         done = await process.run(
             [record.runtime, *self._runtime_arguments(), *arguments], env=monitor.environment(), check=False
         )
         if done.returncode != 0:
             raise RuntimeFailed(monitor.runtime_message(done.stderr.decode(errors="replace")))
 
-    def _save(self, record: _Record) -> None:
+    def _save(self, record: Record) -> None:
         kept = {
             name: getattr(record, name)
             for name in ("runtime", "pid", "monitor_pid", "created_at", "started_at", "terminal", "stdin", "stdin_once",
                          "log_path", "cgroup", "labels", "oom_before")
         }  # fmt: skip
-        _write(record.folder / "state.json", orjson.dumps(kept))
+        replace_file(record.folder / "state.json", orjson.dumps(kept))
 
-    def _watch(self, record: _Record) -> None:
+    def _watch(self, record: Record) -> None:
         """See the monitor's end, which follows the exit file; a descriptor of the first process guards its pid."""
         with contextlib.suppress(OSError):
             record.init_fd = os.pidfd_open(record.pid)
@@ -656,13 +542,13 @@ class Runtime:
         else:
             self._loop.add_reader(record.monitor_fd, self._ended, record)
 
-    def _is_monitor(self, record: _Record) -> bool:
+    def _is_monitor(self, record: Record) -> bool:
         """Whether the process of the remembered pid is still this container's monitor and not a stranger."""
         with contextlib.suppress(OSError):
             return record.id.encode() in Path(f"/proc/{record.monitor_pid}/cmdline").read_bytes().split(b"\0")
         return False
 
-    def _ended(self, record: _Record) -> None:
+    def _ended(self, record: Record) -> None:
         if record.monitor_fd >= 0:
             self._loop.remove_reader(record.monitor_fd)
             os.close(record.monitor_fd)

@@ -1,0 +1,103 @@
+"""Containers after a restart of the engine: taken over, noted as ended, or started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from longshore.engine.networks.model import Endpoint
+
+from . import health
+from .model import Container, format_time, now
+from .preparation import choose_gateway
+
+if TYPE_CHECKING:
+    from .lifecycle import Lifecycle
+
+log = logging.getLogger("longshore.engine.containers")
+
+
+async def recover(lifecycle: Lifecycle) -> None:
+    """Take over what runs, note what ended meanwhile, restart what its policy says."""
+    service = lifecycle._service
+    known = set(lifecycle._runtime.ids())
+    restart: list[Container] = []
+    for container in service.store:
+        state = container.state
+        for point in container.mounts:
+            if point["Type"] == "volume" and service.volumes.exists(point["Name"]):
+                service.volumes.use(point["Name"], container.id)
+        held = lifecycle._runtime.state(container.id) if container.id in known else None
+        if held is not None and held.status in ("running", "paused") and state.running:
+            _adopt(lifecycle, container, held.pid, held.status == "paused")
+            continue
+        if held is not None:
+            if held.exit is not None and state.running:
+                state.exit_code, state.oom_killed = held.exit.code, held.exit.oom_killed
+                state.finished_at = format_time(int(held.exit.at * 1e9))
+            with contextlib.suppress(Exception):
+                await lifecycle._runtime.delete(container.id, force=True)
+        was_running = state.running
+        if was_running and held is None and not state.restarting:
+            # The machine was started anew: nobody saw how the container ended.
+            state.exit_code, state.finished_at = 255, now()
+        state.running = state.restarting = state.paused = state.removing = False
+        state.pid = 0
+        await lifecycle._clean(container)
+        container.save()
+        policy = container.host["RestartPolicy"]["Name"]
+        if container.host["AutoRemove"] and (was_running or state.status == "exited"):
+            await lifecycle.remove(container, force=True, volumes=True)
+        elif policy == "always" or (policy == "unless-stopped" and not container.manually_stopped):
+            if (
+                was_running
+                or (not container.manually_stopped and state.status == "exited")
+                or (policy == "always" and state.status == "exited")
+            ):
+                restart.append(container)
+        elif policy == "on-failure" and was_running and state.exit_code != 0:
+            restart.append(container)
+    for id in lifecycle._runtime.ids():
+        if service.store.get(id) is None and lifecycle._runtime.state(id).labels.get("owner") == "docker":
+            with contextlib.suppress(Exception):
+                await lifecycle._runtime.delete(id, force=True)
+    service.networks.refresh_firewall(
+        rule for n in service.networks.networks() for e in service.networks.endpoints(n).values() for rule in e.rules
+    )
+    for container in restart:
+        lifecycle._spawn(_start_again(lifecycle, container))
+
+
+async def _start_again(lifecycle: Lifecycle, container: Container) -> None:
+    try:
+        async with container.lock:
+            if not container.state.running and not container.removed:
+                await lifecycle._start(container)
+    except Exception as error:
+        log.warning("container %s could not be started again: %s", container.short, error)
+
+
+def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -> None:
+    service = lifecycle._service
+    container.ended = asyncio.get_running_loop().create_future()
+    container.state.pid, container.state.paused = pid, paused
+    container.state.restarting = False
+    adopted: list[Endpoint] = []
+    for name, settings in container.networks.items():
+        network = service.networks.find(name)
+        if network is not None and network.driver == "bridge":
+            endpoint = service.networks.adopt(network, container, settings)
+            if endpoint is not None:
+                adopted.append(endpoint)
+    published = choose_gateway(container, adopted)
+    if published is not None and container.ports:
+        service.networks.republish(published, container.ports)
+    if service.networks.resolvers is not None and container.sandbox_id:
+        lifecycle._spawn(
+            service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))
+        )
+    lifecycle._rotate_log(container)
+    if not paused:
+        health.start(service, container)
