@@ -32,6 +32,9 @@ def mounts() -> dict[str, Path]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
+        if kind == "cgroup2":
+            # Hybrid: no controller we use is there, but runtimes make groups in it as well.
+            found.setdefault("unified", Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), left.split()[4])))
         if kind != "cgroup":
             continue
         where = Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), left.split()[4]))
