@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+
+import orjson
 
 from longshore.api import schema as schemas
 from longshore.api.crd import celrules, jsonpath, structural
@@ -29,6 +32,21 @@ def version_key(name: str) -> tuple[int, int, int, int, str]:
     return (0, -_RANK[match[2] or ""], -int(match[1]), -int(match[3] or 0), "")
 
 
+def _pack(schema: Object) -> bytes:
+    return zlib.compress(orjson.dumps(schema), 1)
+
+
+def _without_texts(schema: Object) -> Object:
+    """The schema without what only people read, in place."""
+    schema.pop("description", None)
+    for child in (schema.get("properties") or {}).values():
+        _without_texts(child)
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            _without_texts(schema[key])
+    return schema
+
+
 class CustomResource:
     """One custom resource, all its versions. Objects are kept in the storage version; conversion None changes only apiVersion.
 
@@ -44,7 +62,13 @@ class CustomResource:
         names = (crd.get("status") or {}).get("acceptedNames") or {}
         if not names.get("plural") or not names.get("kind"):
             names = spec["names"]
-        self.crd = crd
+        # Schemas are large and mostly text: they are kept packed until somebody uses the version.
+        self._schemas = {
+            v["name"]: _pack((v.get("schema") or {}).get("openAPIV3Schema") or {}) for v in spec["versions"]
+        }
+        versions = [{key: value for key, value in v.items() if key != "schema"} for v in spec["versions"]]
+        spec = {**spec, "versions": versions}
+        self.crd = {**crd, "spec": spec}
         self.group: str = spec["group"]
         self.plural: str = names["plural"]
         self.kind: str = names["kind"]
@@ -110,13 +134,14 @@ class CustomResource:
 
     def openapi(self, version: str) -> Object:
         """The version's OpenAPI v3 schema as the definition gives it ({} when it gives none)."""
-        return ((self._versions[version].get("schema") or {}).get("openAPIV3Schema")) or {}
+        out: Object = orjson.loads(zlib.decompress(self._schemas[version]))
+        return out
 
     def node(self, version: str) -> structural.Node:
         """The compiled schema of a version."""
         found = self._nodes.get(version)
         if found is None:
-            found = self._nodes[version] = structural.Node(self.openapi(version))
+            found = self._nodes[version] = structural.Node(_without_texts(self.openapi(version)))
             if self.crd["spec"].get("preserveUnknownFields"):
                 found.preserve = True
         return found
