@@ -1,12 +1,14 @@
 """The CRI log format (kubernetes/kubernetes design: kubelet-cri-logging): `TIME STREAM TAG MESSAGE\\n`.
 
 TIME is RFC 3339 with nanoseconds, STREAM stdout or stderr, TAG `F` (full) or `P` (the line goes on in the next
-record of the same stream); tags are separated by colons, the first one counts.
+record of the same stream); tags are separated by colons, the first one counts. Longshore's store adds a tag of its own
+for lines that came over the network with line breaks in them: `F:e`, whose message has them escaped (backslash, n).
 """
 
 from __future__ import annotations
 
 import calendar
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -68,6 +70,8 @@ def parse_line(raw: bytes) -> Line:
         message = b""
     if stream not in (b"stdout", b"stderr"):
         raise ValueError(f"not a CRI log record: {raw[:80]!r}")
+    if tag == b"F:e":
+        message = re.sub(rb"\\(.)", lambda m: b"\n" if m[1] == b"n" else m[1], message)
     return Line(parse_time(time), stream, not tag.startswith(b"P"), message)
 
 
@@ -103,6 +107,9 @@ def joined(records: Iterator[Line]) -> Iterator[Line]:
 
 def format_line(time: int, stream: bytes, message: bytes, full: bool = True) -> bytes:
     """One record with its newline; time in nanoseconds since 1970."""
+    if b"\n" in message:
+        message = message.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+        return b"%s %s F:e %s\n" % (format_time(time), stream, message)
     return b"%s %s %s %s\n" % (format_time(time), stream, b"F" if full else b"P", message)
 
 

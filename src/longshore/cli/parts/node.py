@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
                     node=node.name,
                     tls=server_context(certificate, key, client_ca=pki / "ca.crt"),
                     client=kubelet,
+                    forward=("127.0.0.1", 24224),
                 )
             )
             if len(config.nodes) > 1:

@@ -60,7 +60,7 @@ class Collector:
         self._dirty: set[Path] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._waiting = False
-        self._checkpoints = {c.inode: c for c in store.index.checkpoints()}
+        self._checkpoints = {c.inode: c for c in store.index.checkpoints() if c.inode}  # 0: the journal's
         self.bytes_read = 0
 
     def start(self) -> None:

@@ -15,12 +15,16 @@ from typing import Any
 import orjson
 
 from longshore.client.delegated import Delegated, Identity
-from longshore.machinery.http import Request, Response
+from longshore.machinery.http import BodyTooLarge, Request, Response
+from longshore.machinery.streams.channel import Refused
 from longshore.node.logs.logql.ast import LogQLError, LogQuery
 from longshore.node.logs.logql.lexer import duration
 from longshore.node.logs.logql.parser import parse, parse_log_query
 from longshore.node.logs.logql.pipeline import label_matcher
+from longshore.node.logs.push import BODY_LIMIT, PushRefused, push
 from longshore.node.logs.query import Entry, LogQuerier, MayRead
+from longshore.node.logs.store.store import LogStore
+from longshore.node.logs.tail import streams_of, tail
 from longshore.wire import crilog
 
 SECOND = 1_000_000_000
@@ -33,10 +37,17 @@ class BadRequest(ValueError):
 
 
 class LokiAPI:
-    """The routes. `delegated` tells who asks and what they may read; None (tests) lets everybody read all."""
+    """The routes. `delegated` tells who asks and what they may read; None (tests) lets everybody read all.
 
-    def __init__(self, querier: LogQuerier, delegated: Delegated | None) -> None:
+    store: where pushes go (None: they answer 404); node: this node's name.
+    """
+
+    def __init__(
+        self, querier: LogQuerier, delegated: Delegated | None, store: LogStore | None = None, node: str = ""
+    ) -> None:
         self._querier = querier
+        self._store = store
+        self._node = node
         self._delegated = delegated
         self._routes: dict[str, Callable[[dict[str, list[str]], MayRead], Awaitable[Any]]] = {
             "/loki/api/v1/query_range": self._query_range,
@@ -57,6 +68,8 @@ class LokiAPI:
             identity = await self._delegated.identify(request)
             if identity is None:
                 return Response(401, b"Unauthorized\n", content_type="text/plain; charset=utf-8")
+        if request.path == "/loki/api/v1/push" and self._store is not None:
+            return await self._push(request, identity, self._store)
         may_read = await self._may_read(identity)
         if request.path == "/loki/api/v1/status/buildinfo":
             return Response.json(
@@ -73,6 +86,11 @@ class LokiAPI:
             if request.path == "/loki/api/v1/follow":
                 await self._follow(request, parameters, may_read)
                 return None
+            if request.path == "/loki/api/v1/tail":
+                query = parse_log_query(_one(parameters, "query"))
+                start = _time(parameters.get("start", [""])[0]) or time.time_ns() - 3600 * SECOND
+                await tail(self._querier, request, query, may_read, start=start, limit=_limit(parameters))
+                return None
             route = self._routes.get(request.path)
             if route is not None:
                 answer = await route(parameters, may_read)
@@ -80,22 +98,51 @@ class LokiAPI:
                 answer = self._values(match[1], parameters, may_read)
             else:
                 return Response(404, b"404 page not found\n", content_type="text/plain; charset=utf-8")
+        except Refused as refused:
+            return refused.response
         except (LogQLError, BadRequest) as error:
             return Response(400, f"{error}\n".encode(), content_type="text/plain; charset=utf-8")
         return Response.json(answer)
 
+    async def _push(self, request: Request, who: Identity | None, store: LogStore) -> Response:
+        """Who may `create nodes/log` may push."""
+        text = "text/plain; charset=utf-8"
+        if request.method != "POST":
+            return Response(405, b"", content_type=text)
+        if self._delegated is not None and who is not None:
+            allowed, _ = await self._delegated.allowed(who, verb="create", resource="nodes", subresource="log")
+            if not allowed:
+                return Response(403, b"Forbidden\n", content_type=text)
+        kind = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            return Response(415, f"Content-Type {kind!r} is not supported\n".encode(), content_type=text)
+        try:
+            body = await request.read(BODY_LIMIT)
+            await push(store, body, request.headers.get("content-encoding") or "", self._node)
+        except BodyTooLarge:
+            return Response(413, b"the body is too large\n", content_type=text)
+        except PushRefused as error:
+            return Response(error.status, f"{error}\n".encode(), content_type=text)
+        except OSError as error:
+            return Response(500, f"{error}\n".encode(), content_type=text)
+        return Response(204, b"", content_type=text)
+
     async def _may_read(self, who: Identity | None) -> MayRead:
-        """Ask once for every namespace that has logs; the answers are cached by Delegated."""
+        """Ask once for every namespace that has logs; the answers are cached by Delegated.
+
+        Streams without a namespace (the parts' own logs, inputs over the network) are for who may `get nodes/log`.
+        """
         if self._delegated is None or who is None:
             return lambda _namespace: True
-        namespaces = {labels.get("namespace", "") for labels in self._querier.label_sets(lambda _n: True)}
-        everywhere, _ = await self._delegated.allowed(who, verb="get", resource="pods", subresource="log")
+        delegated = self._delegated
+        nodes, _ = await delegated.allowed(who, verb="get", resource="nodes", subresource="log")
+        everywhere, _ = await delegated.allowed(who, verb="get", resource="pods", subresource="log")
         if everywhere:
-            return lambda _namespace: True
-        readable = set()
-        for namespace in namespaces:
+            return lambda namespace: bool(namespace) or nodes
+        readable = {""} if nodes else set()
+        for namespace in {labels.get("namespace", "") for labels in self._querier.label_sets(lambda _n: True)}:
             if namespace:
-                allowed, _ = await self._delegated.allowed(
+                allowed, _ = await delegated.allowed(
                     who, verb="get", resource="pods", subresource="log", namespace=namespace
                 )
                 if allowed:
@@ -190,16 +237,6 @@ class LokiAPI:
         finally:
             stop()
             gone.cancel()
-
-
-def streams_of(entries: list[Entry]) -> list[dict[str, Any]]:
-    """Entries as Loki's `streams` result: grouped by their labels, order kept."""
-    groups: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-    for entry in entries:
-        key = tuple(sorted(entry.labels.items()))
-        group = groups.setdefault(key, {"stream": entry.labels, "values": []})
-        group["values"].append([str(entry.time), entry.line])
-    return list(groups.values())
 
 
 def _success(kind: str, result: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from longshore.wire import crilog
 
 #: Whether the asker may read the logs of a namespace.
 MayRead = Callable[[str], bool]
-_PARTIAL = (b" stdout P ", b" stderr P ")
+#: Records whose message is not the line itself: parts of one, or with escapes.
+_INDIRECT = (b" stdout P ", b" stderr P ", b" stdout F:e ", b" stderr F:e ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class LogQuerier:
 
     def _from_block(self, query: LogQuery, stream: Stream, block: bytes, start: int, end: int) -> Iterator[Entry]:
         texts = pipeline.needles(query)
-        partial = any(mark in block for mark in _PARTIAL)
+        partial = any(mark in block for mark in _INDIRECT)
         if not partial and any(text not in block for text in texts):
             return
         steps = pipeline.steps(query)

@@ -23,10 +23,28 @@ from longshore.node.logs.logql.ast import (
 from longshore.node.logs.logql.lexer import Word, byte_size, duration, place, words
 
 RANGE_FUNCTIONS = frozenset(
-    ["rate", "rate_counter", "count_over_time", "bytes_rate", "bytes_over_time", "sum_over_time", "avg_over_time", "min_over_time", "max_over_time", "first_over_time", "last_over_time", "stdvar_over_time", "stddev_over_time", "quantile_over_time", "absent_over_time"]
+    [
+        "rate",
+        "rate_counter",
+        "count_over_time",
+        "bytes_rate",
+        "bytes_over_time",
+        "sum_over_time",
+        "avg_over_time",
+        "min_over_time",
+        "max_over_time",
+        "first_over_time",
+        "last_over_time",
+        "stdvar_over_time",
+        "stddev_over_time",
+        "quantile_over_time",
+        "absent_over_time",
+    ]
 )
 NEED_UNWRAP = RANGE_FUNCTIONS - {"rate", "count_over_time", "bytes_rate", "bytes_over_time", "absent_over_time"}
-VECTOR_FUNCTIONS = frozenset(["sum", "avg", "min", "max", "count", "topk", "bottomk", "stddev", "stdvar", "sort", "sort_desc"])
+VECTOR_FUNCTIONS = frozenset(
+    ["sum", "avg", "min", "max", "count", "topk", "bottomk", "stddev", "stdvar", "sort", "sort_desc"]
+)
 _PRECEDENCE = {"or": 1, "and": 2, "unless": 2, "==": 3, "!=": 3, ">": 3, ">=": 3, "<": 3, "<=": 3}
 _PRECEDENCE |= {"+": 4, "-": 4, "*": 5, "/": 5, "%": 5, "^": 6}
 LONGEST_QUERY = 131072

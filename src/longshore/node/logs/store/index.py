@@ -97,6 +97,10 @@ class Index:
                 [(f.stream, f.first, f.last, f.records, f.raw_size, name, f.offset, f.size) for f in scan(segment)],
             )
 
+    def known(self, key: str) -> bool:
+        """Whether a stream of this key is there."""
+        return key in self._ids
+
     def stream(self, key: str, labels: dict[str, str]) -> Stream:
         """The stream of a key, made or given new labels when they differ."""
         number = self._ids.get(key)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longshore.node.logs.store.index import Checkpoint, Index, Place, Stream
+from longshore.node.logs.store.journal import PREFIX, Journal
 from longshore.node.logs.store.segment import Codec, Damaged, Frame, SegmentWriter
 from longshore.wire import crilog
 
@@ -22,6 +24,7 @@ BLOCK_SIZE = 512 * 1024
 FLUSH_SECONDS = 30.0
 MOST_PENDING = 16 * 2**20
 HOUR = 3600 * 1_000_000_000
+_NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,21 @@ class Head:
     size: int = 0
     since: float = 0.0
     checkpoint: Checkpoint | None = None
+    journal: int = 0  # the number of its first record in the journal, 0: it came from a log file
+
+    def block(self) -> bytes:
+        """The records in the order of their times: what comes over the network may come in any order."""
+        block = b"".join(self.parts)
+        if not self.journal:
+            return block
+        records = block.split(b"\n")
+        records.pop()
+        records.sort(key=_time_text)
+        return b"\n".join(records) + b"\n" if records else b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    stream: Stream
-    parts: list[bytes]
-    checkpoint: Checkpoint | None
+def _time_text(record: bytes) -> bytes:
+    return record[:30]
 
 
 class LogStore:
@@ -66,7 +77,7 @@ class LogStore:
         self.index = Index(folder)
         self.retention = retention or Retention()
         self._heads: dict[int, Head] = {}
-        self._writing: list[_Job] = []
+        self._writing: list[Head] = []
         self._writers: dict[str, SegmentWriter] = {}
         self._codec = Codec()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-store")
@@ -79,6 +90,11 @@ class LogStore:
         self.followers: set[Callable[[Stream, bytes], None]] = set()
         self._next_retention = 0.0
         self.failures = 0
+        self._journal = Journal(folder / "journal")
+        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="log-journal")
+        self._waiters: list[asyncio.Future[None]] = []
+        self._syncing: asyncio.Task[None] | None = None
+        self._replay()
 
     @property
     def full(self) -> bool:
@@ -94,9 +110,64 @@ class LogStore:
 
     def append(self, stream: Stream, records: bytes, checkpoint: Checkpoint | None = None) -> None:
         """Take whole CRI-format records of a stream. checkpoint: where the collector stands after them."""
+        self._append(stream, records, checkpoint, 0)
+
+    def put(self, stream: Stream, records: bytes) -> None:
+        """Take whole CRI-format records that came over the network; they last when a later `commit` returns.
+
+        Their times are as `crilog.format_time` writes them, and may come in any order.
+        """
+        number = self._journal.add(stream.id, records)
+        self._append(stream, records, Checkpoint(f"{PREFIX}{stream.id}", 0, number), number)
+
+    async def commit(self) -> None:
+        """Return when all that has been put is synced to disk. Raises OSError; all who wait share one sync."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(done)
+        if self._syncing is None:
+            self._syncing = asyncio.ensure_future(self._sync_loop())
+        await done
+
+    async def _sync_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiters:
+                waiters, self._waiters = self._waiters, []
+                first, data = self._journal.take()
+                error: OSError | None = None
+                if data:
+                    try:
+                        await loop.run_in_executor(self._journal_thread, self._journal.sync, first, data)
+                    except OSError as failure:
+                        self.failures += 1
+                        log.error("cannot write the journal: %s", failure)
+                        error = failure
+                for done in waiters:
+                    if not done.done():
+                        done.set_exception(error) if error else done.set_result(None)
+        finally:
+            self._syncing = None
+
+    async def room(self) -> None:
+        """Return when `full` has ended."""
+        while self.full:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.on_room(lambda ended=ended: ended.done() or ended.set_result(None))  # type: ignore[misc]
+            await ended
+
+    def _replay(self) -> None:
+        """Take from the journal what a kill kept from becoming blocks."""
+        stored = {c.file: c.position for c in self.index.checkpoints() if c.file.startswith(PREFIX)}
+        for number, stream, records in self._journal.replay():
+            name = f"{PREFIX}{stream}"
+            if number > stored.get(name, 0) and stream in self.index.streams:
+                self._append(self.index.streams[stream], records, Checkpoint(name, 0, number), number)
+        self._journal.number = max(self._journal.number, *stored.values(), 0)
+
+    def _append(self, stream: Stream, records: bytes, checkpoint: Checkpoint | None, journal: int) -> None:
         head = self._heads.get(stream.id)
         if head is None:
-            head = self._heads[stream.id] = Head(stream, since=time.monotonic())
+            head = self._heads[stream.id] = Head(stream, since=time.monotonic(), journal=journal)
         head.parts.append(records)
         head.size += len(records)
         head.checkpoint = checkpoint or head.checkpoint
@@ -129,7 +200,7 @@ class LogStore:
                     for number in self._wanted:
                         head = self._heads.pop(number, None)
                         if head:
-                            self._writing.append(_Job(head.stream, head.parts, head.checkpoint))
+                            self._writing.append(head)
                     self._wanted.clear()
                 try:
                     await loop.run_in_executor(self._thread, self._write, list(self._writing))
@@ -143,6 +214,7 @@ class LogStore:
                 backoff = 0.5
                 self._pending -= sum(len(part) for job in self._writing for part in job.parts)
                 self._writing.clear()
+                self._journal.release(min((h.journal for h in self._heads.values() if h.journal), default=2**63))
                 if not self.full:
                     waiting, self._room = self._room, []
                     for callback in waiting:
@@ -150,17 +222,17 @@ class LogStore:
         finally:
             self._commit = None
 
-    def _write(self, jobs: Sequence[_Job]) -> None:
+    def _write(self, jobs: Sequence[Head]) -> None:
         """In the store's thread: frames to segments, sync, then the index; nothing is visible before it lasts."""
         places: list[Place] = []
         used: set[SegmentWriter] = set()
         for job in jobs:
-            block = b"".join(job.parts)
+            block = job.block()
             if not block:
                 continue
             for piece in _pieces(block):
                 first, last = span(piece)
-                writer, name = self._writer(job.stream.labels.get("namespace", "_node"), first)
+                writer, name = self._writer(job.stream, first)
                 frame = self._codec.encode(job.stream.id, first, last, piece.count(b"\n"), piece)
                 offset = writer.append(frame)
                 places.append(
@@ -175,7 +247,10 @@ class LogStore:
             self._next_retention = now + 60
             self._apply_retention(now)
 
-    def _writer(self, namespace: str, when: int) -> tuple[SegmentWriter, str]:
+    def _writer(self, stream: Stream, when: int) -> tuple[SegmentWriter, str]:
+        namespace = stream.labels.get("namespace", "")
+        if not _NAMESPACE.fullmatch(namespace):
+            namespace = "_node"  # a pushed label may be anything; a folder's name may not
         name = f"{namespace}/{when // HOUR * 3600}.seg"
         writer = self._writers.get(name)
         if writer is None:
@@ -222,13 +297,9 @@ class LogStore:
         """
         by_id = {stream.id: stream for stream in streams}
         heads: list[tuple[int, Stream, bytes]] = []
-        for job in self._writing:
-            if job.stream.id in by_id:
-                heads.append(_with_time(job.stream, b"".join(job.parts)))
-        for number in by_id:
-            head = self._heads.get(number)
-            if head and head.parts:
-                heads.append(_with_time(head.stream, b"".join(head.parts)))
+        for job in [*self._writing, *(head for number in by_id if (head := self._heads.get(number)))]:
+            if job.stream.id in by_id and job.parts:
+                heads.append(_with_time(job.stream, job.block()))
         heads = [head for head in heads if head[0] < end]
         places = self.index.blocks(list(by_id), start, end)
         written = [(place.frame.first, by_id[place.frame.stream], place) for place in places]
@@ -261,7 +332,11 @@ class LogStore:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5):
                     await asyncio.shield(self._commit)
+        if self._syncing:
+            await self._syncing
         self._thread.shutdown(wait=True)
+        self._journal_thread.shutdown(wait=True)
+        self._journal.close()
         for writer in self._writers.values():
             writer.close()
         self.index.close()

@@ -1,0 +1,101 @@
+"""How events go from an input to what keeps them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import orjson
+
+from longshore.node.logs.store.index import Stream
+from longshore.node.logs.store.store import LogStore
+from longshore.wire import crilog
+from longshore.wire.forward import Event
+
+SECOND = 1_000_000_000
+#: Times outside this span around now are not believed: the record gets the time of its arrival.
+OLDEST, NEWEST = 7 * 86400 * SECOND, 3600 * SECOND
+MOST_STREAMS = 5000
+_DEPTH = 64
+
+
+class Emit(Protocol):
+    """Takes events of a tag. durable: return when they are kept so that a kill does not lose them. Raises OSError."""
+
+    async def __call__(self, tag: str, events: Sequence[Event], *, durable: bool = True) -> None: ...
+
+
+class StoreEmit:
+    """Puts events into the node's store: a stream a tag, a record a line of JSON."""
+
+    def __init__(self, store: LogStore, node: str, job: str) -> None:
+        self._store = store
+        self._node = node
+        self._job = job
+        self._streams: dict[str, Stream] = {}
+
+    async def __call__(self, tag: str, events: Sequence[Event], *, durable: bool = True) -> None:
+        if not events:
+            return
+        await self._store.room()
+        self._store.put(self._stream(tag), records_of(events))
+        if durable:
+            await self._store.commit()
+
+    def _stream(self, tag: str) -> Stream:
+        stream = self._streams.get(tag)
+        if stream is None:
+            tag = tag[:256]
+            if len(self._streams) >= MOST_STREAMS:
+                tag = "other"
+            labels = {"job": self._job, "node": self._node, "tag": tag}
+            stream = self._streams[tag] = self._store.stream(f"input/{self._job}/{tag}", labels)
+        return stream
+
+
+def records_of(events: Sequence[Event]) -> bytes:
+    """Events as CRI-format records of JSON."""
+    now = time.time_ns()
+    low, high = now - OLDEST, now + NEWEST
+    format_time, dumps = crilog.format_time, orjson.dumps
+    parts: list[bytes] = []
+    for when, record in events:
+        if not low < when < high:
+            when = now
+        try:
+            line = dumps(record)
+        except TypeError:
+            line = json_of(record)
+        # Docker's driver tells in `source` which of the two streams it was.
+        stream = b"stderr" if record.get("source") == "stderr" else b"stdout"
+        parts.append(b"%s %s F %s\n" % (format_time(when), stream, line))
+    return b"".join(parts)
+
+
+def json_of(value: object) -> bytes:
+    """Any msgpack value as JSON: octets as text, keys as text, what is too deep or too big as its representation."""
+    return orjson.dumps(_plain(value, 0))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if depth > _DEPTH:
+        return "..."
+    if isinstance(value, dict):
+        return {_name(key): _plain(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, depth + 1) for inner in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**64 else str(value)
+    return repr(value)
+
+
+def _name(key: Any) -> str:
+    plain = _plain(key, _DEPTH)
+    return plain if isinstance(plain, str) else orjson.dumps(plain).decode()

@@ -1,0 +1,73 @@
+"""What the inputs share: TCP listeners with one task a connection, and UDP sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger("longshore.logs.inputs")
+
+READ_SIZE = 256 * 1024
+MOST_CONNECTIONS = 1000
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Datagram = Callable[[bytes, tuple[str, int]], None]
+
+
+class Listener:
+    """TCP and UDP sockets of one input. `close` ends them and every connection."""
+
+    def __init__(self) -> None:
+        self._servers: list[asyncio.Server] = []
+        self._sockets: list[asyncio.DatagramTransport] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def tcp(self, handle: Handle, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen; `handle` has a connection until it returns. Returns the port."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            if len(self._connections) >= MOST_CONNECTIONS:
+                writer.transport.abort()
+                return
+            self._connections.add(task)
+            try:
+                await handle(reader, writer)
+            except (OSError, asyncio.IncompleteReadError) as error:
+                log.debug("connection lost: %s", error)
+            except asyncio.CancelledError:
+                writer.transport.abort()
+            except ValueError as error:
+                log.warning("from %s: %s", writer.get_extra_info("peername"), error)
+            finally:
+                self._connections.discard(task)
+                with contextlib.suppress(OSError):
+                    writer.close()
+
+        server = await asyncio.start_server(serve, host, port, ssl=tls, limit=READ_SIZE)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def udp(self, received: Datagram, host: str, port: int) -> asyncio.DatagramTransport:
+        """Call `received` with each datagram."""
+
+        class Protocol(asyncio.DatagramProtocol):
+            def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+                received(data, addr)
+
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Protocol, (host, port))
+        self._sockets.append(transport)
+        return transport
+
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for transport in self._sockets:
+            transport.close()
+        tasks = list(self._connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
