@@ -119,7 +119,9 @@ class Definitions:
     async def _accept_names(self, obj: Object) -> bool:
         """Settle acceptedNames, the conditions and storedVersions; whether the definition was written."""
         before = obj.get("status") or {}
-        status = names.conditions(obj, self.server.api.list(GROUP, PLURAL))
+        # A definition is named PLURAL.GROUP: only those of its group can be in its way. They are large, so one at a time.
+        others = (self._definition(n) for n in list(self._cache.keys) if n.endswith("." + obj["spec"]["group"]))
+        status = names.conditions(obj, (o for o in others if o is not None))
         status["storedVersions"] = list(status.get("storedVersions") or ())
         storage = next((v["name"] for v in obj["spec"]["versions"] if v.get("storage")), "")
         if storage and storage not in status["storedVersions"]:
