@@ -6,6 +6,7 @@ import ssl
 import subprocess
 
 import pytest
+
 from support.cluster import Cluster
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]

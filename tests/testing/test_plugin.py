@@ -27,7 +27,10 @@ def test_rights_are_checked(longshore):
     jane = kubernetes.client.CoreV1Api(kubernetes.config.new_client_from_config(str(kubeconfig)))
     with pytest.raises(kubernetes.client.ApiException) as refused:
         jane.list_namespaced_pod("default")
-    assert refused.value.status == 403 and 'User "jane" cannot list resource "pods"' in json.loads(refused.value.body)["message"]
+    assert (
+        refused.value.status == 403
+        and 'User "jane" cannot list resource "pods"' in json.loads(refused.value.body)["message"]
+    )
     rbac = kubernetes.client.RbacAuthorizationV1Api(longshore.client())
     rules = [{"apiGroups": [""], "resources": ["services"], "verbs": ["list"]}]
     rbac.create_namespaced_role("default", {"metadata": {"name": "devs"}, "rules": rules})

@@ -19,9 +19,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
 
 
 # Exact answers of all that are counted, at the time of writing 145 of 146, 107 of 108 and so on; a little slack for timing.
-@pytest.mark.parametrize(
-    ("part", "share"), [("container", 0.97), ("network", 0.93), ("port", 0.8), ("volume", 0.9)]
-)
+@pytest.mark.parametrize(("part", "share"), [("container", 0.97), ("network", 0.93), ("port", 0.8), ("volume", 0.9)])
 def test_answers_are_dockerd_s(engine: DockerEngine, golden: Path, part: str, share: float) -> None:
     command = [
         sys.executable,

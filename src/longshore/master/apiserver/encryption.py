@@ -16,7 +16,6 @@ from typing import Any
 from longshore.api import decoding
 from longshore.api.kinds import KINDS
 from longshore.master.apiserver.keys import ROOT, folder
-from longshore.master.etcd.model import KeyValue
 
 Object = dict[str, Any]
 _PREFIX = b"k8s:enc:"
@@ -168,7 +167,7 @@ class EncryptedStore:
             return value
         return ciphers[0].prefix + ciphers[0].seal(value, key)
 
-    def _open(self, kv: KeyValue) -> KeyValue:
+    def _open(self, kv: Any) -> Any:
         ciphers = self._configuration.ciphers(kv.key)
         if ciphers is None or not kv.value:
             return kv
@@ -181,7 +180,7 @@ class EncryptedStore:
                     raise EncryptionError(f"unable to transform key {kv.key.decode()!r}: {error!r}") from None
                 if cipher is not ciphers[0]:
                     self.stale.add(kv.key)
-                return KeyValue(kv.key, value, kv.create_revision, kv.mod_revision, kv.version, kv.lease, kv.row)
+                return Any(kv.key, value, kv.create_revision, kv.mod_revision, kv.version, kv.lease, kv.row)
         raise EncryptionError(f"unable to transform key {kv.key.decode()!r}: no matching prefix found")
 
     async def range(self, key: bytes, end: bytes = b"", **given: Any) -> Any:
@@ -204,7 +203,7 @@ class EncryptedStore:
 
 
 class _Watch:
-    def __init__(self, watch: Any, open: Callable[[KeyValue], KeyValue]) -> None:
+    def __init__(self, watch: Any, open: Callable[[Any], Any]) -> None:
         self._watch, self._open = watch, open
 
     def __aiter__(self) -> _Watch:
