@@ -180,7 +180,7 @@ class EncryptedStore:
                     raise EncryptionError(f"unable to transform key {kv.key.decode()!r}: {error!r}") from None
                 if cipher is not ciphers[0]:
                     self.stale.add(kv.key)
-                return Any(kv.key, value, kv.create_revision, kv.mod_revision, kv.version, kv.lease, kv.row)
+                return type(kv)(kv.key, value, kv.create_revision, kv.mod_revision, kv.version, kv.lease, kv.row)
         raise EncryptionError(f"unable to transform key {kv.key.decode()!r}: no matching prefix found")
 
     async def range(self, key: bytes, end: bytes = b"", **given: Any) -> Any:
