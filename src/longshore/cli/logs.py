@@ -7,6 +7,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 import zlib
 from typing import Any
 from urllib.parse import urlencode
@@ -103,29 +104,49 @@ async def node_addresses(layout: Any) -> list[str]:
 
 
 async def past(http: Client, addresses: list[str], query: str, arguments: argparse.Namespace, show: Any) -> None:
-    """Ask every node, merge by time, show the newest `limit` lines oldest first; a metric's value now, a node."""
-    metric = not query.lstrip().startswith("{")
-    parameters = urlencode(
-        {"query": query, "since": arguments.since, "limit": arguments.limit, "direction": "backward"}
-    )
+    """Ask every node, merge by time, show the newest `limit` lines oldest first; of a metric its value now."""
+    if not query.lstrip().startswith("{"):
+        await metric_now(http, addresses, query)
+        return
+    parameters = {"query": query, "since": arguments.since, "limit": arguments.limit, "direction": "backward"}
     lines: list[tuple[int, dict[str, str], str]] = []
     for address in addresses:
-        answer = await http.request(
-            "GET", f"{address}/loki/api/v1/{'query' if metric else 'query_range'}?{parameters}", timeout=60
-        )
-        body = await answer.read()
-        if answer.status != 200:
-            raise UserError(body.decode(errors="replace").strip())
-        result = orjson.loads(body)["data"]
-        if metric:
-            for series in result["result"]:
-                print(orjson.dumps(series).decode())
-            continue
+        result = await ask(http, f"{address}/loki/api/v1/query_range", parameters)
         for stream in result["result"]:
             lines.extend((int(when), stream["stream"], line) for when, line in stream["values"])
     lines.sort(key=lambda item: item[0])
     for _, labels, line in lines[-arguments.limit :]:
         show(labels, line)
+
+
+async def metric_now(http: Client, addresses: list[str], query: str) -> None:
+    """Print the series of a metric query over all nodes, one a line."""
+    from longshore.node.logs.logql.ast import LogQLError
+    from longshore.node.logs.logql.parser import parse
+    from longshore.node.logs.merge import instant
+
+    at = time.time_ns()
+
+    async def leaf(address: str, number: int) -> dict[str, Any]:
+        return await ask(http, f"{address}/loki/api/v1/query", {"query": query, "time": at, "leaf": number})
+
+    try:
+        series = await instant(parse(query), at, addresses, leaf)
+    except LogQLError as error:
+        raise UserError(str(error)) from error
+    for key, row in series.items():
+        if row[0] is not None:
+            print(orjson.dumps({"metric": dict(key), "value": [at / 1e9, f"{row[0]:.17g}"]}).decode())
+
+
+async def ask(http: Client, url: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The `data` of one node's answer. Raises UserError with its words when it refuses."""
+    answer = await http.request("GET", f"{url}?{urlencode(parameters)}", timeout=60)
+    body = await answer.read()
+    if answer.status != 200:
+        raise UserError(body.decode(errors="replace").strip())
+    data: dict[str, Any] = orjson.loads(body)["data"]
+    return data
 
 
 async def follow(http: Client, address: str, query: str, show: Any) -> None:

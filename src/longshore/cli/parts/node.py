@@ -43,6 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
         dns = Client(client_config.load(layout.kubeconfig("dns")), user_agent="longshore-dns")
         ingress = Client(client_config.load(layout.kubeconfig("ingress")), user_agent="longshore-ingress")
         kubelet = Client(client_config.load(layout.kubeconfig(f"kubelet-{node.name}")), user_agent="longshore-logs")
+        # The parts' own logs and the cluster's Events are kept once, by the first node.
+        first = node.name == config.nodes[0].name
+        events = None
+        if first and layout.kubeconfig().exists():
+            admin = client_config.load(layout.kubeconfig())
+            admin.server = config.server
+            events = Client(admin, user_agent="longshore-logs")
         shared = InformerFactory(proxy)
         shared.start()
         async with healthy(folders.run / "node.sock"), asyncio.TaskGroup() as tasks:
@@ -92,6 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
                     node=node.name,
                     tls=server_context(certificate, key, client_ca=pki / "ca.crt"),
                     client=kubelet,
+                    pod_labels=True,
+                    parts=layout.logs if first else None,
+                    events=events,
                     forward=("127.0.0.1", 24224),
                 )
             )

@@ -149,15 +149,12 @@ class Collector:
                 known.path = path
                 continue
             stream = self._stream(container)
-            if stream is None:
-                os.close(fd)
-                continue
             before = self._checkpoints.get(inode)
             size = os.fstat(fd).st_size
             position = before.position if before and before.position <= size else 0
             self._tails[inode] = Tail(path, fd, inode, position, stream)
 
-    def _stream(self, container: Path) -> Stream | None:
+    def _stream(self, container: Path) -> Stream:
         namespace, pod, uid = container.parent.name.split("_", 2)
         labels = {
             "namespace": namespace,
@@ -167,6 +164,13 @@ class Collector:
             **self._describe(namespace, pod, uid, container.name),
         }
         return self._store.stream(f"{namespace}/{pod}/{uid}/{container.name}", labels)
+
+    def renew(self, namespace: str, pod: str, uid: str) -> None:
+        """What `describe` says of a pod may have changed: give its streams their labels anew."""
+        folder = f"{namespace}_{pod}_{uid}"
+        for tail in self._tails.values():
+            if tail.path.parent.parent.name == folder:
+                tail.stream = self._stream(tail.path.parent)
 
     def _read(self, tail: Tail) -> bool:
         """Read one piece of whole records. Returns whether there may be more."""

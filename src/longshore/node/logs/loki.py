@@ -17,7 +17,7 @@ import orjson
 from longshore.client.delegated import Delegated, Identity
 from longshore.machinery.http import BodyTooLarge, Request, Response
 from longshore.machinery.streams.channel import Refused
-from longshore.node.logs.logql.ast import LogQLError, LogQuery
+from longshore.node.logs.logql.ast import LogQLError, LogQuery, RangeAggregation, leaves, told_apart
 from longshore.node.logs.logql.lexer import duration
 from longshore.node.logs.logql.parser import parse, parse_log_query
 from longshore.node.logs.logql.pipeline import label_matcher
@@ -182,11 +182,39 @@ class LokiAPI:
                 "log queries are not supported as an instant query type, please change your query to a range query type"
             )
         at = _time(parameters.get("time", [""])[0]) or time.time_ns()
+        if leaf := parameters.get("leaf", [""])[0]:
+            found = leaves(tree)
+            if not leaf.isdigit() or int(leaf) >= len(found):
+                raise BadRequest(f"no leaf {leaf[:20]!r}")
+            return await self._leaf(found[int(leaf)], at, may_read)
         series = await asyncio.to_thread(self._querier.evaluate, tree, [at], may_read)
         vector = [
             {"metric": dict(k), "value": [at / SECOND, _number(r[0])]} for k, r in series.items() if r[0] is not None
         ]
         return _success("vector", vector)
+
+    async def _leaf(self, leaf: RangeAggregation, at: int, may_read: MayRead) -> Any:
+        """One range aggregation of an expression for who puts several nodes' together (Longshore's own).
+
+        Its series where they cannot be another node's as well, else the lines that they come from.
+        """
+        if told_apart(leaf):
+            series = await asyncio.to_thread(self._querier.evaluate, leaf, [at], may_read)
+            return _success(
+                "vector",
+                [
+                    {"metric": dict(k), "value": [at / SECOND, repr(r[0])]}
+                    for k, r in series.items()
+                    if r[0] is not None
+                ],
+            )
+        last = at - leaf.offset
+        entries = await asyncio.to_thread(
+            self._querier.entries, leaf.query, last - leaf.range + 1, last + 1, may_read, limit=MOST_LINES + 1
+        )
+        if len(entries) > MOST_LINES:
+            raise BadRequest(f"the query needs more than {MOST_LINES} lines of one node")
+        return _success("streams", streams_of(entries))
 
     async def _labels(self, _parameters: dict[str, list[str]], may_read: MayRead) -> Any:
         names = {name for labels in self._querier.label_sets(may_read) for name in labels} | {"stream"}

@@ -14,6 +14,8 @@ from longshore.node.logs.collector import Collector, Describe
 from longshore.node.logs.inputs.emit import StoreEmit
 from longshore.node.logs.inputs.forward import ForwardInput
 from longshore.node.logs.loki import LokiAPI
+from longshore.node.logs.objects import EventLog, PodLabels
+from longshore.node.logs.parts import PartLogs
 from longshore.node.logs.query import LogQuerier
 from longshore.node.logs.store.store import LogStore, Retention
 
@@ -32,32 +34,48 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     client: Client | None = None,
     describe: Describe | None = None,
+    pod_labels: bool = False,
+    parts: Path | None = None,
+    events: Client | None = None,
     retention: Retention | None = None,
     forward: tuple[str, int] | None = None,
 ) -> None:
     """Collect, store and answer until cancelled.
 
     pods: the pods' log folder; folder: of the store; client: asks the API server who may read (None: everybody may,
-    for tests); describe: labels of a container beyond what its log's path tells; forward: where the forward protocol's
+    for tests); describe: labels of a container beyond what its log's path tells; pod_labels: take them from the pods'
+    objects through `client` instead; parts: the folder of the parts' own logs; events: a client that may read the
+    cluster's Events, which become a stream; forward: where the forward protocol's
     input listens (a port that somebody else has is told in the log, and collecting goes on).
     """
     store = LogStore(folder, retention)
-    collector = Collector(pods, store, node, describe)
+    labels = PodLabels(client, node) if client and pod_labels else None
+    collector = Collector(pods, store, node, labels.describe if labels else describe)
     collector.start()
+    part_logs = PartLogs(parts, store, node) if parts else None
+    if part_logs:
+        part_logs.start()
     server = Server(LokiAPI(LogQuerier(store), Delegated(client) if client else None, store, node).handle)
     await server.listen_tcp(host, port, ssl=tls)
     log.info("collecting %s, answering on %s:%d", pods, host, port)
-    events = ForwardInput(StoreEmit(store, node, "forward"), host=forward[0], port=forward[1]) if forward else None
-    if events:
+    fluent = ForwardInput(StoreEmit(store, node, "forward"), host=forward[0], port=forward[1]) if forward else None
+    if fluent:
         try:
-            await events.start()
+            await fluent.start()
         except OSError as error:
             log.warning("no forward input: %s", error)
     try:
-        await asyncio.get_running_loop().create_future()
+        async with asyncio.TaskGroup() as tasks:
+            if labels:
+                tasks.create_task(labels.run(collector.renew))
+            if events:
+                tasks.create_task(EventLog(events, store, node).run())
+            await asyncio.get_running_loop().create_future()
     finally:
-        if events:
-            await events.close()
+        if fluent:
+            await fluent.close()
+        if part_logs:
+            part_logs.close()
         collector.close()
         await server.close()
         await store.close()

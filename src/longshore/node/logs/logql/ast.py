@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 
 class LogQLError(ValueError):
@@ -117,4 +118,46 @@ class Number:
     value: float
 
 
-Expression = LogQuery | RangeAggregation | VectorAggregation | Binary | Number
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A range aggregation whose series are known already: what several nodes answered, put together."""
+
+    series: dict[tuple[tuple[str, str], ...], list[float | None]]
+
+
+Expression = LogQuery | RangeAggregation | VectorAggregation | Binary | Number | Given
+
+
+def leaves(tree: Expression) -> list[RangeAggregation]:
+    """The range aggregations of a metric expression, from left to right."""
+    if isinstance(tree, RangeAggregation):
+        return [tree]
+    if isinstance(tree, VectorAggregation):
+        return leaves(tree.inner)
+    if isinstance(tree, Binary):
+        return leaves(tree.left) + leaves(tree.right)
+    return []
+
+
+def with_leaves(tree: Expression, given: Iterator[Given]) -> Expression:
+    """The same expression with its range aggregations replaced, in the order of `leaves`."""
+    if isinstance(tree, RangeAggregation):
+        return next(given)
+    if isinstance(tree, VectorAggregation):
+        return replace(tree, inner=with_leaves(tree.inner, given))
+    if isinstance(tree, Binary):
+        left = with_leaves(tree.left, given)
+        return replace(tree, left=left, right=with_leaves(tree.right, given))
+    return tree
+
+
+def told_apart(leaf: RangeAggregation) -> bool:
+    """Whether the series of different nodes are different series: their `node` label is still there."""
+    if leaf.function == "absent_over_time" or leaf.grouping is not None:
+        return False
+    for stage in leaf.query.stages:
+        if isinstance(stage, Stage) and (
+            stage.name in ("keep", "label_format") or (stage.name == "drop" and "node" in stage.arguments)
+        ):
+            return False
+    return True

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from longshore.node.logs.logql.ast import (
     Binary,
     Expression,
+    Given,
     Grouping,
     LogQLError,
     LogQuery,
@@ -48,6 +49,8 @@ def evaluate(tree: Expression, steps: Sequence[int], source: Source) -> Series:
     """
     if isinstance(tree, Number):
         return {(): [tree.value] * len(steps)}
+    if isinstance(tree, Given):
+        return tree.series
     if isinstance(tree, RangeAggregation):
         return _range(tree, steps, source)
     if isinstance(tree, VectorAggregation):

@@ -299,7 +299,7 @@ class LogStore:
         heads: list[tuple[int, Stream, bytes]] = []
         for job in [*self._writing, *(head for number in by_id if (head := self._heads.get(number)))]:
             if job.stream.id in by_id and job.parts:
-                heads.append(_with_time(job.stream, job.block()))
+                heads.append(_with_time(by_id[job.stream.id], job.block()))
         heads = [head for head in heads if head[0] < end]
         places = self.index.blocks(list(by_id), start, end)
         written = [(place.frame.first, by_id[place.frame.stream], place) for place in places]
