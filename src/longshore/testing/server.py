@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,40 @@ class RunningAPIServer:
         ]
         async with asyncio.timeout(START_SECONDS):
             await asyncio.gather(*(event.wait() for event in ready))
+
+    def run_nodes(self, count: int, rules: Sequence[Mapping[str, Any]] = (), **shape: Any) -> None:
+        """Run simulated nodes on this server: what is bound to them runs, without a container.
+
+        rules: what their pods do, as in the file of `longshore simulate nodes --rules` (docs/simulate.md); shape: cpu,
+        memory, pods, zones, name ... of `longshore.simulate.nodes.serve`. Returns when the nodes are Ready.
+        """
+        self._thread.call(self._run_nodes(count, rules, shape))
+
+    async def _run_nodes(self, count: int, rules: Sequence[Mapping[str, Any]], shape: dict[str, Any]) -> None:
+        from longshore.client.config import load
+        from longshore.client.rest import Client
+        from longshore.simulate import nodes
+        from longshore.simulate import rules as simulated
+
+        parsed = simulated.parse({"rules": list(rules)})
+
+        async def serve(ready: asyncio.Event) -> None:
+            client = Client(load(self.kubeconfig))
+            try:
+                await nodes.serve(client=client, count=count, rules=parsed, ready=ready, **shape)
+            finally:
+                await client.close()
+
+        ready = asyncio.Event()
+        serving = asyncio.create_task(serve(ready))
+        waiting = asyncio.create_task(ready.wait())
+        self._tasks.append(serving)
+        await asyncio.wait({serving, waiting}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if serving.done():
+            serving.result()
+        if not ready.is_set():
+            raise TimeoutError(f"{count} nodes were not registered within {START_SECONDS:g} s")
 
     def stop(self) -> None:
         """End the server and forget its store."""
