@@ -520,11 +520,13 @@ async def exec_start(call: Call) -> Response | None:
 
     early: EngineError | None = None
     io = None
+    # The head goes out before the process starts, as dockerd's does: docker-py looks for output on the bare socket and
+    # loses what arrived together with the head.
+    connection = await hijack(call, kind)
     try:
         io = await execs.start(service, entry, attach=True, console=console)
     except EngineError as error:
         early = error
-    connection = await hijack(call, kind)
     if early is not None:
         text = early.message.encode() + b"\r\n"
         connection.write(text if tty else rawstream.encode(1, text))
