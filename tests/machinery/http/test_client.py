@@ -331,6 +331,42 @@ def test_tls_with_and_without_client_certificate(tmp_path: Path, loops: str) -> 
         asyncio.run(run())
 
 
+async def test_the_end_of_an_upgraded_tls_connection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Either side may end it; TLS knows no half-closed connection, so neither side says that it keeps its half."""
+    files = _authority(tmp_path)
+    ends: list[bytes] = []
+
+    async def handler(request: Request) -> None:
+        duplex = await request.upgrade(101, (("Upgrade", "tcp"), ("Connection", "upgrade")))
+        if request.path == "/server":
+            duplex.write(b"bye")
+            duplex.close()
+            return
+        while data := await duplex.read():
+            ends.append(data)
+        ends.append(b"")
+
+    server = Server(handler)
+    port = await server.listen_tcp("127.0.0.1", 0, ssl=server_context(files["server"], files["server"]))
+    fields = (("Upgrade", "tcp"), ("Connection", "upgrade"))
+    async with Client(ssl=client_context(ca=files["ca"])) as client:
+        _, duplex = await client.upgrade("POST", f"https://localhost:{port}/client", headers=fields)
+        assert duplex is not None
+        duplex.write(b"hello")
+        duplex.close()
+        await duplex.closed()
+        _, duplex = await client.upgrade("POST", f"https://localhost:{port}/server", headers=fields)
+        assert duplex is not None
+        assert await duplex.read() == b"bye" and await duplex.read() == b""
+        await duplex.closed()
+        async with asyncio.timeout(5):
+            while ends[-1:] != [b""]:
+                await asyncio.sleep(0.01)
+    await server.close()
+    assert ends == [b"hello", b""]
+    assert not [r for r in caplog.records if "eof_received" in r.getMessage()]
+
+
 def test_server_context_requires(tmp_path: Path) -> None:
     files = _authority(tmp_path)
     context = server_context(files["server"], files["server"], client_ca=files["ca"], require=True)

@@ -60,7 +60,7 @@ class Connection(FlowProtocol):
     def eof_received(self) -> bool:
         if self._duplex is not None:
             self._duplex.feed_eof()
-            return True
+            return self.can_half_close()
         self.broken = True
         self._end(None)
         return False

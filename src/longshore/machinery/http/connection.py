@@ -73,10 +73,10 @@ class Connection(FlowProtocol):
         self._eof = True
         if self._duplex is not None:
             self._duplex.feed_eof()
-            return True
+            return self.can_half_close()
         self._peer_gone()
         # half closed: a whole answer may still be wanted; a stream ends with its reader, as in Go
-        return self._request is not None and self._writer is None
+        return self._request is not None and self._writer is None and self.can_half_close()
 
     def data_received(self, data: bytes) -> None:
         if self._duplex is not None:

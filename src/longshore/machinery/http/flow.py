@@ -81,6 +81,7 @@ class FlowProtocol(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.lost = False
+        self._secured = False
         self.write_paused = False
         self._read_paused = False
         self._drainers: deque[asyncio.Future[None]] = deque()
@@ -88,6 +89,7 @@ class FlowProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self._secured = transport.get_extra_info("ssl_object") is not None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.lost = True
@@ -99,6 +101,10 @@ class FlowProtocol(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
         self._closers.clear()
+
+    def can_half_close(self) -> bool:
+        """Whether the connection may stay open for writing after the peer's end: TLS has no half-closed connections."""
+        return not self._secured
 
     def pause_writing(self) -> None:
         self.write_paused = True
