@@ -103,6 +103,9 @@ class StreamingServer:
                     await session.wait()
                 code = await session.wait()
                 await command.finish(exit_status(code) if code else SUCCESS)
+            except BaseException:
+                session.hang_up()
+                raise
             finally:
                 session.io.close()
 
@@ -138,7 +141,7 @@ class StreamingServer:
 
 
 async def _carry(command: RemoteCommand, io: Attachment, resize: Callable[[int, int], None]) -> None:
-    """Carry a session's streams until its output ends or the client goes."""
+    """Carry a session's streams until its output ends. Raises ConnectionError when the client goes before."""
 
     async def inward() -> None:
         if command.stdin is None:
@@ -161,10 +164,7 @@ async def _carry(command: RemoteCommand, io: Attachment, resize: Callable[[int, 
             target = command.stderr if stream == STDERR else command.stdout
             if target is not None:
                 target.write(data)
-                try:
-                    await target.drain()
-                except ConnectionError:
-                    return
+                await target.drain()
 
     feeding = [asyncio.create_task(inward()), asyncio.create_task(sizes())]
     draining = asyncio.create_task(outward())
@@ -173,6 +173,7 @@ async def _carry(command: RemoteCommand, io: Attachment, resize: Callable[[int, 
         await asyncio.wait((draining, gone), return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             raise ConnectionResetError("the client has gone")
+        draining.result()
     finally:
         for task in (*feeding, draining, gone):
             task.cancel()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longshore.machinery import process
+from longshore.machinery.process import Process
 
 from .attachment import Attachment
 
@@ -87,7 +88,14 @@ class ExecSession:
     """A further process in a container. `io` is its stdio when it was started attached."""
 
     def __init__(
-        self, id: str, container_id: str, folder: Path, pid: int, io: Attachment | None, terminal: bool
+        self,
+        id: str,
+        container_id: str,
+        folder: Path,
+        pid: int,
+        io: Attachment | None,
+        terminal: bool,
+        monitor: Process,
     ) -> None:
         self.id = id
         self.container_id = container_id
@@ -95,6 +103,7 @@ class ExecSession:
         self.io = io
         self.terminal = terminal
         self._folder = folder
+        self._monitor = monitor
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
@@ -111,6 +120,16 @@ class ExecSession:
         if not self._exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
+
+    def hang_up(self) -> None:
+        """Nobody reads its output or writes its input any more: close them, whatever the process makes of it.
+
+        Its monitor holds the other ends and would drain them for ever, so it goes: the process gets SIGPIPE or EPIPE
+        when it writes, the end of its input, SIGHUP from a terminal. One that does neither goes on, as on containerd,
+        until it or its container ends; its exit code is not known then.
+        """
+        if not self._exited.done():
+            self._monitor.kill()
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the terminal's size."""

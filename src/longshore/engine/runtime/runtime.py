@@ -369,7 +369,7 @@ class Runtime:
             for fd in (start_read, start_write):
                 if fd >= 0:
                     os.close(fd)
-        session = ExecSession(exec_id, id, folder, answer[0], io, terminal)
+        session = ExecSession(exec_id, id, folder, answer[0], io, terminal, child)
         record.execs[exec_id] = session
         task = self._loop.create_task(self._exec_ended(record, session, sync, child))
         task.add_done_callback(lambda t: t.cancelled() or t.exception())
