@@ -302,8 +302,32 @@ def _compare_maps(node: Node, left: Any, right: Any, removed: Set, modified: Set
         _put(added, pe, c)
     for key, new in right.items():
         if key not in left:
-            _, _, c = _compare(node.field(key) or DEDUCED, ABSENT, new)
-            _put(added, "f:" + key, c)
+            added["f:" + key] = _added(node.field(key) or DEDUCED, new)
+
+
+def _added(node: Node, new: Any) -> Set:
+    """What `_compare` finds added where there was nothing before: most of the work of a creation, so it has a way of its own."""
+    kind = new.__class__
+    if kind is dict:
+        if not new or node.atomic_map or not node.is_map:
+            return _SELF
+        out: Set = {".": _SELF}
+        fields = node._fields
+        for key, value in new.items():
+            below = value.__class__
+            if below is dict or below is list:
+                out["f:" + key] = _added(fields.get(key) or node.field(key) or DEDUCED, value)
+            else:
+                out["f:" + key] = _SELF
+        return out
+    if kind is not list or not new or node.list_kind == "atomic":
+        return _SELF
+    if not node.list_kind:
+        return _SELF if node.is_map or node.scalar else _compare(node, ABSENT, new)[2] or _SELF
+    out = {}
+    for pe, items in _index(node, new).items():
+        out[pe] = _added(node.items, items[0]) if len(items) == 1 else _SELF
+    return {".": _SELF, **out} if out else _SELF
 
 
 def _index(node: Node, items: Any) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ Source: apimachinery pkg/apis/meta/v1/validation and internalversion/validation.
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import Any
 
 from longshore.api.validation.errors import quote
@@ -131,7 +132,11 @@ _MANAGER_REQUIRED = Cause("FieldValueRequired", "Required value: is required for
 
 def manager_of(request: Request) -> str:
     """The field manager of a client that names none: its user agent up to the slash."""
-    agent = request.headers.get("user-agent") or ""
+    return _manager_named(request.headers.get("user-agent") or "")
+
+
+@lru_cache(256)
+def _manager_named(agent: str) -> str:
     prefix = agent.split("/", 1)[0]
     out = "".join(c for c in prefix if c.isprintable())
     while len(out.encode()) > 128:

@@ -204,7 +204,7 @@ class Writer:
         uid = metadata.get("uid") or ""
 
         def change(live: Object | None) -> Object:
-            new: Object = _copy(obj)
+            new = copy_tree(obj)
             if live is not None:
                 managedfields.update(
                     self.field_types(endpoint, subresource),
@@ -524,7 +524,13 @@ def _copy(value: Any) -> Any:
     return value
 
 
-copy_tree = _copy
+def copy_tree(value: Object) -> Object:
+    """A deep copy of a JSON object: the round trip through octets takes a third of the walk."""
+    try:
+        found: Object = orjson.loads(orjson.dumps(value))
+    except TypeError:  # a number past 64 bits
+        return _copy(value)  # type: ignore[no-any-return]
+    return found
 
 
 def _check_size(value: bytes) -> None:
