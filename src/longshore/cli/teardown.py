@@ -37,7 +37,7 @@ async def take_away(layout: Layout, config: ClusterConfig | None) -> None:
             disown_address(config.cluster_dns)
         for name in names:
             cgroups.remove(default_cgroup_root(name, layout.node(name).kubelet))
-            cgroups.remove(f"/longshore/{name}")
+            cgroups.remove(layout.node(name).cgroup)
         for shared in cgroups.folders("/longshore"):
             with contextlib.suppress(OSError):
                 shared.rmdir()  # another cluster's engines may be in it

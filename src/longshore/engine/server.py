@@ -55,7 +55,7 @@ class Engine:
         self.data, self.run = data, run
         self.events = Events()
         suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
-        self.runtime = Runtime(run, cgroup_parent=f"/longshore/{node}" if node else "/longshore", runtimes=runtimes)
+        self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=runtimes)
         self.images = ImageStore(
             layout.images,
             state=data / "overlay2",
@@ -81,7 +81,7 @@ class Engine:
             volumes=self.volumes,
             events=self.events,
             state=data / "overlay2",
-            cgroup_parent=f"/longshore/{node}/docker" if node else "/longshore/docker",
+            cgroup_parent=f"{node_layout.cgroup}/docker",
         )
         self.docker: DockerAPI | None = None
         self.cri: Any = None

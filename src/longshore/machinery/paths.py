@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,12 @@ class NodeLayout:
 
     data: Path
     run: Path
+
+    @property
+    def cgroup(self) -> str:
+        """The control group of the engine's containers: no other cluster's engine has it, whatever its nodes are called."""
+        mark = hashlib.blake2b(os.fsencode(self.data.resolve()), digest_size=4).hexdigest()
+        return f"/longshore/{self.data.name}-{mark}"
 
     @property
     def engine_data(self) -> Path:

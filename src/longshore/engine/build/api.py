@@ -47,7 +47,7 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
 
     builder: Builder | None = None
     kit: Services | None = None
-    runner = RuncRunner(engine.run / "build", engine.networks)
+    runner = RuncRunner(engine.run / "build", engine.networks, cgroup=f"{engine.node_layout.cgroup}/build")
     sweeping = asyncio.ensure_future(runner.sweep())
 
     async def ready() -> Builder:
