@@ -108,3 +108,48 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def test_a_killed_node_part_takes_no_pod_out_of_its_service(cluster: Cluster, tmp_path: Path) -> None:
+    """Ready stays Ready, in the pod and in its EndpointSlice, until a probe of the new process really fails."""
+    cluster.docker("import", str(image(tmp_path)), "kill/busybox:1")
+    probe = {"periodSeconds": 5, "failureThreshold": 1, "timeoutSeconds": 20}
+    script = "touch /ready; while :; do echo -e 'HTTP/1.0 200 OK\\r\\n\\r\\nok' | /bin/busybox nc -l -p 8080; done"
+    container = {
+        "name": "c", "image": "kill/busybox:1", "imagePullPolicy": "Never", "ports": [{"containerPort": 8080}],
+        "command": ["/bin/busybox", "sh", "-c", script.replace("touch", "/bin/busybox touch")],
+        "startupProbe": {"exec": {"command": ["/bin/busybox", "test", "-e", "/ready"]}, "periodSeconds": 1},
+        "readinessProbe": {"exec": {"command": ["/bin/busybox", "test", "-e", "/ready"]}, **probe},
+    }  # fmt: skip
+    pod = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probed", "labels": {"app": "probed"}},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+    }  # fmt: skip
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(pod))
+    cluster.kubectl("expose", "pod", "probed", "--port=80", "--target-port=8080")
+    cluster.kubectl("wait", "pod/probed", "--for=condition=Ready", "--timeout=30s")
+    slices = ["get", "endpointslices", "-l", "kubernetes.io/service-name=probed"]
+    eventually(lambda: "true" in cluster.kubectl(*slices, "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}"))
+    ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status} {.status.containerStatuses[0].started}{'\\n'}"
+    watches = [
+        (tmp_path / "pod", ["get", "pod", "probed", "-w", "-o", ready]),
+        (tmp_path / "slice", [*slices, "-w", "-o", "jsonpath={.endpoints[*].conditions.ready}{'\\n'}"]),
+    ]
+    processes = []
+    try:
+        for file, argv in watches:
+            with file.open("wb") as out:
+                processes.append(subprocess.Popen(["kubectl", *argv], stdout=out, stderr=out, env=cluster.env))
+        eventually(lambda: all(file.read_text() for file, _ in watches))
+        for _ in range(2):
+            cluster.kill("node")
+            time.sleep(3)
+        assert set((tmp_path / "pod").read_text().splitlines()) == {"True true"}
+        assert set((tmp_path / "slice").read_text().splitlines()) == {"true"}
+        cluster.kubectl("exec", "probed", "--", "/bin/busybox", "rm", "/ready")
+        eventually(lambda: "False true" in (tmp_path / "pod").read_text())
+        eventually(lambda: "false" in (tmp_path / "slice").read_text())
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()

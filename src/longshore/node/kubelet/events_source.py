@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from longshore.machinery.grpc import RpcError, Status
@@ -25,7 +26,8 @@ class PodEvents:
         self._runtime, self._changed, self._gap = runtime, changed, gap
         self._seen: dict[str, tuple[str, ...]] = {}
         #: when the runtime was last heard of (loop time)
-        self.last_heard = 0.0
+        # From its start on, not since ever: a kubelet that has just begun is not one whose runtime is silent.
+        self.last_heard = time.monotonic()
         self.streaming = False
 
     async def run(self) -> None:

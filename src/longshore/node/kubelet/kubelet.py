@@ -69,7 +69,9 @@ class Kubelet(StatusMaker):
         self.memory_capacity = _memory_total()
         self.network_problem = ""
         self.handlers = Handlers(runtime)
-        self.probes = ProbeManager(self.handlers, changed=self.nudge, event=self.container_event, pod_ip=self.pod_ip)
+        self.probes = ProbeManager(
+            self.handlers, changed=self.nudge, event=self.container_event, pod_ip=self.pod_ip, told=self._told
+        )
         self.killer = Killer(runtime, self.handlers, self.container_event, self.pod_ip)
         self.objects = ObjectCache(client, self._objects_changed)
         self.tokens = TokenManager(client)
@@ -233,6 +235,10 @@ class Kubelet(StatusMaker):
         """The API server's object of a pod: itself, or a static pod's mirror."""
         pod = self.pods.get(uid)
         return self.mirrors.of(pod) if pod is not None and resources.is_static(pod) else pod
+
+    def _told(self, pod: Pod) -> Mapping[str, Any]:
+        """The status that the API server has of a pod."""
+        return (self.api_pod(pod["metadata"]["uid"]) or pod).get("status") or {}
 
     # -- events from below -------------------------------------------------------------------------------------------
 

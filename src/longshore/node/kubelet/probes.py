@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,10 +23,20 @@ KINDS = {"startup": "startupProbe", "readiness": "readinessProbe", "liveness": "
 _INITIAL: dict[str, bool | None] = {"startup": None, "readiness": False, "liveness": True}
 _RETRIES = 3
 MESSAGE_LIMIT = 10 * 1024
+#: seconds by which a timeout may come late before the lateness is this process's own and not the container's
+_LATE = 0.1
 
 
 class Unusable(Exception):
     """A probe could not be carried out; it counts neither as passed nor as failed."""
+
+
+class Late(Exception):
+    """A probe's time was over, but this process had no time itself to see the answer: it says little."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output)
+        self.output = output
 
 
 class ProbeManager:
@@ -38,9 +49,13 @@ class ProbeManager:
         changed: Callable[[str], None],
         event: Callable[[Pod, Mapping[str, Any], str, str, str], None],
         pod_ip: Callable[[Pod], str],
+        told: Callable[[Pod], Mapping[str, Any]] = lambda pod: pod.get("status") or {},
         metric: Callable[[str, str, Pod, str], None] = lambda *_: None,
     ) -> None:
-        """changed(uid): a result is new. event(pod, container, type, reason, message). metric(kind, result, pod, name)."""
+        """changed(uid): a result is new. event(pod, container, type, reason, message). told(pod): the status that the
+        API server has of it. metric(kind, result, pod, name)."""
+        self._told = told
+        self._began = time.time()
         self._handlers, self._changed, self._event, self._pod_ip, self.metric = (
             handlers,
             changed,
@@ -78,11 +93,29 @@ class ProbeManager:
             self._end(key)
         for key, (container, known) in wanted.items():
             if key not in self._tasks:
-                self._results[key] = _INITIAL[key[0]]
+                self._results[key] = self._initial(pod, container, known, key[0])
+                if key[0] == "startup" and self._results[key]:
+                    self._started.setdefault(known.id, asyncio.Event()).set()
                 self._tasks[key] = asyncio.create_task(
                     self._work(uid, container, known, key[0]), name=f"{key[0]} probe {container['name']}"
                 )
         self._of_pod[uid] = set(wanted)
+
+    def _initial(self, pod: Pod, container: Mapping[str, Any], known: Container, kind: str) -> bool | None:
+        """What holds until the first results: a container that ran before this process keeps what was told of it.
+
+        Otherwise each restart of the kubelet would take all its pods out of their Services.
+        Source: kubernetes pkg/kubelet (ChangeContainerStatusOnKubeletRestart, off since 1.35).
+        """
+        if kind == "liveness":
+            return _INITIAL[kind]
+        status = self._told(pod)
+        for field in ("containerStatuses", "initContainerStatuses"):
+            for entry in status.get(field) or ():
+                if entry.get("name") == container["name"] and entry.get("containerID", "").endswith(f"//{known.id}"):
+                    if entry.get("started" if kind == "startup" else "ready"):
+                        return True
+        return _INITIAL[kind]
 
     def forget(self, uid: str) -> None:
         """The pod's probes end."""
@@ -123,6 +156,11 @@ class ProbeManager:
         spec = container[KINDS[kind]]
         period = float(spec.get("periodSeconds") or 10)
         key = (kind, known.id)
+        if kind == "startup" and self._results.get(key):
+            return
+        if known.started_at / 1e9 < self._began and time.time() - self._began < period:
+            # After a restart all containers of the node are found at once: their probes are spread over the period.
+            await asyncio.sleep(random.random() * period)
         if kind != "startup" and container.get("startupProbe"):
             await self._started.setdefault(known.id, asyncio.Event()).wait()
         delay = known.started_at / 1e9 + float(spec.get("initialDelaySeconds") or 0) - time.time()
@@ -156,10 +194,14 @@ class ProbeManager:
         self, pod: Pod, container: dict[str, Any], known: Container, kind: str, spec: Mapping[str, Any]
     ) -> bool:
         problem: Exception | None = None
-        for _ in range(_RETRIES):
+        for attempt in range(_RETRIES):
             try:
                 passed, output = await self._once(pod, container, known, spec)
                 break
+            except Late as late:
+                if attempt == _RETRIES - 1:
+                    passed, output = False, late.output
+                    break
             except Unusable as error:
                 problem = error
         else:
@@ -177,6 +219,7 @@ class ProbeManager:
         self, pod: Pod, container: dict[str, Any], known: Container, spec: Mapping[str, Any]
     ) -> tuple[bool, str]:
         timeout = float(spec.get("timeoutSeconds") or 1)
+        begin = time.monotonic()
         ip = self._pod_ip(pod)
         if "exec" in spec:
             try:
@@ -198,7 +241,10 @@ class ProbeManager:
             if "grpc" in spec:
                 return await self._handlers.grpc(spec["grpc"], ip, timeout)
         except TimeoutError:
-            return False, f"{_shown(spec, ip)}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"  # fmt: skip
+            text = f"{_shown(spec, ip)}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+            if time.monotonic() - begin > timeout + _LATE:
+                raise Late(text) from None
+            return False, text
         except OSError as error:
             return False, f"{_shown(spec, ip)}: {_go_error(error)}"
         except ValueError as error:

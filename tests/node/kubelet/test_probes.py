@@ -1,0 +1,116 @@
+"""When probes begin, what holds before their first result, and what counts as a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from longshore.node.kubelet.probes import ProbeManager
+from longshore.node.kubelet.runtime import PodState
+
+from .test_rules import ran, state
+
+FAST = {"periodSeconds": 1, "tcpSocket": {"port": 1}}
+
+
+class Answers:
+    """Handlers whose answer to each TCP probe is a function's."""
+
+    def __init__(self, answer: Callable[[int], Awaitable[None]]) -> None:
+        self.answer, self.count = answer, 0
+
+    async def tcp(self, *_: Any) -> None:
+        self.count += 1
+        await self.answer(self.count)
+
+
+def pod(ready: bool, started: bool, container_id: str = "id-main", **probes: Any) -> dict[str, Any]:
+    entry = {"name": "main", "containerID": f"longshore://{container_id}", "ready": ready, "started": started}
+    return {
+        "metadata": {"uid": "u", "name": "p", "namespace": "n"},
+        "spec": {"containers": [{"name": "main", **probes}]},
+        "status": {"containerStatuses": [entry]},
+    }
+
+
+def running(began: float) -> PodState:
+    one = ran("main")
+    one.id, one.started_at = "id-main", int(began * 1e9)
+    return state(one)
+
+
+def manager(handlers: Any, changes: list[str]) -> ProbeManager:
+    return ProbeManager(handlers, changed=changes.append, event=lambda *_: None, pod_ip=lambda _: "127.0.0.1")
+
+
+async def refused(_: int) -> None:
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+async def test_a_container_that_ran_before_keeps_what_was_told() -> None:
+    changes: list[str] = []
+    probes = manager(Answers(refused), changes)
+    found = running(time.time() - 100)
+    readiness = {**FAST, "failureThreshold": 2}
+    probes.sync(pod(True, True, startupProbe=FAST, readinessProbe=readiness), found)
+    assert probes.result("startup", "id-main") is True and probes.result("readiness", "id-main") is True
+    async with asyncio.timeout(10):
+        while probes.result("readiness", "id-main"):
+            await asyncio.sleep(0.01)
+    # Only what really failed as often as it must took it back; the startup probe is over for good.
+    assert probes._handlers.count == 2 and changes == ["u"]
+    assert probes.result("startup", "id-main") is True
+    await probes.close()
+
+
+async def test_what_was_told_of_another_container_says_nothing() -> None:
+    probes = manager(Answers(refused), [])
+    probes.sync(pod(True, True, "other", startupProbe=FAST, readinessProbe=FAST), running(time.time()))
+    assert probes.result("readiness", "id-main") is False and probes.result("startup", "id-main") is None
+    await probes.close()
+
+
+async def test_a_container_that_was_not_ready_is_not() -> None:
+    probes = manager(Answers(refused), [])
+    probes.sync(pod(False, True, readinessProbe=FAST), running(time.time() - 100))
+    assert probes.result("readiness", "id-main") is False
+    await probes.close()
+
+
+async def test_one_timeout_fails_no_liveness() -> None:
+    """Failures must come in a row: one that times out between others that pass kills nothing."""
+
+    async def answer(number: int) -> None:
+        if number == 2:
+            raise TimeoutError
+
+    changes: list[str] = []
+    handlers = Answers(answer)
+    probes = manager(handlers, changes)
+    probes.sync(pod(True, True, livenessProbe={**FAST, "failureThreshold": 2}), running(time.time()))
+    async with asyncio.timeout(20):
+        while handlers.count < 4:
+            await asyncio.sleep(0.01)
+    assert changes == [] and probes.result("liveness", "id-main") is True
+    await probes.close()
+
+
+async def test_a_timeout_that_comes_late_is_tried_again() -> None:
+    """A kubelet that had no time itself to look for the answer does not hold it against the container."""
+
+    async def answer(number: int) -> None:
+        if number == 1:
+            time.sleep(1.2)
+            raise TimeoutError
+
+    changes: list[str] = []
+    handlers = Answers(answer)
+    probes = manager(handlers, changes)
+    probes.sync(pod(True, True, livenessProbe={**FAST, "failureThreshold": 1}), running(time.time()))
+    async with asyncio.timeout(20):
+        while handlers.count < 3:
+            await asyncio.sleep(0.01)
+    assert changes == [] and probes.result("liveness", "id-main") is True
+    await probes.close()
