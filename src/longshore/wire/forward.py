@@ -229,6 +229,30 @@ def encode_batch(tag: str, entries: bytes, *, size: int, chunk: str | None = Non
     return bytes(msgpack.packb([tag, entries, option], use_bin_type=True))
 
 
+def encode_event(
+    tag: str, when: int, record: Mapping[str, Any], *, chunk: str | None = None, precise: bool = True
+) -> bytes:
+    """One event in message mode. when: nanoseconds since 1970; precise: as EventTime, else whole seconds."""
+    option: dict[str, Any] = {} if chunk is None else {"chunk": chunk}
+    stamp: object = EventTime(when).pack() if precise else when // SECOND
+    return bytes(msgpack.packb([tag, stamp, record, option], use_bin_type=True, unicode_errors="surrogateescape"))
+
+
+class Acknowledgements:
+    """Reads a receiver's answers."""
+
+    def __init__(self) -> None:
+        self._unpacker = _unpacker(65536)
+
+    def feed(self, data: bytes) -> list[str]:
+        """The chunks that `data` acknowledges. Raises ForwardError."""
+        try:
+            self._unpacker.feed(data)
+            return [_text(value.get("ack", "")) for value in self._unpacker if isinstance(value, dict)]
+        except (*_BROKEN, msgpack.BufferFull) as error:
+            raise ForwardError(f"not an acknowledgement: {error}") from None
+
+
 def encode_ack(chunk: str) -> bytes:
     """The answer to a chunk that is kept."""
     return bytes(msgpack.packb({"ack": chunk}, unicode_errors="surrogateescape"))

@@ -127,7 +127,7 @@ class Lifecycle(Preparation):
                 cgroup_parent=service.cgroup_parent,
                 init_program=service.init_program,
             )
-            self._check_log_options(container)
+            await self._open_log(container)
             if container.sandbox_id and sandbox is not None:
                 # The runtime joins the namespace while its interfaces are still being made.
                 await service.in_thread(service.networks.build, sandbox, [])
@@ -202,11 +202,20 @@ class Lifecycle(Preparation):
     def _rotate_log(self, container: Container) -> None:
         settings = container.host["LogConfig"]
         container.rotation = logdrivers.start_rotation(
-            settings["Type"], settings["Config"], container.log_path, lambda: self._runtime.reopen_log(container.id)
+            settings["Type"],
+            settings["Config"],
+            container.log_path,
+            lambda: self._runtime.reopen_log(container.id),
+            lambda: container.forwarder.needed() if container.forwarder is not None else 0,
         )
+        if container.forwarder is not None:
+            container.forwarder.start()
 
     async def _undo(self, container: Container, sandbox: Path | None, created: bool) -> None:
         container.state.running = False
+        if container.forwarder is not None:
+            container.forwarder.close()
+            container.forwarder = None
         if created:
             with contextlib.suppress(Exception):
                 await self._runtime.delete(container.id, force=True)
@@ -244,6 +253,8 @@ class Lifecycle(Preparation):
         if container.rotation is not None:
             container.rotation.close()
             container.rotation = None
+        if container.forwarder is not None:
+            container.forwarder.end()
         for session in container.execs.values():
             session.container_ended()
         await asyncio.gather(self._clean(container), self._delete_from_runtime(container))
@@ -493,6 +504,10 @@ class Lifecycle(Preparation):
         service = self._service
         self._cancel_restart(container)
         container.state.removing = True
+        if container.forwarder is not None:
+            await container.forwarder.finish()
+            container.forwarder.close()
+            container.forwarder = None
         try:
             with contextlib.suppress(NoSuchContainer):
                 await self._runtime.delete(container.id, force=True)
@@ -538,6 +553,8 @@ class Lifecycle(Preparation):
         self._stopping = True
         for container in self._service.store:
             health.stop(container)
+            if container.forwarder is not None:
+                container.forwarder.close()
             if container.restart_timer is not None:
                 container.restart_timer.cancel()
         for task in list(self._tasks):

@@ -30,10 +30,11 @@ def parse_size(text: str) -> int:
 
 def rotation(driver: str, options: Mapping[str, str]) -> tuple[int, int]:
     """(bytes, files) at which a log is rotated and how many files stay; (0, 1): never."""
-    defaults = {"local": ("20m", "5")}.get(driver, ("", "1"))
+    defaults = ("", "1") if driver == "json-file" else ("20m", "5")
+    prefix = "" if driver in ("json-file", "local") else "cache-"
     try:
-        size = parse_size(options.get("max-size") or defaults[0] or "0")
-        count = int(options.get("max-file") or defaults[1])
+        size = parse_size(options.get(f"{prefix}max-size") or defaults[0] or "0")
+        count = int(options.get(f"{prefix}max-file") or defaults[1])
     except ValueError:
         return 0, 1
     return size, max(count, 1)
@@ -59,10 +60,17 @@ def details(driver_options: Mapping[str, str], labels: Mapping[str, str], enviro
 
 class Rotation:
     """Rotates one container's log as it grows. It is woken by the file's change, then rests, so that a chatty container
-    costs five looks a second at most. reopen: tells the monitor to begin a new file."""
+    costs five looks a second at most. reopen: tells the monitor to begin a new file. needed: files that must stay anyway."""
 
-    def __init__(self, path: Path, size: int, count: int, reopen: Callable[[], None]) -> None:
-        self._path, self._size, self._count, self._reopen = path, size, count, reopen
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        count: int,
+        reopen: Callable[[], None],
+        needed: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._path, self._size, self._count, self._reopen, self._needed = path, size, count, reopen, needed
         self._inotify = Inotify()
         self._timer: asyncio.TimerHandle | None = None
         self._look()
@@ -72,7 +80,7 @@ class Rotation:
         with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_size >= self._size:
                 try:
-                    logs.rotate(self._path, self._count)
+                    logs.rotate(self._path, max(self._count, self._needed()))
                     self._reopen()
                 except Exception as error:
                     log.warning("log %s could not be rotated: %s", self._path, error)
@@ -91,7 +99,13 @@ class Rotation:
         self._inotify.close()
 
 
-def start_rotation(driver: str, options: Mapping[str, str], path: Path, reopen: Callable[[], None]) -> Rotation | None:
-    """The rotation that a container's log settings ask for; None: none."""
+def start_rotation(
+    driver: str,
+    options: Mapping[str, str],
+    path: Path,
+    reopen: Callable[[], None],
+    needed: Callable[[], int] = lambda: 0,
+) -> Rotation | None:
+    """The rotation that a container's log settings ask for; None: none. needed: of a forwarder."""
     size, count = rotation(driver, options)
-    return Rotation(path, size, count, reopen) if size > 0 and driver != "none" else None
+    return Rotation(path, size, count, reopen, needed) if size > 0 and driver != "none" else None

@@ -288,6 +288,7 @@ class Container:
         self.health_task: asyncio.Task[None] | None = None
         self.removed = False
         self.rotation: Any = None
+        self.forwarder: Any = None
 
     @property
     def short(self) -> str:

@@ -15,7 +15,7 @@ from longshore.engine.networks import model as network_model
 from longshore.engine.networks.model import Endpoint
 from longshore.machinery import mounts, rooted
 
-from . import files, logdrivers, mountspec
+from . import files, logdrivers, logoptions, mountspec
 from .model import Container, new_id
 
 if TYPE_CHECKING:
@@ -40,12 +40,24 @@ class Preparation:
                 f"failed to create endpoint {container.name[1:]}: {(error.strerror or str(error)).lower()}"
             ) from None
 
-    def _check_log_options(self, container: Container) -> None:
+    async def _open_log(self, container: Container) -> None:
+        """Check the log's options and reach the driver's receiver, where there is one. Raises SystemFailure."""
         options = container.host["LogConfig"]["Config"]
+        if container.forwarder is not None:
+            # What is left of the last run goes on from the checkpoint.
+            container.forwarder.close()
+            container.forwarder = None
         try:
             if options.get("max-size"):
                 logdrivers.parse_size(options["max-size"])
-        except ValueError as error:
+            if container.host["LogConfig"]["Type"] in logoptions.REMOTE:
+                from . import forwarding
+
+                forwarder = forwarding.make(container)
+                if forwarder is not None and forwarding.waits_for_receiver(container):
+                    await forwarder.connect()
+                container.forwarder = forwarder
+        except (ValueError, OSError) as error:
             container.log_path.touch(mode=0o640)
             raise SystemFailure(
                 f"failed to create task for container: failed to initialize logging driver: {error}"

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from longshore.engine.networks.model import Endpoint
 
-from . import health
+from . import health, logoptions
 from .model import Container, format_time, now
 from .preparation import choose_gateway
 
 if TYPE_CHECKING:
+    from .forwarding import Forwarder
     from .lifecycle import Lifecycle
 
 log = logging.getLogger("longshore.engine.containers")
@@ -47,6 +48,8 @@ async def recover(lifecycle: Lifecycle) -> None:
         state.pid = 0
         await lifecycle._clean(container)
         container.save()
+        if container.host["LogConfig"]["Type"] in logoptions.REMOTE:
+            _forward_rest(container)
         policy = container.host["RestartPolicy"]["Name"]
         if container.host["AutoRemove"] and (was_running or state.status == "exited"):
             await lifecycle.remove(container, force=True, volumes=True)
@@ -79,6 +82,30 @@ async def _start_again(lifecycle: Lifecycle, container: Container) -> None:
         log.warning("container %s could not be started again: %s", container.short, error)
 
 
+def _forwarder(container: Container) -> Forwarder | None:
+    """What sends an adopted container's log on; the receiver need not answer yet."""
+    if container.host["LogConfig"]["Type"] not in logoptions.REMOTE:
+        return None
+    from . import forwarding
+
+    try:
+        return forwarding.make(container)
+    except (ValueError, OSError) as error:
+        log.warning("log lines of %s are not sent on: %s", container.short, error)
+        return None
+
+
+def _forward_rest(container: Container) -> None:
+    """Send what an ended container's log holds beyond the checkpoint."""
+    from . import forwarding
+
+    if forwarding.behind(container):
+        container.forwarder = _forwarder(container)
+        if container.forwarder is not None:
+            container.forwarder.start()
+            container.forwarder.end()
+
+
 def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -> None:
     service = lifecycle._service
     container.ended = asyncio.get_running_loop().create_future()
@@ -98,6 +125,7 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
         lifecycle._spawn(
             service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))
         )
+    container.forwarder = _forwarder(container)
     lifecycle._rotate_log(container)
     if not paused:
         health.start(service, container)

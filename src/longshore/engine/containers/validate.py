@@ -15,18 +15,14 @@ from typing import Any
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.runtime import capabilities, cgroups
 
-from . import mountspec, signals
+from . import logoptions, mountspec, signals
 from .model import MASKED_PATHS
 
 Json = dict[str, Any]
 
 _MIN_MEMORY = 6 * 1024 * 1024
 _MIN_DURATION = 1_000_000
-LOG_DRIVERS = ("json-file", "local", "none")
-_LOG_OPTIONS = {
-    "json-file": {"max-file", "max-size", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size", "cache-disabled", "cache-max-file", "cache-max-size", "cache-compress"},
-    "local": {"max-file", "max-size", "compress", "mode", "max-buffer-size"},
-}  # fmt: skip
+LOG_DRIVERS = ("none", *logoptions.KNOWN)
 
 
 @cache
@@ -346,16 +342,10 @@ def check_log(host: Json) -> None:
     driver, options = host["LogConfig"]["Type"], host["LogConfig"]["Config"]
     if driver not in LOG_DRIVERS:
         raise InvalidParameter(f'error looking up logging plugin {driver}: plugin "{driver}" not found')
-    mode = options.get("mode", "")
-    if mode not in ("", "blocking", "non-blocking"):
-        raise InvalidParameter(f"logger: logging mode not supported: {mode}")
-    if options.get("max-buffer-size") and mode != "non-blocking":
-        raise InvalidParameter("logger: max-buffer-size option is only supported with 'mode=non-blocking'")
-    allowed = _LOG_OPTIONS.get(driver)
-    if allowed is not None:
-        for name in options:
-            if name not in allowed:
-                raise InvalidParameter(f"unknown log opt '{name}' for {driver} log driver")
+    try:
+        logoptions.check(driver, options)
+    except logoptions.OptionError as error:
+        raise InvalidParameter(str(error)) from None
 
 
 def fill_host(host: Json) -> None:

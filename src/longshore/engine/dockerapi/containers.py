@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from longshore.engine.containers import archive, detach, execs, filters, inspect, signals, stats, streams
+from longshore.engine.containers import archive, detach, execs, filters, inspect, logoptions, signals, stats, streams
 from longshore.engine.containers.model import Container
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
 from longshore.machinery.http import Duplex, Response
@@ -285,7 +285,8 @@ async def logs(call: Call) -> Response | None:
     if not stdout and not stderr:
         raise InvalidParameter("Bad parameters: you must choose at least one stream")
     container = service.find(call.path["name"])
-    if container.host["LogConfig"]["Type"] == "none":
+    settings = container.host["LogConfig"]
+    if settings["Type"] == "none" or logoptions.cache_disabled(settings["Type"], settings["Config"]):
         raise NotImplementedUpstream("configured logging driver does not support reading")
     since, until = parse_timestamp(call.param("since")), parse_timestamp(call.param("until"))
     wanted = call.param("tail")

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from longshore.engine.containers import filters, inspect
+from longshore.engine.containers import filters, inspect, logoptions
 from longshore.engine.errors import InvalidParameter
 from longshore.engine.runtime import cgroups
 from longshore.machinery import process
@@ -171,7 +171,7 @@ async def info(call: Call) -> Response:
             "Volume": ["local"],
             "Network": ["bridge", "host", "null"],
             "Authorization": None,
-            "Log": ["json-file", "local"],
+            "Log": sorted(logoptions.KNOWN),
         },
         "MemoryLimit": True,
         "SwapLimit": True,

@@ -65,6 +65,14 @@ class Joiner:
                 self._open[record.stream] = (started, parts, size)
         return out
 
+    def unfinished(self) -> dict[bytes, tuple[int, bytes]]:
+        """What lines have so far, by stream: (time, text)."""
+        return {stream: (started, b"".join(parts)) for stream, (started, parts, _) in self._open.items()}
+
+    def restore(self, unfinished: dict[bytes, tuple[int, bytes]]) -> None:
+        """Go on where another one was: its `unfinished`."""
+        self._open = {stream: (started, [text], len(text)) for stream, (started, text) in unfinished.items()}
+
     @property
     def empty(self) -> bool:
         """Whether no line is unfinished."""
@@ -231,7 +239,10 @@ def rotate(path: Path, keep: int) -> None:
 
     The monitor must reopen its log afterwards (Runtime.reopen_log).
     """
-    path.with_name(f"{path.name}.{max(keep - 1, 1)}").unlink(missing_ok=True)
+    surplus = max(keep - 1, 1)
+    while (oldest := path.with_name(f"{path.name}.{surplus}")).exists():
+        oldest.unlink()
+        surplus += 1
     for number in range(keep - 2, 0, -1):
         older = path.with_name(f"{path.name}.{number}")
         if older.exists():
