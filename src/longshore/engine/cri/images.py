@@ -29,6 +29,7 @@ class Images:
 
     def __init__(self, store: ImageStore) -> None:
         self.store = store
+        self._pulls: dict[tuple[Any, ...], tuple[asyncio.Task[Any], set[object]]] = {}
         self._usage: tuple[float, int, int] = (0.0, 0, 0)
 
     def _find(self, name: str) -> Image | None:
@@ -86,6 +87,30 @@ class Images:
     async def pull_image(self, request: Any) -> Any:
         name = request.image.image
         auth = _auth(request.auth) if request.HasField("auth") else None
+        key = (name, *sorted((auth or {}).items()))
+        found = self._pulls.get(key)
+        if found is None:
+            # Pods that come up together want the same image: it is asked for once.
+            task = asyncio.create_task(self._pull(name, auth), name=f"pull {name}")
+            found = self._pulls[key] = (task, set())
+            task.add_done_callback(lambda done: self._pulled(key, done))
+        task, waiting = found
+        me = object()
+        waiting.add(me)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            waiting.discard(me)
+            if not waiting and not task.done():
+                # Nobody wants it any more.
+                self._pulled(key, task)
+                task.cancel()
+
+    def _pulled(self, key: tuple[Any, ...], task: asyncio.Task[Any]) -> None:
+        if key in self._pulls and self._pulls[key][0] is task:
+            del self._pulls[key]
+
+    async def _pull(self, name: str, auth: dict[str, str] | None) -> Any:
         try:
             image = await self.store.pull(references.parse(name).with_default_tag(), auth=auth)
         except NotFound as error:

@@ -7,6 +7,7 @@ the Go client that dockerd uses.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterable
@@ -390,12 +391,12 @@ async def open_session(
         # A mirror is never shown Docker Hub's credentials.
         session = Session(registries, endpoint, path, None if endpoint.mirror else auth, actions)
         try:
-            await session.ping()
-        except (ClientError, TimeoutError) as error:
-            if failure is None or endpoint.url.startswith("http:"):
-                failure = SystemFailure(connection_text("GET", f"{endpoint.url}/v2/", error))
-            registries.forget(domain)
-            continue
+            problem = await _greet(registries, session)
+            if problem is not None:
+                if failure is None or endpoint.url.startswith("http:"):
+                    failure = problem
+                registries.forget(domain)
+                continue
         except RegistryError as error:
             failure = error
             continue
@@ -404,6 +405,29 @@ async def open_session(
             continue
         return session
     raise failure or SystemFailure(f"no endpoint for {domain}")
+
+
+async def _greet(registries: Registries, session: Session) -> EngineError | None:
+    """Ask whether the session's endpoint answers. Why it does not; raises RegistryError for one that refuses."""
+    endpoint = session.endpoint
+    lock = registries.asking(endpoint)
+    if lock.locked():
+        # Only a failure is shared: who is answered learns the challenge for itself, and need not wait for others.
+        async with lock:
+            pass
+    problem = registries.unreachable(endpoint)
+    if problem is not None:
+        return problem
+    begin = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        if not lock.locked():
+            await stack.enter_async_context(lock)
+        try:
+            await session.ping()
+        except (ClientError, TimeoutError) as error:
+            problem = SystemFailure(connection_text("GET", f"{endpoint.url}/v2/", error))
+            registries.failed(endpoint, problem, time.monotonic() - begin)
+    return problem
 
 
 async def _has(session: Session, pull: bool) -> bool:

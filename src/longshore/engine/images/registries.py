@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,19 @@ from typing import TYPE_CHECKING, Any
 from longshore.engine.images.references import DEFAULT_DOMAIN
 
 if TYPE_CHECKING:
+    from longshore.engine.errors import EngineError
     from longshore.engine.images.distribution import Session
     from longshore.machinery.http import Client
 
 HUB_HOST = "registry-1.docker.io"
 INDEX_SERVER = "https://index.docker.io/v1/"
 CERTIFICATES = Path("/etc/docker/certs.d")
+#: An endpoint that took longer than this to fail (seconds) is not asked again for the next while: a pod's image would
+#: be looked for at every start, each time until a lookup or a connection times out. A quick refusal costs nothing.
+SLOW_FAILURE = 0.5
+UNREACHABLE_SECONDS = 10.0
+#: glibc waits ten seconds for a resolver that does not answer; see resolv.conf(5).
+RESOLVER_OPTIONS = "timeout:1 attempts:2"
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 
 
@@ -49,6 +58,31 @@ class Registries:
     attempts: int = 5
     _clients: dict[tuple[str, bool], Client] = field(default_factory=dict)
     _schemes: dict[str, str] = field(default_factory=dict)
+    _unreachable: dict[str, tuple[float, EngineError]] = field(default_factory=dict)
+    _asking: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    def asking(self, endpoint: Endpoint) -> asyncio.Lock:
+        """Held by who finds out whether an endpoint answers: the others wait for what it learns."""
+        if len(self._asking) > 1000:
+            self._asking = {url: lock for url, lock in self._asking.items() if lock.locked()}
+        return self._asking.setdefault(endpoint.url, asyncio.Lock())
+
+    def unreachable(self, endpoint: Endpoint) -> EngineError | None:
+        """With what the endpoint failed a few seconds ago, if that took long enough not to be tried again now."""
+        found = self._unreachable.get(endpoint.url)
+        if found is None:
+            return None
+        if time.monotonic() < found[0]:
+            return found[1]
+        del self._unreachable[endpoint.url]
+        return None
+
+    def failed(self, endpoint: Endpoint, error: EngineError, took: float) -> None:
+        """No connection to the endpoint could be made within `took` seconds."""
+        if took >= SLOW_FAILURE:
+            now = time.monotonic()
+            self._unreachable = {url: held for url, held in self._unreachable.items() if held[0] > now}
+            self._unreachable[endpoint.url] = (now + UNREACHABLE_SECONDS, error)
 
     def is_insecure(self, host: str) -> bool:
         """May `host` ("name", "name:port") be used without a valid certificate, or without TLS?"""
@@ -99,6 +133,7 @@ class Registries:
     def client(self, endpoint: Endpoint) -> Client:
         from longshore.machinery.http import Client
 
+        os.environ.setdefault("RES_OPTIONS", RESOLVER_OPTIONS)
         host = endpoint.url.partition("://")[2]
         key = (host, endpoint.verify)
         found = self._clients.get(key)
