@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "env": ("longshore.cli.env", "how to point kubectl, docker and others at it"),
     "demo": ("longshore.cli.demo", "take the sample application the whole way: build, ship, run, ask"),
     "logs": ("longshore.cli.logs", "query the logs of containers: LogQL, or kind/name"),
+    "simulate": ("longshore.cli.simulate", "nodes without machines; what-if questions about a cluster"),
     "engine": ("longshore.cli.parts.engine", "the container engine: Docker API, CRI, builds, registry"),
     "apiserver": ("longshore.cli.parts.apiserver", "the API server on its embedded store"),
     "etcd": ("longshore.cli.parts.etcd", "the embedded store as etcd v3; restore and move stores"),
