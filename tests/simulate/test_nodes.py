@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -129,3 +132,39 @@ def test_images_that_cannot_be_pulled_are_tried_again(longshore):
     until(lambda: reason() == "ImagePullBackOff")
     core.delete_namespaced_pod("p", "default", grace_period_seconds=0)
     until(lambda: not core.list_namespaced_pod("default").items)
+
+
+def test_questions_about_a_running_cluster_write_nothing(longshore, tmp_path, capsys):
+    from longshore.cli.main import main
+
+    longshore.run_nodes(3, cpu="4", zones=0)
+    core = kubernetes.client.CoreV1Api(longshore.client())
+    bind(core, "p")
+    until(lambda: core.read_namespaced_pod("p", "default").status.phase == "Running")
+    wanted = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "w"}, "spec": {"containers": [container()]}}
+    (tmp_path / "pod.json").write_text(json.dumps(wanted))
+    where = ["--kubeconfig", str(longshore.kubeconfig)]
+    assert main(["simulate", "fit", *where, "--pod", str(tmp_path / "pod.json")]) == 0
+    said = capsys.readouterr().out
+    assert "11 of pod w fit, on 3 nodes." in said and "3 Insufficient cpu" in said
+    assert main(["simulate", "drain", *where, "simulated-0"]) == 0
+    assert "no controller makes it anew" in capsys.readouterr().out
+    assert [p.metadata.name for p in core.list_namespaced_pod("default").items] == ["p"]
+
+
+def test_nodes_by_the_command(longshore, tmp_path):
+    (tmp_path / "rules.yaml").write_text("rules: [{start: {seconds: 0.1}}]")
+    command = [sys.executable, "-m", "longshore", "simulate", "nodes", "--kubeconfig", str(longshore.kubeconfig)]
+    command += ["--count", "2", "--name", "x", "--taint", "a=b:NoSchedule", "--rules", str(tmp_path / "rules.yaml")]
+    core = kubernetes.client.CoreV1Api(longshore.client())
+    child = subprocess.Popen([*command, "--remove"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "2 simulated nodes are Ready\n"
+        assert {n.metadata.name for n in core.list_node().items} == {"x-0", "x-1"}
+        assert [(t.key, t.value, t.effect) for t in core.read_node("x-0").spec.taints] == [("a", "b", "NoSchedule")]
+        bind(core, "p", "x-0")
+        until(lambda: core.read_namespaced_pod("p", "default").status.phase == "Running")
+    finally:
+        child.terminate()
+        assert child.wait(20) == 0
+    assert not core.list_node().items, "--remove takes them away"
