@@ -127,6 +127,7 @@ async def create(
                 service.roots.unmount(container)
         container.number = service.store.next_number()
         container.save()
+        await service.keep(container)
     except BaseException:
         service.store.free_name(full_name, id)
         for mount in container.mounts:
@@ -255,6 +256,7 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
             "Propagation": "",
         }
     fill: list[Json] = []
+    made: list[str] = []
     container.mounts = list(points.values())
     for point in container.mounts:
         if point["Type"] == "image":
@@ -268,6 +270,8 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
         )
         if anonymous:
             point["_anonymous"] = True
+        if fresh:
+            made.append(point["Name"])
         point["Source"] = str(service.volumes.path(point["Name"]))
         service.volumes.use(point["Name"], container.id)
         if (
@@ -276,6 +280,9 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
             and container.image_id
         ):
             fill.append(point)
+    if not container.host["AutoRemove"]:
+        for name in made:
+            await service.in_thread(service.volumes.keep, name)
     if not fill:
         return
     root = service.roots.mount(container)

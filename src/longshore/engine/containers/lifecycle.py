@@ -13,6 +13,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longshore.engine import durable
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemFailure
 from longshore.engine.networks import model as network_model
 from longshore.engine.networks.service import remove_sandbox
@@ -169,10 +170,13 @@ class Lifecycle(Preparation):
             health.prepare(container)
             self._connect_attached(container)
             container.save()
+            keeping = asyncio.ensure_future(service.keep(container))
             try:
                 await self._runtime.start(container.id)
             except RuntimeFailed as error:
                 raise start_error(str(error), container.path) from None
+            finally:
+                await keeping
         except BaseException as error:
             for pending in (plugging, serving):
                 if pending is not None:
@@ -431,6 +435,7 @@ class Lifecycle(Preparation):
         self._service.event(container, "stop")
         if not container.removed:
             container.save()
+            await self._service.keep(container)
 
     async def restart(self, container: Container, timeout: float | None, signal_name: str = "") -> None:
         """Stop (when it runs) and start again; it is not removed in between."""
@@ -538,6 +543,8 @@ class Lifecycle(Preparation):
         for point in container.mounts:
             if point["Type"] == "image":
                 self._service.release_image_mount(container, point)
+        if not container.host["AutoRemove"]:
+            durable.remove(container.folder / "container.json")
         shutil.rmtree(container.folder, ignore_errors=True)
 
     # ------------------------------------------------------------------ after a restart of the engine

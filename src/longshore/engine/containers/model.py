@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from longshore.engine import durable
 from longshore.engine.errors import InvalidParameter
 from longshore.engine.runtime import spec as ocispec
 
@@ -310,12 +311,22 @@ class Container:
         temporary.write_bytes(orjson.dumps(kept))
         os.replace(temporary, self.folder / "container.json")
 
+    def keep(self) -> None:
+        """Make the record survive a lost power supply. Blocking."""
+        durable.keep(self.folder / "container.json")
+
     @classmethod
     def load(cls, folder: Path) -> Container:
         """Read a record back. Raises OSError, ValueError or KeyError when it is damaged."""
-        kept = orjson.loads((folder / "container.json").read_bytes())
-        state = State(**kept.pop("state"))
-        return cls(folder=folder, state=state, **kept)
+        error: Exception = KeyError("no record")
+        for data in durable.copies(folder / "container.json"):
+            try:
+                kept = orjson.loads(data)
+                state = State(**kept.pop("state"))
+                return cls(folder=folder, state=state, **kept)
+            except (ValueError, KeyError, TypeError, AttributeError) as damaged:
+                error = damaged
+        raise error
 
     @property
     def network_mode(self) -> str:

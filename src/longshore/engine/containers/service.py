@@ -92,6 +92,14 @@ class ContainerService:
         """Run blocking work in a thread of this service."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
+    async def keep(self, container: Container) -> None:
+        """Make a change of a container survive a lost power supply, before it is acknowledged.
+
+        What --rm removes would be removed after that anyway, and waits for no disk.
+        """
+        if not container.host["AutoRemove"] and not container.removed:
+            await self.in_thread(container.keep)
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a task in the background."""
         task = asyncio.get_running_loop().create_task(work)

@@ -32,7 +32,7 @@ class ContainerStore:
                 continue
             try:
                 container = Container.load(folder)
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 log.warning("container record %s is damaged or was never finished; removed", folder.name[:12])
                 shutil.rmtree(folder, ignore_errors=True)
                 continue

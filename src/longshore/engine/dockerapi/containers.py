@@ -160,6 +160,7 @@ async def rename(call: Call) -> Response:
     service = call.api.containers
     container = service.find(call.path["name"])
     service.rename(container, call.param("name"))
+    await service.keep(container)
     return empty(204)
 
 
@@ -169,6 +170,7 @@ async def update(call: Call) -> Response:
     body = await call.json()
     container = service.find(call.path["name"])
     warnings = await service.update(container, body)
+    await service.keep(container)
     return json_response({"Warnings": warnings or None})
 
 

@@ -146,6 +146,7 @@ async def connect(call: Call) -> Response:
     if not isinstance(settings, dict):
         raise InvalidParameter("invalid JSON: json: cannot unmarshal value into Go struct field .EndpointConfig")
     await api.containers.connect(network, container, settings)
+    await api.containers.keep(container)
     return empty(200)
 
 
@@ -156,4 +157,5 @@ async def disconnect(call: Call) -> Response:
     network = api.networks.resolve(call.path["id"])
     container = api.containers.find(str(body.get("Container") or ""))
     await api.containers.disconnect(network, container)
+    await api.containers.keep(container)
     return empty(200)

@@ -57,6 +57,7 @@ async def create(call: Call) -> Response:
     made = service.create(
         body.get("Name") or "", body.get("Driver") or "", options=body.get("DriverOpts"), labels=body.get("Labels")
     )
+    await call.api.containers.in_thread(service.keep, made)
     return json_response(service.show(made), 201)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine import durable
 from longshore.engine.errors import EngineError, InvalidParameter
 
 from .ipam import Address, Pool
@@ -139,11 +140,18 @@ class Network:
         os.replace(temporary, folder / f"{self.id}.json")
 
     def delete(self, folder: Path) -> None:
-        (folder / f"{self.id}.json").unlink(missing_ok=True)
+        durable.remove(folder / f"{self.id}.json")
 
     @classmethod
     def load(cls, file: Path) -> Network:
-        return cls(**orjson.loads(file.read_bytes()))
+        """Read a record back. Raises ValueError or TypeError when it is damaged."""
+        error: Exception = ValueError("no record")
+        for data in durable.copies(file):
+            try:
+                return cls(**orjson.loads(data))
+            except (ValueError, TypeError) as damaged:
+                error = damaged
+        raise error
 
     def show(self, endpoints: dict[str, Endpoint]) -> Json:
         """As inspect gives it."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from longshore.engine import durable
 from longshore.engine.errors import (
     Conflict,
     EngineError,
@@ -124,6 +125,8 @@ class NetworkService:
         self._networks[network.id] = network
         self._endpoints.setdefault(network.id, {})
         network.save(self._data)
+        if not network.predefined:
+            durable.keep(self._data / f"{network.id}.json")
 
     # ------------------------------------------------------------------ bridges
 

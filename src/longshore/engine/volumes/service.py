@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from longshore.engine import durable
 from longshore.engine.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 from longshore.machinery import mounts
 
@@ -130,6 +131,12 @@ class VolumeService:
         self._emit("volume", "create", name, {"driver": "local"})
         return name
 
+    def keep(self, name: str) -> None:
+        """Make the volume survive a lost power supply. Blocking."""
+        durable.sync(self._root / name / "opts.json")
+        durable.sync(self._root / name)
+        durable.sync(self._root)
+
     def use(self, name: str, container: str) -> None:
         """A container refers to the volume: it cannot be removed meanwhile."""
         self._users.setdefault(name, set()).add(container)
@@ -183,6 +190,7 @@ class VolumeService:
         try:
             gone = self._root / f".gone-{name}"
             os.rename(self._root / name, gone)
+            durable.sync(self._root)
             shutil.rmtree(gone)
         except FileNotFoundError:
             pass
