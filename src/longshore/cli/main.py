@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "etcd": ("longshore.cli.parts.etcd", "the embedded store as etcd v3; restore and move stores"),
     "manager": ("longshore.cli.parts.manager", "scheduler and controllers"),
     "node": ("longshore.cli.parts.node", "kubelet, proxy, DNS and log collector of one node"),
+    "fluentd": ("longshore.cli.parts.fluentd", "run a Fluentd v1 configuration in the foreground"),
     "registry": ("longshore.cli.parts.registry", "the registry alone"),
     "supervise": ("longshore.cli.supervise", "run the parts in the foreground (what `up` starts)"),
 }

@@ -103,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                     parts=layout.logs if first else None,
                     events=events,
                     forward=("127.0.0.1", 24224),
+                    fluent_conf=layout.data / "fluent.conf",
                 )
             )
             if len(config.nodes) > 1:

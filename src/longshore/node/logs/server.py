@@ -39,6 +39,7 @@ async def serve(
     events: Client | None = None,
     retention: Retention | None = None,
     forward: tuple[str, int] | None = None,
+    fluent_conf: Path | None = None,
 ) -> None:
     """Collect, store and answer until cancelled.
 
@@ -46,7 +47,7 @@ async def serve(
     for tests); describe: labels of a container beyond what its log's path tells; pod_labels: take them from the pods'
     objects through `client` instead; parts: the folder of the parts' own logs; events: a client that may read the
     cluster's Events, which become a stream; forward: where the forward protocol's
-    input listens (a port that somebody else has is told in the log, and collecting goes on).
+    input listens (a port that somebody else has is told in the log, and collecting goes on); fluent_conf: a Fluentd configuration, which takes the place of `forward` where the file is.
     """
     store = LogStore(folder, retention)
     labels = PodLabels(client, node) if client and pod_labels else None
@@ -58,6 +59,10 @@ async def serve(
     server = Server(LokiAPI(LogQuerier(store), Delegated(client) if client else None, store, node).handle)
     await server.listen_tcp(host, port, ssl=tls)
     log.info("collecting %s, answering on %s:%d", pods, host, port)
+    if fluent_conf is not None and not fluent_conf.exists():
+        fluent_conf = None
+    if fluent_conf is not None:
+        forward = None
     fluent = ForwardInput(StoreEmit(store, node, "forward"), host=forward[0], port=forward[1]) if forward else None
     if fluent:
         try:
@@ -68,6 +73,8 @@ async def serve(
         async with asyncio.TaskGroup() as tasks:
             if labels:
                 tasks.create_task(labels.run(collector.renew))
+            if fluent_conf is not None:
+                tasks.create_task(_pipeline(fluent_conf, folder.parent / "fluentd", store, node))
             if events:
                 tasks.create_task(EventLog(events, store, node).run())
             await asyncio.get_running_loop().create_future()
@@ -79,3 +86,13 @@ async def serve(
         collector.close()
         await server.close()
         await store.close()
+
+
+async def _pipeline(conf: Path, folder: Path, store: LogStore, node: str) -> None:
+    """Obey a Fluentd configuration beside the collector; one that is wrong is told, and collecting goes on."""
+    from longshore.node.logs.fluentd import config, pipeline
+
+    try:
+        await pipeline.run(config.load(conf), folder, store, node)
+    except (config.ConfigError, OSError) as error:
+        log.error("%s is not obeyed: %s", conf, error)
