@@ -69,3 +69,4 @@ def run_part(main: Callable[[], Coroutine[Any, Any, None]], *, level: int = logg
 def _freeze() -> None:
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # what calls make is freed by reference counting: look for cycles less often

@@ -38,10 +38,7 @@ class Level:
     turn: int = 0
     dispatched: int = 0
     rejected: int = 0
-
-    @property
-    def waiting(self) -> int:
-        return sum(len(q) for q in self.queues)
+    waiting: int = 0  # in all queues together
 
 
 @dataclass(slots=True)
@@ -153,6 +150,7 @@ class Fairness:
     async def _wait(self, level: Level, queue: deque[asyncio.Future[None]]) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.append(future)
+        level.waiting += 1
         try:
             async with asyncio.timeout(WAIT_LIMIT):
                 await future
@@ -162,6 +160,7 @@ class Fairness:
             else:
                 try:
                     queue.remove(future)
+                    level.waiting -= 1
                 except ValueError:
                     pass
             if isinstance(error, TimeoutError):
@@ -171,12 +170,13 @@ class Fairness:
 
     def leave(self, level: Level) -> None:
         """Give a seat back: to the next queue in turn where somebody waits."""
-        count = len(level.queues)
-        if level.executing <= level.seats:
+        if level.waiting and level.executing <= level.seats:
+            count = len(level.queues)
             for step in range(count):
                 queue = level.queues[(level.turn + step) % count]
                 while queue:
                     future = queue.popleft()
+                    level.waiting -= 1
                     if not future.done():
                         level.turn = (level.turn + step + 1) % count
                         future.set_result(None)

@@ -17,11 +17,16 @@ class FieldTypes:
         self._scheme = scheme
         self._endpoint = endpoint
         self._zero: dict[str, Any] | None = None
+        self._nodes: dict[str, Node | None] = {}  # of a built-in kind: they never change
         reset = reset_fields(endpoint, subresource)
         self._filter: Filter | None = (lambda s: fieldset.recursive_difference(s, reset)) if reset else None
 
     def node(self, api_version: str) -> Node | None:
-        return self._scheme.node(self._endpoint, api_version)
+        if self._endpoint.custom:
+            return self._scheme.node(self._endpoint, api_version)
+        if api_version not in self._nodes:
+            self._nodes[api_version] = self._scheme.node(self._endpoint, api_version)
+        return self._nodes[api_version]
 
     def convert(self, obj: dict[str, Any], api_version: str) -> dict[str, Any]:
         if obj.get("apiVersion", api_version) == api_version:

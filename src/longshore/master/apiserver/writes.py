@@ -6,8 +6,8 @@ order of steps decides what clients see.
 
 from __future__ import annotations
 
+import os
 import random
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -54,6 +54,12 @@ class View(NamedTuple):
 
 def random_suffix() -> str:
     return "".join(random.choices(SUFFIX, k=5))
+
+
+def new_uid() -> str:
+    """A random UUID (version 4); the uuid module takes three times as long."""
+    h = os.urandom(16).hex()
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
 
 
 def encoded_body(obj: Object, version: int = 0) -> bytes:
@@ -128,7 +134,7 @@ class Writer:
         # Built-in objects are checked in the form in which they are kept, custom ones in the version that was asked.
         stored = obj if endpoint.custom else endpoint.stored(obj)
         metadata = stored["metadata"]
-        metadata["uid"] = str(uuid.uuid4())
+        metadata["uid"] = new_uid()
         metadata["creationTimestamp"] = times.now()
         resource = endpoint.storage.resource if endpoint.storage.resource is endpoint.resource else endpoint.resource
         resource.prepare_create(stored, endpoint.version)
