@@ -6,7 +6,6 @@ Source: kubernetes pkg/kubelet/kubelet_pods.go (HandlePodCleanups).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from typing import Any, Protocol
@@ -53,10 +52,7 @@ class Cleaner:
             log.warning("the runtime cannot be asked for leftovers: %s", error.message)
             present = {}
         await asyncio.gather(*(self.orphan(uid) for uid in present if not self._wanted(uid)))
-        for uid in self._volumes.known():
-            if not self._wanted(uid):
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self._volumes.remove, uid)
+        await self.volumes()
         for uid, path in cgroups.pods_present(self._config.cgroup_root).items():
             if not self._wanted(uid):
                 await asyncio.to_thread(cgroups.remove, path)
@@ -64,6 +60,15 @@ class Cleaner:
             for folder in list(self._config.pod_logs.iterdir()):
                 if not self._wanted(folder.name.rpartition("_")[2]):
                     await asyncio.to_thread(shutil.rmtree, folder, True)
+
+    async def volumes(self) -> None:
+        """Remove the volumes of pods that nobody asks for; what a driver that is not there has given stays for it."""
+        for uid in self._volumes.known():
+            if not self._wanted(uid):
+                try:
+                    await self._volumes.remove(uid)
+                except OSError as error:
+                    log.info("volumes of pod %s: %s", uid, error)
 
     async def orphan(self, uid: str) -> None:
         """End a pod that runs though nobody asks for it; what its containers carry tells how."""
@@ -74,7 +79,7 @@ class Cleaner:
             log.info("pod %s/%s (%s) is not wanted any more and is ended", state.namespace, state.name, uid)
             await self._killer.kill_pod(None, state, override=ORPHAN_GRACE)
             await self.from_runtime(uid)
-            await asyncio.to_thread(self._volumes.remove, uid)
+            await self._volumes.remove(uid)
             path = cgroups.pods_present(self._config.cgroup_root).get(uid)
             if path is not None:
                 await asyncio.to_thread(cgroups.remove, path)

@@ -28,6 +28,7 @@ from longshore.node.kubelet.images import ImageManager
 from longshore.node.kubelet.kill import Killer
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
+from longshore.node.kubelet.plugins import Plugins
 from longshore.node.kubelet.podstatus import StatusMaker
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.resize import Allocations
@@ -37,6 +38,7 @@ from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import TokenManager
 from longshore.node.kubelet.volumes import VolumeError, VolumeManager
+from longshore.node.kubelet.volumes.csi import CsiVolumes
 from longshore.node.kubelet.volumes.payload import Sources
 from longshore.node.kubelet.worker import Worker
 
@@ -76,12 +78,15 @@ class Kubelet(StatusMaker):
         self.objects = ObjectCache(client, self._objects_changed)
         self.tokens = TokenManager(client)
         self.statuses = StatusManager(client, api_pod=self.api_pod, finished=self.is_finished)
+        self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came)
+        self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi})
         self.volumes = VolumeManager(
             config.root,
             Sources(self.objects.get, self.tokens.get, self._known_addresses, lambda: self.allocatable, self._trust),
             self._claim,
             config.node_name,
             lambda: resources.amount(self.allocatable.get("memory", "0")),
+            self.csi,
         )
         self.messages = TerminationMessages()
         self.mirrors = Mirrors(client, self._node)
@@ -130,6 +135,7 @@ class Kubelet(StatusMaker):
             self._waiting.clear()
             self.synced.set()
             self._start_static()
+            self.spawn(self.plugins.run(), "plugins")
             await self.cleaner.everything()
             await self.pleg.run()
         finally:
@@ -259,6 +265,10 @@ class Kubelet(StatusMaker):
             self.workers[uid].nudge()
         elif self._synced and uid not in self.pods:
             self.spawn(self.cleaner.orphan(uid), f"orphan {uid}")
+
+    def _driver_came(self) -> None:
+        self._gap()
+        self.spawn(self.cleaner.volumes(), "volumes of former pods")
 
     def _gap(self) -> None:
         for worker in self.workers.values():
@@ -390,7 +400,7 @@ class Kubelet(StatusMaker):
     async def sync_terminated(self, worker: Worker) -> None:
         """Remove what the pod had on the node."""
         uid = worker.uid
-        await asyncio.to_thread(self.volumes.remove, uid)
+        await self.volumes.remove(uid)
         path = cgroups.pod_path(self.config.cgroup_root, worker.pod, self.config.cgroups_per_qos)
         if self.config.cgroups_per_qos:
             if not await asyncio.to_thread(cgroups.remove, path):

@@ -16,6 +16,7 @@ from typing import Any
 
 from longshore.machinery import mounts, quantity, rooted
 from longshore.node.kubelet.volumes import atomic
+from longshore.node.kubelet.volumes.csi import CsiError, CsiVolumes
 from longshore.node.kubelet.volumes.payload import PayloadError, Sources, collect
 
 log = logging.getLogger("longshore.kubelet.volumes")
@@ -46,8 +47,11 @@ class MountedVolume:
 class VolumeManager:
     """Makes, refreshes and removes volumes."""
 
-    def __init__(self, root: Path, sources: Sources, claims: Claims, node_name: str, memory: Callable[[], int]) -> None:
+    def __init__(
+        self, root: Path, sources: Sources, claims: Claims, node_name: str, memory: Callable[[], int], csi: CsiVolumes
+    ) -> None:
         """root: the kubelet's. memory: allocatable bytes of the node, for volumes in memory."""
+        self._csi = csi
         self._root, self._sources, self._claims, self._node, self._memory = root, sources, claims, node_name, memory
         #: uid -> when to look at the pod's volumes again (seconds since 1970), for tokens
         self.due: dict[str, float] = {}
@@ -68,7 +72,7 @@ class VolumeManager:
                 continue
             try:
                 mounted, again = await self._one(pod, volume)
-            except (VolumeError, PayloadError, atomic.BadPath) as error:
+            except (VolumeError, PayloadError, CsiError, atomic.BadPath) as error:
                 problems.append(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}')
                 continue
             except OSError as error:
@@ -106,6 +110,10 @@ class VolumeManager:
             return MountedVolume(name, Path(source["path"])), 0.0
         if "image" in volume:
             return MountedVolume(name, Path("/"), readonly=True, image=volume["image"]), 0.0
+        if "csi" in volume:
+            source = volume["csi"]
+            path = await self._csi.ephemeral(pod, name, source)
+            return MountedVolume(name, path, bool(source.get("readOnly"))), 0.0
         if "persistentVolumeClaim" in volume:
             return await self._claim(pod, name, volume["persistentVolumeClaim"]["claimName"],
                                      bool(volume["persistentVolumeClaim"].get("readOnly")), gid), 0.0  # fmt: skip
@@ -174,7 +182,9 @@ class VolumeManager:
             target = self.folder(pod["metadata"]["uid"]) / "kubernetes.io~local-volume" / volume["metadata"]["name"]
             await asyncio.to_thread(self._local, source, target, gid)
             return MountedVolume(name, target, readonly)
-        kind = next((k for k in spec if k in ("csi", "nfs", "iscsi", "fc", "rbd", "cephfs")), "volume")
+        if "csi" in spec:
+            return MountedVolume(name, await self._csi.persistent(pod, volume, readonly), readonly)
+        kind = next((k for k in spec if k in ("nfs", "iscsi", "fc", "rbd", "cephfs")), "volume")
         raise VolumeError(f"no volume plugin matched: {kind}")
 
     def _local(self, source: Path, target: Path, gid: int | None) -> None:
@@ -225,8 +235,15 @@ class VolumeManager:
 
     # -- removing ----------------------------------------------------------------------------------------------------
 
-    def remove(self, uid: str) -> None:
-        """Unmount and remove everything of a pod's folder. Blocking. Raises OSError when something cannot be removed."""
+    async def remove(self, uid: str) -> None:
+        """Give back and remove every volume and everything else of a pod's folder.
+
+        Raises OSError when something cannot be removed yet.
+        """
+        await self._csi.release(uid)
+        await asyncio.to_thread(self._remove, uid)
+
+    def _remove(self, uid: str) -> None:
         self.due.pop(uid, None)
         folder = self._root / "pods" / uid
         if not folder.exists():
