@@ -25,6 +25,7 @@ from longshore.engine.volumes.service import VolumeService
 from longshore.machinery.paths import Layout, NodeLayout
 
 if TYPE_CHECKING:
+    from longshore.engine.dockerapi.hosts import TLSFiles
     from longshore.engine.images.registries import Registries
 
 log = logging.getLogger("longshore.engine")
@@ -108,8 +109,12 @@ class Engine:
         mtu: int = 0,
         cluster_cidrs: Sequence[str] = (PODS, SERVICES),
         cni_folder: Path | None = None,
+        docker_hosts: Sequence[str] = (),
+        docker_tls: TLSFiles | None = None,
+        docker_group: str = "docker",
     ) -> None:
-        """Take over what an earlier engine left, then serve. Raises OSError when a socket cannot be made."""
+        """Take over what an earlier engine left, then serve. Raises OSError when a socket cannot be made, ValueError for
+        an address or TLS file that cannot be used."""
         await self.runtime.recover()
         if docker_socket is not None:
             await asyncio.to_thread(self.networks.start)
@@ -124,7 +129,9 @@ class Engine:
                 events=self.events,
             )
             self._builder(self.docker)
-            await self.docker.listen(docker_socket)
+            await self.docker.listen(docker_socket, docker_group)
+            for host in docker_hosts:
+                await self.docker.listen_host(host, docker_tls, docker_group)
         if cri_socket is not None:
             from longshore.engine.cri import cni
             from longshore.engine.cri.server import CriServer
@@ -193,13 +200,17 @@ async def serve(
     registries: Registries | None = None,
     beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ready: Callable[[Engine], None] | None = None,
+    docker_hosts: Sequence[str] = (),
+    docker_tls: TLSFiles | None = None,
+    docker_group: str = "docker",
 ) -> None:
     """Run an engine until cancelled.
 
     docker_socket, cri_socket: unix sockets to serve the Docker Engine API and CRI v1 on; None: not at all. node: the
     engine's name among those that share the machine's image store. bridge: interface of Docker's default network.
     gateway, mtu, cluster_cidrs, cni_folder: the pod network, see engine.cri.CriServer. beside: further servers to run in
-    this process (the registry). ready: called when everything listens. Raises OSError when a socket cannot be made.
+    this process (the registry). docker_hosts, docker_tls: further addresses of the Docker Engine API in dockerd's form,
+    and the files for TLS on those over TCP. docker_group: the group that owns the docker socket. ready: called when everything listens. Raises OSError when a socket cannot be made.
     """
     # conmon leaves a mark named "oom" in the folder it was started in when memory runs out.
     node_layout.engine_run.mkdir(parents=True, exist_ok=True)
@@ -217,6 +228,9 @@ async def serve(
             mtu=mtu,
             cluster_cidrs=cluster_cidrs,
             cni_folder=cni_folder,
+            docker_hosts=docker_hosts,
+            docker_tls=docker_tls,
+            docker_group=docker_group,
         )
         tasks = [asyncio.create_task(make()) for make in beside]
         gc.collect()

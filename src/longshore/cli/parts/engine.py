@@ -19,6 +19,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", default="docker", help="the engine's name on this machine (default %(default)s)")
     parser.add_argument("--docker", action="store_true", help="serve the Docker Engine API and the registry")
     parser.add_argument("--docker-socket", type=Path, default=None, help="default: docker.sock in --run-dir")
+    parser.add_argument(
+        "--docker-host",
+        "-H",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="serve the Docker Engine API here as well: tcp://HOST:PORT or unix://PATH; may be given several times",
+    )
+    parser.add_argument("--tls", action="store_true", help="TLS on tcp; implied by --tlsverify")
+    parser.add_argument(
+        "--tlsverify", action="store_true", help="TLS on tcp, and clients need a certificate of --tlscacert"
+    )
+    parser.add_argument("--tlscacert", type=Path, default=Path("~/.docker/ca.pem"), help="default: %(default)s")
+    parser.add_argument("--tlscert", type=Path, default=Path("~/.docker/cert.pem"), help="default: %(default)s")
+    parser.add_argument("--tlskey", type=Path, default=Path("~/.docker/key.pem"), help="default: %(default)s")
+    parser.add_argument(
+        "--group", "-G", default="docker", help="the group that owns the unix socket (default %(default)s)"
+    )
     parser.add_argument("--cri", action="store_true", help="serve CRI v1 on the node's socket")
     parser.add_argument("--registry-port", type=int, default=None, help="default: the cluster's, or 5000; 0 for none")
     parser.add_argument(
@@ -32,9 +50,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     layout = layout_of(arguments)
+    arguments.docker = arguments.docker or bool(arguments.docker_host)
     config = load(layout)
     folders = layout.node(arguments.node)
     port = arguments.registry_port if arguments.registry_port is not None else config.registry_port if config else 5000
+    from longshore.engine.dockerapi.hosts import TLSFiles
+
+    tls = None
+    if arguments.tls or arguments.tlsverify:
+        tls = TLSFiles(
+            certificate=arguments.tlscert.expanduser(),
+            key=arguments.tlskey.expanduser(),
+            client_ca=arguments.tlscacert.expanduser() if arguments.tlsverify else None,
+        )
     runtime = {Path(arguments.runtime).name: arguments.runtime}
     from longshore.engine.server import serve as serve_engine
     from longshore.registry.server import serve as serve_registry
@@ -58,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
                 # Not /etc/cni/net.d: what another engine (podman) keeps there is not meant for a cluster's pods.
                 cni_folder=arguments.cni_conf_dir or layout.data / "cni",
                 beside=beside,
+                docker_hosts=arguments.docker_host if arguments.docker else (),
+                docker_tls=tls,
+                docker_group=arguments.group,
             )
 
     return run_part(main)

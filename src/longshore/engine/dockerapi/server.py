@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 from longshore.machinery import process
 from longshore.machinery.http import Response, Server
 
-from . import containers, images, networks, swarm, system, volumes
+from . import containers, hosts, images, networks, swarm, system, volumes
 from .router import HEADERS, Call, Dispatcher, Router, error_response
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
     from longshore.engine.networks.service import NetworkService
     from longshore.engine.volumes.service import VolumeService
+
+log = logging.getLogger("longshore.engine.docker")
 
 
 class DockerAPI:
@@ -63,12 +67,27 @@ class DockerAPI:
                     self._features = orjson.dumps(orjson.loads(done.stdout)).decode()
         return self._features
 
-    async def listen(self, socket: Path) -> None:
-        """Serve on a unix socket of mode 0660, owned by the group docker where there is one."""
-        group: int | None = None
-        with contextlib.suppress(KeyError):
-            group = grp.getgrnam("docker").gr_gid
-        await self.server.listen_unix(socket, mode=0o660, gid=group)
+    async def listen(self, socket: Path, group: str = "docker") -> None:
+        """Serve on a unix socket of mode 0660, owned by `group` (a name or a number) where there is one."""
+        gid: int | None = int(group) if group.isdigit() else None
+        if gid is None:
+            try:
+                gid = grp.getgrnam(group).gr_gid
+            except KeyError:
+                if group != "docker":
+                    raise ValueError(f"group {group} not found") from None
+        await self.server.listen_unix(socket, mode=0o660, gid=gid)
+
+    async def listen_host(self, text: str, tls: hosts.TLSFiles | None, group: str = "docker") -> int:
+        """Serve on one --host; returns the port (0: a unix socket). Raises ValueError, OSError."""
+        where = hosts.parse(text, tls=tls is not None)
+        if where.path is not None:
+            await self.listen(where.path, group)
+            return 0
+        context = tls.context() if tls is not None else None
+        if context is None or context.verify_mode != ssl.CERT_REQUIRED:
+            log.warning("%s lets everyone who reaches it act as root on this machine: use --tlsverify", text)
+        return await self.server.listen_tcp(where.host, where.port, ssl=context)
 
     async def close(self) -> None:
         await self.server.close()
