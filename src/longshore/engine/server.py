@@ -173,16 +173,6 @@ class Engine:
         # Groups that hold containers are busy and stay.
         await asyncio.to_thread(cgroups.remove_empty, self.containers.cgroup_parent)
 
-    async def purge(self) -> None:
-        """Remove every container, pod, network interface, rule and route of this engine (`longshore down`)."""
-        for container in self.containers.store.all():
-            with contextlib.suppress(Exception):
-                await self.containers.lifecycle.remove(container, force=True)
-        if self.cri is not None:
-            await self.cri.purge()
-        if self.docker is not None:
-            await asyncio.to_thread(self.networks.remove_everything)
-
 
 async def serve(
     *,
