@@ -1,4 +1,5 @@
-"""Published ports, masquerading and isolation: one nftables table of the engine's own, changed element by element.
+"""Published ports, masquerading and isolation: an nftables table of the engine's own for IPv4 and one for IPv6, changed
+element by element.
 
 Ports are elements of maps (address . protocol . port to container address . port), so that a published port costs the same
 among ten and among ten thousand, and none has a process. Container traffic from elsewhere reaches a bridge only when it was
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ from longshore.machinery.nftables import Nftables, NftablesError
 
 @dataclass(frozen=True, slots=True)
 class PortRule:
-    """One published port. host_ip "" or 0.0.0.0: every address of the host."""
+    """One published port, of one family. host_ip "", 0.0.0.0 or :: - every address of the host."""
 
     protocol: str
     host_ip: str
@@ -35,30 +37,43 @@ class BridgeRule:
     icc: bool
     internal: bool
     masquerade: bool
+    subnet6: str = ""
+
+
+def _family(address: str) -> str:
+    return "ip6" if ":" in address else "ip"
 
 
 class Firewall:
-    """The table `longshore_<name>` of the network namespace that the engine lives in."""
+    """The tables `longshore_<name>` of the network namespace that the engine lives in."""
 
     def __init__(self, name: str = "engine") -> None:
         self._table = f"longshore_{name}"
         self._nft = Nftables()
+        self._families = ("ip", "ip6") if os.path.exists("/proc/net/if_inet6") else ("ip",)
 
     def reset(self, bridges: Sequence[BridgeRule], ports: Sequence[PortRule]) -> None:
-        """Write the whole table in one transaction. Raises NftablesError."""
+        """Write both tables in one transaction. Raises NftablesError."""
+        text = [self._table_text(family) for family in self._families]
+        text += [self._bridge_text(rule) for rule in bridges]
+        text += [self._port_text(rule) for rule in ports if _family(rule.container_ip) in self._families]
+        self._nft.run("\n".join(text))
+
+    def _table_text(self, family: str) -> str:
         t = self._table
-        text = [
-            f"table ip {t}\ndelete table ip {t}",
-            f"""table ip {t} {{
-  map ports {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
-  map any_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+        address = "ipv6_addr" if family == "ip6" else "ipv4_addr"
+        return f"""table {family} {t}
+delete table {family} {t}
+table {family} {t} {{
+  map ports {{ type {address} . inet_proto . inet_service : {address} . inet_service; }}
+  map any_ports {{ type inet_proto . inet_service : {address} . inet_service; }}
   map into {{ type ifname : verdict; }}
   set bridges {{ type ifname; }}
   chain from_internal {{ }}
   chain masquerading {{ }}
   chain dnat_ports {{
-    dnat ip to ip daddr . meta l4proto . th dport map @ports
-    dnat ip to meta l4proto . th dport map @any_ports
+    dnat {family} to {family} daddr . meta l4proto . th dport map @ports
+    dnat {family} to meta l4proto . th dport map @any_ports
   }}
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
@@ -79,38 +94,44 @@ class Firewall:
     jump from_internal
     oifname vmap @into
   }}
-}}""",
-        ]
-        text += [self._bridge_text(rule) for rule in bridges]
-        text += [self._port_text(rule) for rule in ports]
-        self._nft.run("\n".join(text))
+}}"""
 
     def _chain(self, bridge: str) -> str:
         return "into_" + hashlib.sha1(bridge.encode()).hexdigest()[:12]
 
     def _bridge_text(self, rule: BridgeRule) -> str:
+        texts = [self._bridge_rules("ip", rule, rule.subnet)]
+        if rule.subnet6 and "ip6" in self._families:
+            texts.append(self._bridge_rules("ip6", rule, rule.subnet6))
+        return "\n".join(texts)
+
+    def _bridge_rules(self, family: str, rule: BridgeRule, subnet: str) -> str:
         t, chain, bridge = self._table, self._chain(rule.bridge), f'"{rule.bridge}"'
         lines = [
-            f"add set ip {t} bridges {{ type ifname; }}",
-            f"add element ip {t} bridges {{ {bridge} }}",
-            f"add chain ip {t} {chain}",
+            f"add set {family} {t} bridges {{ type ifname; }}",
+            f"add element {family} {t} bridges {{ {bridge} }}",
+            f"add chain {family} {t} {chain}",
         ]
-        lines.append(f"add rule ip {t} {chain} iifname {bridge} " + ("accept" if rule.icc else "ct status dnat accept"))
+        lines.append(
+            f"add rule {family} {t} {chain} iifname {bridge} " + ("accept" if rule.icc else "ct status dnat accept")
+        )
         if not rule.icc:
-            lines.append(f"add rule ip {t} {chain} iifname {bridge} drop")
+            lines.append(f"add rule {family} {t} {chain} iifname {bridge} drop")
         if not rule.internal:
-            lines.append(f"add rule ip {t} {chain} ct status dnat accept")
-        lines.append(f"add rule ip {t} {chain} drop")
-        lines.append(f"add element ip {t} into {{ {bridge} : jump {chain} }}")
+            lines.append(f"add rule {family} {t} {chain} ct status dnat accept")
+        lines.append(f"add rule {family} {t} {chain} drop")
+        lines.append(f"add element {family} {t} into {{ {bridge} : jump {chain} }}")
         if rule.internal:
-            lines.append(f"add rule ip {t} from_internal iifname {bridge} oifname != {bridge} drop")
-        if rule.subnet:
+            lines.append(f"add rule {family} {t} from_internal iifname {bridge} oifname != {bridge} drop")
+        if subnet:
             # A container that reaches itself or a neighbour through the host's port must see the answer come back.
             lines.append(
-                f"add rule ip {t} masquerading ip saddr {rule.subnet} oifname {bridge} ct status dnat masquerade"
+                f"add rule {family} {t} masquerading {family} saddr {subnet} oifname {bridge} ct status dnat masquerade"
             )
             if rule.masquerade and not rule.internal:
-                lines.append(f"add rule ip {t} masquerading ip saddr {rule.subnet} oifname != {bridge} masquerade")
+                lines.append(
+                    f"add rule {family} {t} masquerading {family} saddr {subnet} oifname != {bridge} masquerade"
+                )
         return "\n".join(lines)
 
     def add_bridge(self, rule: BridgeRule) -> None:
@@ -119,16 +140,17 @@ class Firewall:
 
     def _element(self, rule: PortRule) -> tuple[str, str, str]:
         target = f"{rule.container_ip} . {rule.container_port}"
-        if rule.host_ip in ("", "0.0.0.0"):
+        if rule.host_ip in ("", "0.0.0.0", "::"):
             return "any_ports", f"{rule.protocol} . {rule.host_port}", target
         return "ports", f"{rule.host_ip} . {rule.protocol} . {rule.host_port}", target
 
     def _port_text(self, rule: PortRule) -> str:
         name, key, target = self._element(rule)
-        return f"add element ip {self._table} {name} {{ {key} : {target} }}"
+        return f"add element {_family(rule.container_ip)} {self._table} {name} {{ {key} : {target} }}"
 
     def add_ports(self, rules: Sequence[PortRule]) -> None:
         """Publish ports, all or none. Raises NftablesError."""
+        rules = [rule for rule in rules if _family(rule.container_ip) in self._families]
         if rules:
             self._nft.run("\n".join(self._port_text(rule) for rule in rules))
 
@@ -137,12 +159,13 @@ class Firewall:
         for rule in rules:
             name, key, _ = self._element(rule)
             with contextlib.suppress(NftablesError):
-                self._nft.run(f"delete element ip {self._table} {name} {{ {key} }}")
+                self._nft.run(f"delete element {_family(rule.container_ip)} {self._table} {name} {{ {key} }}")
 
     def remove(self) -> None:
-        """Take the whole table away."""
-        with contextlib.suppress(NftablesError):
-            self._nft.run(f"delete table ip {self._table}")
+        """Take the tables away."""
+        for family in self._families:
+            with contextlib.suppress(NftablesError):
+                self._nft.run(f"delete table {family} {self._table}")
 
     def close(self) -> None:
         self._nft.close()

@@ -197,6 +197,10 @@ class Endpoint:
     def ipv4(self) -> str:
         return next((str(a) for a, _ in self.addresses if a.version == 4), "")
 
+    @property
+    def ipv6(self) -> str:
+        return next((str(a) for a, _ in self.addresses if a.version == 6), "")
+
     def fill(self, settings: Json) -> None:
         """Write the operational data into endpoint settings."""
         settings["NetworkID"] = self.network.id

@@ -133,13 +133,16 @@ class Ports:
             self.release(owner)
 
 
-def rules(shown: Json, container_ip: str) -> list[PortRule]:
-    """The rules behind NetworkSettings.Ports ({"80/tcp": [{"HostIp", "HostPort"}]}); IPv4 only."""
+def rules(shown: Json, ipv4: str, ipv6: str) -> list[PortRule]:
+    """The rules behind NetworkSettings.Ports ({"80/tcp": [{"HostIp", "HostPort"}]}), a binding to the address of its
+    family; "" for a family that the container has no address of."""
     result = []
     for port, bindings in shown.items():
         number, _, protocol = port.partition("/")
         for binding in bindings or []:
-            if ":" in binding["HostIp"]:
-                continue
-            result.append(PortRule(protocol, binding["HostIp"], int(binding["HostPort"]), container_ip, int(number)))
+            container_ip = ipv6 if ":" in binding["HostIp"] else ipv4
+            if container_ip:
+                result.append(
+                    PortRule(protocol, binding["HostIp"], int(binding["HostPort"]), container_ip, int(number))
+                )
     return result

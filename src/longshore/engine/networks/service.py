@@ -139,6 +139,7 @@ class NetworkService:
             options.get("com.docker.network.bridge.enable_icc", "true") != "false",
             network.internal,
             options.get("com.docker.network.bridge.enable_ip_masquerade", "true") != "false",
+            next((str(p.subnet) for p in network.pools if p.subnet.version == 6), ""),
         )
 
     def _make_bridge(self, network: Network) -> None:
@@ -160,6 +161,9 @@ class NetworkService:
         with contextlib.suppress(OSError):
             # Published ports are reachable at 127.0.0.1 too; the firewall masquerades what comes from there.
             netns.write_sysctl(None, f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
+        if any(pool.subnet.version == 6 for pool in network.pools):
+            with contextlib.suppress(OSError):
+                netns.write_sysctl(None, "net/ipv6/conf/all/forwarding", "1")
 
     def _unmake_bridge(self, network: Network) -> None:
         link = self._netlink.link(network.bridge)
@@ -466,7 +470,7 @@ class NetworkService:
                     for address in [ip] if ip else ["0.0.0.0", "::"]:
                         entries.append({"HostIp": address, "HostPort": str(host_port)})
                 shown[f"{number}/{protocol}"] = entries or None
-            endpoint.rules = ports.rules(shown, endpoint.ipv4)
+            endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
             self._firewall.add_ports(endpoint.rules)
         except BaseException as error:
             self._ports.release(endpoint.id)
@@ -486,7 +490,7 @@ class NetworkService:
                     continue
                 with contextlib.suppress(SystemFailure):
                     self._ports.take(endpoint.id, protocol, entry)
-        endpoint.rules = ports.rules(shown, endpoint.ipv4)
+        endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
 
     def release(self, endpoint: Endpoint) -> None:
         """Give addresses and ports of an endpoint back."""
