@@ -168,3 +168,15 @@ def test_nodes_by_the_command(longshore, tmp_path):
         child.terminate()
         assert child.wait(20) == 0
     assert not core.list_node().items, "--remove takes them away"
+
+
+def test_a_deletion_takes_its_time_unless_it_is_hurried(longshore):
+    longshore.run_nodes(1, [{"stop": {"seconds": 600}}])
+    core = kubernetes.client.CoreV1Api(longshore.client())
+    bind(core, "p", terminationGracePeriodSeconds=300)
+    until(lambda: core.read_namespaced_pod("p", "default").status.phase == "Running")
+    core.delete_namespaced_pod("p", "default")
+    time.sleep(0.5)
+    assert core.read_namespaced_pod("p", "default").metadata.deletion_timestamp
+    core.delete_namespaced_pod("p", "default", grace_period_seconds=1)
+    until(lambda: not core.list_namespaced_pod("default").items)

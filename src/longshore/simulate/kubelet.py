@@ -103,10 +103,11 @@ class Kubelets:
             life = self.lives[key] = Life(pod, self.rules.of(pod))
             self._begin(life)
             return
-        was_deleting = is_deleting(life.pod)
+        before = life.pod["metadata"].get("deletionTimestamp")
         life.pod = pod
-        if is_deleting(pod) and not was_deleting:
-            self._stop(life)
+        if is_deleting(pod) and (before is None or life.due is not None):
+            if before != pod["metadata"]["deletionTimestamp"]:
+                self._stop(life)  # to be deleted now, or sooner than it was to be
         elif phase(pod) == "Failed" and life.next is not None:
             self._wait(life, 0, None)  # somebody else ended it
 
