@@ -108,6 +108,11 @@ class BodyWriter:
         self._muted = muted  # HEAD, 204, 304
         self._finished = False
 
+    @property
+    def clear(self) -> bool:
+        """Whether the peer is there and takes what is written: no need to drain first."""
+        return not (self._connection.lost or self._connection.write_paused)
+
     def write(self, data: bytes) -> None:
         """Queues `data`; without effect when the peer has gone (drain tells)."""
         if not data or self._muted or self._finished or self._connection.lost:

@@ -19,6 +19,9 @@ import orjson
 from longshore.master.apiserver import keys as store_keys
 
 log = logging.getLogger("longshore.apiserver.cache")
+JOIN_SECONDS = 0.001
+JOIN_SECONDS_A_WATCHER = 0.00005
+JOIN_SECONDS_MOST = 0.005
 RING_EVENTS = 1024
 RING_BYTES = 4 * 1024 * 1024
 _METADATA = b'"metadata":'
@@ -115,6 +118,8 @@ class ResourceCache:
         self.version = 0  # of the newest event or of the load
         self.generation = 0
         self.sinks: list[EventSink] = []
+        self.flushed = 0.0  # when its watchers last got something
+        self.flushing: asyncio.TimerHandle | None = None
         self.loading: list[tuple[bytes, int, bytes | None]] | None = None
         self.listeners: list[Callable[[CacheEvent], None]] = []
         self._head = head
@@ -278,8 +283,7 @@ class Hub:
                 self.version = max(self.version, batch.revision)
                 self._wake()
                 for cache in dict.fromkeys(touched):
-                    for sink in list(cache.sinks):
-                        sink.flush()
+                    self._deliver(cache)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -288,6 +292,28 @@ class Hub:
                 self.failed.set_exception(error)
                 self.failed.exception()
             raise
+
+    def _deliver(self, cache: ResourceCache) -> None:
+        """Have the watchers send what they were offered.
+
+        An event that comes alone goes out at once. In a stream of them, those of a few milliseconds go out together:
+        a write to each watcher costs more than its content.
+        """
+        if cache.flushing is not None:
+            return
+        loop = asyncio.get_running_loop()
+        pause = min(JOIN_SECONDS + JOIN_SECONDS_A_WATCHER * len(cache.sinks), JOIN_SECONDS_MOST)
+        wait = cache.flushed + pause - loop.time()
+        if wait > 0:
+            cache.flushing = loop.call_later(wait, self._flush, cache)
+        else:
+            self._flush(cache)
+
+    def _flush(self, cache: ResourceCache) -> None:
+        cache.flushing = None
+        cache.flushed = asyncio.get_running_loop().time()
+        for sink in list(cache.sinks):
+            sink.flush()
 
     def _wake(self) -> None:
         if not self._waiters:
