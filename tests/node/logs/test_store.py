@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longshore.node.logs.collector import Collector
 from longshore.node.logs.logql.parser import parse_log_query
 from longshore.node.logs.query import LogQuerier
+from longshore.node.logs.store.segment import Codec
 from longshore.node.logs.store.store import LogStore, Retention
 from longshore.wire import crilog
 
@@ -179,3 +182,33 @@ async def test_a_full_disk_is_told_and_got_over(tmp_path):
         await store.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+RECORDS = st.lists(
+    st.one_of(
+        st.builds(
+            crilog.format_line,
+            st.integers(0, 4 * 10**18),
+            st.sampled_from([b"stdout", b"stderr"]),
+            st.binary(max_size=20),
+            st.sampled_from([True, True, True, False]),
+        ),
+        st.binary(max_size=50).map(lambda b: b.replace(b"\n", b"") + b"\n"),
+    ),
+    max_size=8,
+)
+
+
+@given(
+    st.one_of(
+        RECORDS,
+        st.lists(st.builds(crilog.format_line, st.integers(0, 4 * 10**18), st.just(b"stdout"), st.binary(max_size=9))),
+    )
+)
+def test_a_block_comes_back_as_it_was(found):
+    block, codec = b"".join(found), Codec()
+    frame = codec.encode(1, 2, 3, len(found), block)
+    assert codec.decode(frame) == block
+    plain = all(r[31:39] in (b"stdout F", b"stderr F") for r in found)
+    if codec.decode(frame, [b"no such text here"]) is None:
+        assert plain

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from longshore.node.logs.logql import metric, pipeline
 from longshore.node.logs.logql.ast import Expression, LogQuery
 from longshore.node.logs.store.index import Stream
+from longshore.node.logs.store.segment import Plain
 from longshore.node.logs.store.store import LogStore
 from longshore.wire import crilog
 
@@ -51,7 +52,8 @@ class LogQuerier:
         """Lines in [start, end), in time order (or newest first), at most `limit`."""
         found: list[Entry] = []
         horizon: int | None = None
-        for stream, block in self._store.blocks(self.streams(query, may_read), start, end, newest_first):
+        texts = pipeline.needles(query)
+        for stream, block in self._store.blocks(self.streams(query, may_read), start, end, newest_first, texts):
             if limit is not None and horizon is not None and len(found) >= limit:
                 # Blocks come in order of their first time; a block wholly past what is held cannot add to it.
                 first = _first_time(block)
@@ -67,7 +69,7 @@ class LogQuerier:
 
     def _from_block(self, query: LogQuery, stream: Stream, block: bytes, start: int, end: int) -> Iterator[Entry]:
         texts = pipeline.needles(query)
-        partial = any(mark in block for mark in _INDIRECT)
+        partial = not isinstance(block, Plain) and any(mark in block for mark in _INDIRECT)
         if not partial and any(text not in block for text in texts):
             return
         steps = pipeline.steps(query)
@@ -88,7 +90,9 @@ class LogQuerier:
         """A metric expression at the given times."""
 
         def source(query: LogQuery, start: int, end: int) -> Iterator[tuple[int, str, dict[str, str]]]:
-            for stream, block in self._store.blocks(self.streams(query, may_read), start + 1, end + 1):
+            texts = pipeline.needles(query)
+            streams = self.streams(query, may_read)
+            for stream, block in self._store.blocks(streams, start + 1, end + 1, texts=texts):
                 for entry in self._from_block(query, stream, block, start + 1, end + 1):
                     yield entry.time, entry.line, entry.labels
 

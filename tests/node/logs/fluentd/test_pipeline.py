@@ -345,6 +345,70 @@ async def test_file_paths_by_time_and_gzip(tmp_path):
     assert gzip.decompress(path.read_bytes()) == b'2001-09-09T01:46:40+00:00\ta.b\t{"k":"../../x","n":1}\n'
 
 
+async def test_traces_become_one_event(tmp_path):
+    text = "<filter **>\n  @type detect_exceptions\n  multiline_flush_interval 0.1s\n</filter>"
+    python = ["Traceback (most recent call last):", '  File "a.py", line 1', "    x()", "NameError: x"]
+    java = ["java.lang.RuntimeException: no", "\tat a.B.c(B.java:1)", "Caused by: java.io.IOException: y", "\tat d"]
+    sent = [{"log": line} for line in ("before", *python, "between", *java)]
+    found = await through(tmp_path, text, "a", *sent, count=4)
+    assert [r["log"] for r in found] == ["before", "\n".join(python), "between", "\n".join(java)]
+
+
+async def test_programs_udp_and_routes(tmp_path):
+    text = """
+<source>
+  @type exec
+  command echo hello; echo you
+  tag run.it
+  <parse>
+    @type none
+  </parse>
+</source>
+<source>
+  @type udp
+  bind 127.0.0.1
+  port 0
+  tag udp.it
+  <parse>
+    @type json
+  </parse>
+</source>
+<match run.**>
+  @type route
+  remove_tag_prefix run
+  <route **>
+    add_tag_prefix a
+    copy
+  </route>
+  <route **>
+    @label @B
+  </route>
+</match>
+<label @B>
+  <match **>
+    @type exec
+    command DIR/keep ${tag}
+    <buffer tag>
+      flush_mode immediate
+    </buffer>
+  </match>
+</label>"""
+    script = tmp_path / "keep"
+    script.write_text(f'#!/bin/sh\nmkdir -p {tmp_path}/out\ncat "$2" >> {tmp_path}/out/exec.$1.log\n')
+    script.chmod(0o755)
+    async with Pipeline(text + OUT, tmp_path) as p:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, remote_addr=("127.0.0.1", p.plugin("udp").port)
+        )
+        transport.sendto(b'{"n":1}')
+        await settle(lambda: len(read(tmp_path)) == 5)
+        transport.close()
+    hello = [{"message": "hello"}, {"message": "you"}]
+    assert read(tmp_path, "out/a.it.log") == hello == read(tmp_path, "out/exec.it.log")
+    assert read(tmp_path, "out/udp.it.log") == [{"n": 1}]
+
+
 RUN = """
 import asyncio, sys
 from pathlib import Path

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from longshore.node.logs.fluentd import filters, outputs, sources
+from longshore.node.logs.fluentd import exceptions, filters, outputs, programs, sources, tail
 from longshore.node.logs.fluentd.plugin import Filter, Output, Source
 
 SOURCES: list[type[Source]] = [
-    sources.TailSource,
+    tail.TailSource,
     sources.ForwardSource,
     sources.HTTPSource,
     sources.SyslogSource,
     sources.TCPSource,
+    sources.UDPSource,
+    programs.ExecSource,
     sources.SampleSource,
     sources.DummySource,
     sources.MonitorAgent,
@@ -24,6 +26,7 @@ FILTERS: list[type[Filter]] = [
     filters.KubernetesMetadata,
     filters.Concat,
     filters.Throttle,
+    exceptions.DetectExceptions,
 ]
 
 OUTPUTS: list[type[Output]] = [
@@ -32,7 +35,9 @@ OUTPUTS: list[type[Output]] = [
     outputs.FileOutput,
     outputs.StdoutOutput,
     outputs.HTTPOutput,
+    programs.ExecOutput,
     outputs.CopyOutput,
+    programs.RouteOutput,
     outputs.RelabelOutput,
     outputs.NullOutput,
 ]

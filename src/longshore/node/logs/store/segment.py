@@ -1,22 +1,28 @@
 """Segment files: append-only, a frame a block, each frame able to prove itself.
 
 Frame: magic (4), CRC-32 of the rest (4), stream id (8), first and last time (8 + 8, nanoseconds), records (4),
-raw length (4), stored length (4), then the zstd-compressed records. Damage to one frame loses that frame only: the
+raw length (4), stored length (4), then the records, zstd-compressed: as they are (LSB1), or (LSB2, where all are whole
+lines) the length of the messages' part (4), the messages without their times, and the times' thirty characters column by
+column, each compressed by itself: columns of times compress to little, and a search for a text need not touch them. Damage to one frame loses that frame only: the
 others are found through the index, or by their magic when the index is lost.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
 
 MAGIC = b"LSB1"
+SPLIT = b"LSB2"
+_ANY = re.compile(rb"LSB[12]")
+TIME_SIZE = 30  # of `2024-01-02T03:04:05.123456789Z`
 _HEAD = struct.Struct("<4sIQQQIII")
 HEAD_SIZE = _HEAD.size
 
@@ -38,46 +44,87 @@ class Frame:
     size: int
 
 
+class Plain(bytes):
+    """A block of which it is known that every record is a whole line."""
+
+
 class Codec:
     """Compresses and checks frames; one a thread."""
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int = 4) -> None:
         self._compress = zstandard.ZstdCompressor(level=level)
         self._decompress = zstandard.ZstdDecompressor()
 
     def encode(self, stream: int, first: int, last: int, records: int, block: bytes) -> bytes:
         """The frame of a block."""
-        stored = self._compress.compress(block)
-        rest = _HEAD.pack(MAGIC, 0, stream, first, last, records, len(block), len(stored))[8:]
-        return b"".join((MAGIC, struct.pack("<I", zlib.crc32(stored, zlib.crc32(rest))), rest, stored))
+        magic, stored = SPLIT, self._split(block)
+        if stored is None:
+            magic, stored = MAGIC, self._compress.compress(block)
+        rest = _HEAD.pack(magic, 0, stream, first, last, records, len(block), len(stored))[8:]
+        return b"".join((magic, struct.pack("<I", zlib.crc32(stored, zlib.crc32(rest))), rest, stored))
 
-    def decode(self, frame: bytes) -> bytes:
-        """A frame's block. Raises Damaged."""
-        if len(frame) < HEAD_SIZE or frame[:4] != MAGIC:
+    def _split(self, block: bytes) -> bytes | None:
+        """A block's two parts, or None when not every record is a whole line with a time of the usual size."""
+        lines = block.split(b"\n")
+        if lines.pop() or not lines:
+            return None
+        rest = b"\n".join([line[TIME_SIZE:] for line in lines])
+        plain = (
+            rest.startswith((b" stdout F ", b" stderr F ")) + rest.count(b"\n stdout F ") + rest.count(b"\n stderr F ")
+        )
+        if plain != len(lines):
+            return None
+        times = b"".join([line[:TIME_SIZE] for line in lines])
+        messages = self._compress.compress(rest)
+        columns = self._compress.compress(b"".join([times[n::TIME_SIZE] for n in range(TIME_SIZE)]))
+        return b"".join((struct.pack("<I", len(messages)), messages, columns))
+
+    def decode(self, frame: bytes, texts: Sequence[bytes] = ()) -> bytes | None:
+        """A frame's block; None when it is known that no message of it holds all of `texts`. Raises Damaged."""
+        if len(frame) < HEAD_SIZE or not _ANY.match(frame):
             raise Damaged("not a frame")
         crc = struct.unpack_from("<I", frame, 4)[0]
         if zlib.crc32(memoryview(frame)[8:]) != crc:
             raise Damaged("checksum differs")
         raw_size = _HEAD.unpack_from(frame)[6]
+        stored = memoryview(frame)[HEAD_SIZE:]
         try:
-            return self._decompress.decompress(memoryview(frame)[HEAD_SIZE:], max_output_size=raw_size)
-        except zstandard.ZstdError as error:
+            if frame[:4] == MAGIC:
+                return self._decompress.decompress(stored, max_output_size=raw_size)
+            end = 4 + struct.unpack_from("<I", stored)[0]
+            rest = self._decompress.decompress(stored[4:end], max_output_size=raw_size)
+            if any(text not in rest for text in texts):
+                return None
+            columns = self._decompress.decompress(stored[end:], max_output_size=raw_size)
+        except (zstandard.ZstdError, struct.error) as error:
             raise Damaged(str(error)) from error
+        count = len(columns) // TIME_SIZE
+        times = bytearray(len(columns))
+        for n in range(TIME_SIZE):
+            times[n::TIME_SIZE] = columns[n * count : (n + 1) * count]
+        whole = bytes(times)
+        pieces = [whole[at : at + TIME_SIZE] for at in range(0, len(whole), TIME_SIZE)]
+        return Plain(b"".join([b"%b%b\n" % pair for pair in zip(pieces, rest.split(b"\n"), strict=True)]))
 
 
 def scan(path: Path) -> Iterator[Frame]:
     """Every frame that proves itself, in order; what lies between is passed over (a torn end, a damaged frame)."""
     data = path.read_bytes()
-    offset = data.find(MAGIC)
+    offset = _next(data, 0)
     while offset >= 0:
         if offset + HEAD_SIZE <= len(data):
             _, crc, stream, first, last, records, raw_size, stored = _HEAD.unpack_from(data, offset)
             end = offset + HEAD_SIZE + stored
             if end <= len(data) and zlib.crc32(memoryview(data)[offset + 8 : end]) == crc:
                 yield Frame(stream, first, last, records, raw_size, offset, HEAD_SIZE + stored)
-                offset = data.find(MAGIC, end)
+                offset = _next(data, end)
                 continue
-        offset = data.find(MAGIC, offset + 1)
+        offset = _next(data, offset + 1)
+
+
+def _next(data: bytes, at: int) -> int:
+    found = _ANY.search(data, at)
+    return found.start() if found else -1
 
 
 class SegmentWriter:

@@ -289,11 +289,16 @@ class LogStore:
         return [stream for stream in self.index.streams.values() if keep(stream.labels)]
 
     def blocks(
-        self, streams: Sequence[Stream], start: int, end: int, newest_first: bool = False
+        self,
+        streams: Sequence[Stream],
+        start: int,
+        end: int,
+        newest_first: bool = False,
+        texts: Sequence[bytes] = (),
     ) -> Iterator[tuple[Stream, bytes]]:
         """Blocks of streams that may hold records in [start, end) nanoseconds, heads included.
 
-        In order of their first time (newest first when asked). A damaged block is left out and told in the log.
+        In order of their first time (newest first when asked); blocks without any of `texts` may be left out. A damaged block is left out and told in the log.
         """
         by_id = {stream.id: stream for stream in streams}
         heads: list[tuple[int, Stream, bytes]] = []
@@ -312,9 +317,12 @@ class LogStore:
                 yield stream, where
                 continue
             try:
-                yield stream, codec.decode(self._read(where))
+                block = codec.decode(self._read(where), texts)
             except (Damaged, OSError) as error:
                 log.error("a block of %s at %d is lost: %s", where.segment, where.frame.offset, error)
+                continue
+            if block is not None:
+                yield stream, block
 
     def _read(self, place: Place) -> bytes:
         fd = os.open(self.folder / place.segment, os.O_RDONLY | os.O_CLOEXEC)
