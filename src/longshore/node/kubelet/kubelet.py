@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet import admission, cgroups, podspec, resources
 from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.devices import DeviceError, DeviceManager
 from longshore.node.kubelet.events_source import PodEvents
 from longshore.node.kubelet.handlers import Handlers
 from longshore.node.kubelet.images import ImageManager
@@ -78,6 +79,9 @@ class Kubelet(StatusMaker):
         self.objects = ObjectCache(client, self._objects_changed)
         self.tokens = TokenManager(client)
         self.statuses = StatusManager(client, api_pod=self.api_pod, finished=self.is_finished)
+        #: told when the node's devices are others; set by whoever keeps the node's status
+        self.devices_changed: Callable[[], None] = lambda: None
+        self.devices = DeviceManager(config.root, lambda: self.devices_changed())
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came)
         self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi})
         self.volumes = VolumeManager(
@@ -107,6 +111,7 @@ class Kubelet(StatusMaker):
                 addresses=self.addresses,
                 runtime_handler=lambda pod: self._handlers_of.get(pod["metadata"]["uid"], ""),
                 resized=self.allocations.restarts,
+                devices=self.devices,
             )
         )
         self._handlers_of: dict[str, str] = {}
@@ -136,6 +141,8 @@ class Kubelet(StatusMaker):
             self.synced.set()
             self._start_static()
             self.spawn(self.plugins.run(), "plugins")
+            self.devices.keep(set(self.pods))
+            self.spawn(self.devices.run(), "device plugins")
             await self.cleaner.everything()
             await self.pleg.run()
         finally:
@@ -371,7 +378,13 @@ class Kubelet(StatusMaker):
                 if not is_not_found(error):
                     raise
                 return "RuntimeClassNotFound", f'runtimeclass.node.k8s.io "{name}" not found'
-        return admission.refusal(pod, self._others(pod["metadata"]["uid"]), self._node(), self.config)
+        refused = admission.refusal(pod, self._others(pod["metadata"]["uid"]), self._node(), self.config)
+        if refused is None:
+            try:
+                await self.devices.allocate(pod)
+            except DeviceError as error:
+                return "UnexpectedAdmissionError", str(error)
+        return refused
 
     def _others(self, uid: str) -> list[Pod]:
         """The node's other pods, with the resources that they have been given."""
@@ -413,6 +426,7 @@ class Kubelet(StatusMaker):
         self.workers.pop(uid, None)
         self.syncer.forget(uid)
         self.tokens.forget(uid)
+        self.devices.forget(uid)
         self.allocations.forget(uid)
         self.disruptions.pop(uid, None)
         for other in self.allocations.waiting():

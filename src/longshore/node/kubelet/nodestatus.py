@@ -116,8 +116,11 @@ class NodeStatus:
         *,
         healthy: Callable[[], str],
         pressures: Callable[[], Mapping[str, tuple[bool, str, str]]],
+        devices: Callable[[], tuple[Mapping[str, str], Mapping[str, str]]] = lambda: ({}, {}),
     ) -> None:
-        """healthy(): why the node is not ready, "" when it is. pressures(): condition type -> (is so, reason, message)."""
+        """healthy(): why the node is not ready, "" when it is. pressures(): condition type -> (is so, reason, message).
+        devices(): capacity and allocatable of what device plugins offer."""
+        self._devices = devices
         self.config, self.client, self.runtime, self.recorder = config, client, runtime, recorder
         self._healthy, self._pressures = healthy, pressures
         self.capacity = capacity(config)
@@ -251,9 +254,10 @@ class NodeStatus:
         """The whole status."""
         addresses = [{"type": "InternalIP", "address": ip} for ip in self.config.node_ips]
         addresses.append({"type": "Hostname", "address": self.config.node_name})
+        capacity, allocatable = self._devices()
         found: dict[str, Any] = {
-            "capacity": self.capacity,
-            "allocatable": self.allocatable,
+            "capacity": {**self.capacity, **capacity},
+            "allocatable": {**self.allocatable, **allocatable},
             "conditions": self.conditions(),
             "addresses": addresses,
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.config.port}},

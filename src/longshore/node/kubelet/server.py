@@ -100,8 +100,15 @@ async def serve(
     kubelet = Kubelet(config, client, runtime, recorder)
     upkeep = Upkeep(kubelet, lambda: node.nudge())
     node = NodeStatus(
-        config, client, runtime, recorder, healthy=kubelet.unhealthy, pressures=upkeep.pressures.conditions
+        config,
+        client,
+        runtime,
+        recorder,
+        healthy=kubelet.unhealthy,
+        pressures=upkeep.pressures.conditions,
+        devices=kubelet.devices.figures,
     )
+    kubelet.devices_changed = node.nudge
     kubelet.allocatable = node.allocatable
     figures = Figures(kubelet)
     kubelet.probes.metric = figures.count_probe

@@ -22,6 +22,7 @@ from longshore.node.kubelet import actions, podspec
 from longshore.node.kubelet import runtime as rt
 from longshore.node.kubelet.backoff import BackOff
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.devices import DeviceError, DeviceManager
 from longshore.node.kubelet.env import ConfigError, Lookup, environment
 from longshore.node.kubelet.expansion import expand, missing
 from longshore.node.kubelet.images import ImageError, ImageManager
@@ -65,6 +66,7 @@ class Services:
     addresses: Callable[[Pod, list[str]], dict[str, Any]]
     runtime_handler: Callable[[Pod], str]
     resized: actions.Resized
+    devices: DeviceManager
 
 
 @dataclass(slots=True)
@@ -321,6 +323,10 @@ class Syncer:
         found.linux.security_context.CopyFrom(
             podspec.security_context(pod, container, config.root, image_user=user, target=target)
         )
+        try:
+            await services.devices.add_to(found, pod, container)
+        except DeviceError as error:
+            raise ConfigError(str(error)) from error
         return found
 
     async def _image_user(self, image: str) -> tuple[int | None, str]:
