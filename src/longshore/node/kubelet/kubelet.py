@@ -19,7 +19,7 @@ from longshore.client.rest import Client, is_not_found
 from longshore.machinery import selectors
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
-from longshore.node.kubelet import admission, cgroups, podspec, resources
+from longshore.node.kubelet import admission, cgroups, podspec, resources, shutdown
 from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
@@ -45,6 +45,7 @@ from longshore.node.kubelet.worker import Worker
 
 log = logging.getLogger("longshore.kubelet")
 Pod = dict[str, Any]
+_FLUSH_SECONDS = 5.0
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", False)
 TRUST_BUNDLES = Resource("certificates.k8s.io", "v1beta1", "clustertrustbundles", "ClusterTrustBundle", False)
 
@@ -58,6 +59,7 @@ class Kubelet(StatusMaker):
         self.workers: dict[str, Worker] = {}
         self._waiting: dict[str, Pod] = {}
         self._synced = False
+        self.shutting_down = False
         #: uid -> why the kubelet itself has ended the pod (its DisruptionTarget condition)
         self.disruptions: dict[str, str] = {}
         #: set when every source has told its first list
@@ -79,7 +81,7 @@ class Kubelet(StatusMaker):
         self.objects = ObjectCache(client, self._objects_changed)
         self.tokens = TokenManager(client)
         self.statuses = StatusManager(client, api_pod=self.api_pod, finished=self.is_finished)
-        #: told when the node's devices are others; set by whoever keeps the node's status
+        #: told when the node's devices or its readiness are others; set by whoever keeps the node's status
         self.devices_changed: Callable[[], None] = lambda: None
         self.devices = DeviceManager(config.root, lambda: self.devices_changed())
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came)
@@ -287,8 +289,17 @@ class Kubelet(StatusMaker):
         if had and not problem:
             self._gap()
 
+    async def shut_down(self, period: float, critical: float) -> None:
+        """End all pods, ordinary ones first, and tell so; no pod is taken any more."""
+        self.shutting_down = True
+        self.devices_changed()
+        await shutdown.end_pods(dict(self.workers), period, critical, self.disruptions)
+        await self.statuses.flush(_FLUSH_SECONDS)
+
     def unhealthy(self) -> str:
         """Why the kubelet cannot do its work now; "" when it can."""
+        if self.shutting_down:
+            return shutdown.PROBLEM
         if not self._synced:
             return "the API server has not been heard of yet"
         silent = asyncio.get_running_loop().time() - self.pleg.last_heard
@@ -369,6 +380,8 @@ class Kubelet(StatusMaker):
         return float(seconds) - (time.time() - _seconds(made["startTime"]))
 
     async def _admit(self, pod: Pod) -> tuple[str, str] | None:
+        if self.shutting_down:
+            return shutdown.REFUSED
         name = pod["spec"].get("runtimeClassName")
         if name:
             try:

@@ -58,6 +58,9 @@ async def serve(
     image_gc_low_threshold: int = 80,
     container_log_max_size: int = 10 * 2**20,
     container_log_max_files: int = 5,
+    shutdown_grace_period: float = 0.0,
+    shutdown_grace_period_critical_pods: float = 0.0,
+    eviction_soft_grace_period: Mapping[str, float] | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Run a node's pods until cancelled; its containers go on then.
@@ -66,8 +69,17 @@ async def serve(
     the primary first. cri_endpoint: unix:///path of the runtime. root_dir: the kubelet's state; pod_logs_dir: as
     /var/log/pods. certificate, key: of the port (None: made here, self-signed). client_ca: who signs the API server's
     client certificate. cgroup_root: under which "kubepods" is made ("": one that no other node of the machine has).
-    ready: set once the first lists are there.
+    ready: set once the first lists are there. shutdown_grace_period: seconds in which all pods are ended when this is
+    cancelled, of which shutdown_grace_period_critical_pods are the critical pods'; 0: pods go on without a kubelet.
+    eviction_soft_grace_period: signal -> seconds that its soft threshold must last.
+
+    Raises ValueError for values that upstream's kubelet refuses.
     """
+    if shutdown_grace_period < shutdown_grace_period_critical_pods:
+        raise ValueError(f"invalid configuration: shutdownGracePeriod {shutdown_grace_period:g}s must be >= shutdownGracePeriodCriticalPods {shutdown_grace_period_critical_pods:g}s")  # fmt: skip
+    for signal in eviction_soft or {}:
+        if eviction_soft_grace_period is not None and signal not in eviction_soft_grace_period:
+            raise ValueError(f"grace period must be specified for the soft eviction threshold {signal}")
     ips = [node_ip] if isinstance(node_ip, str) else list(node_ip)
     cgroup_root = cgroup_root or default_cgroup_root(node_name, Path(root_dir))
     config = Config(
@@ -90,6 +102,7 @@ async def serve(
     if eviction_hard is not None:
         config.eviction_hard = dict(eviction_hard)
     config.eviction_soft = dict(eviction_soft or {})
+    config.eviction_soft_grace = dict(eviction_soft_grace_period or {})
     config.image_gc_high_percent, config.image_gc_low_percent = image_gc_high_threshold, image_gc_low_threshold
     config.container_log_max_size, config.container_log_max_files = container_log_max_size, container_log_max_files
     config.root.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -131,12 +144,21 @@ async def serve(
             await _first_of(kubelet.synced, running)
             # Only now: a node that was Ready before a restart must not tell that it is not, or its pods are marked so.
             await node.register()
-            group.create_task(_follow_node(kubelet, node))
-            group.create_task(node.renew_forever())
-            group.create_task(node.run())
-            group.create_task(upkeep.run())
+            tasks = [
+                running,
+                group.create_task(_follow_node(kubelet, node)),
+                group.create_task(node.renew_forever()),
+                group.create_task(node.run()),
+                group.create_task(upkeep.run()),
+            ]
             group.create_task(_report_ready(kubelet, node, ready))
-            await running
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                # Asked to go, and not because one of the tasks has failed.
+                if shutdown_grace_period > 0 and not any(task.done() for task in tasks):
+                    await kubelet.shut_down(shutdown_grace_period, shutdown_grace_period_critical_pods)
+                raise
     finally:
         await http.close()
         await api.close()
