@@ -59,6 +59,8 @@ async def create(
         host["IpcMode"] = "shareable"
     validate.check_modes(config, host, hostname_given=hostname_given)
     warnings = validate.check_platform(host, service.runtimes)
+    if any(mount.get("Type") == "image" for mount in host.get("Mounts") or []):
+        warnings.append("Image mount is an experimental feature")
     for mode in ("IpcMode", "PidMode"):
         if host[mode].startswith("container:"):
             try:

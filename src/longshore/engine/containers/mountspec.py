@@ -280,7 +280,11 @@ def tmpfs_data(options: str) -> list[str]:
     words = [word for word in options.split(",") if word]
     for word in words:
         if word.split("=", 1)[0] not in _TMPFS_FLAGS:
-            raise ValueError(f'invalid tmpfs option "{word}"' if "=" in word else f'invalid tmpfs option ["{word}"]')
+            raise ValueError(
+                f'invalid tmpfs option "{word.partition("=")[0]}"'
+                if "=" in word
+                else f'invalid tmpfs option ["{word}"]'
+            )
     defaults = ["noexec", "nosuid", "nodev"]
     chosen = [d for d in defaults if d.removeprefix("no") not in words and d not in words]
     return [*chosen, *words]
