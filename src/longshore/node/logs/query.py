@@ -14,6 +14,8 @@ from longshore.wire import crilog
 
 #: Whether the asker may read the logs of a namespace.
 MayRead = Callable[[str], bool]
+#: The year 9999 in nanoseconds: later times have no text.
+FAR = 253_370_764_800 * 10**9
 #: Records whose message is not the line itself: parts of one, or with escapes.
 _INDIRECT = (b" stdout P ", b" stderr P ", b" stdout F:e ", b" stderr F:e ")
 
@@ -74,7 +76,7 @@ class LogQuerier:
             return
         steps = pipeline.steps(query)
         wanted = pipeline.label_matcher([m for m in query.matchers if m.name == "stream"])
-        records = crilog.joined(crilog.lines(block)) if partial else _candidates(block, texts)
+        records = crilog.joined(crilog.lines(block)) if partial else _candidates(block, texts, start, end)
         both = {name: {**stream.labels, "stream": name} for name in ("stdout", "stderr")}
         for record in records:
             if not start <= record.time < end:
@@ -116,10 +118,19 @@ class LogQuerier:
         return [s.labels for s in self._store.matching(lambda labels: may_read(labels.get("namespace", "")))]
 
 
-def _candidates(block: bytes, texts: Sequence[bytes]) -> Iterator[crilog.Line]:
-    """The records that hold the first text: found by searching the block, not by taking lines apart."""
+def _candidates(block: bytes, texts: Sequence[bytes], start: int, end: int) -> Iterator[crilog.Line]:
+    """The records that hold the first text: found by searching the block, not by taking lines apart.
+
+    Without a text, those in [start, end): told by comparing their times as texts where they are written in UTC.
+    """
     if not texts:
-        yield from crilog.lines(block)
+        low, high = crilog.format_time(max(start, 0)), crilog.format_time(min(end, FAR))
+        for raw in block.split(b"\n"):
+            if raw and (raw[29:30] != b"Z" or low <= raw[:30] < high):
+                try:
+                    yield crilog.parse_line(raw)
+                except ValueError:
+                    continue
         return
     needle = texts[0]
     at = block.find(needle)

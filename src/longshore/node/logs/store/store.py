@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,8 @@ class LogStore:
         self._timer: asyncio.TimerHandle | None = None
         self._commit: asyncio.Task[None] | None = None
         self._wanted: set[int] = set()
+        #: Records are in a head, or in a block that the index has, for whoever holds this: never in both or in neither.
+        self._moving = threading.Lock()
         self._room: list[Callable[[], None]] = []
         #: Called with every piece of records as it comes in, for those who follow.
         self.followers: set[Callable[[Stream, bytes], None]] = set()
@@ -197,10 +200,9 @@ class LogStore:
         try:
             while self._wanted or self._writing:
                 if not self._writing:
-                    for number in self._wanted:
-                        head = self._heads.pop(number, None)
-                        if head:
-                            self._writing.append(head)
+                    with self._moving:
+                        taken = (self._heads.pop(number, None) for number in self._wanted)
+                        self._writing.extend(head for head in taken if head)
                     self._wanted.clear()
                 try:
                     await loop.run_in_executor(self._thread, self._write, list(self._writing))
@@ -212,7 +214,7 @@ class LogStore:
                     backoff = min(backoff * 2, 30)
                     continue
                 backoff = 0.5
-                self._pending -= sum(len(part) for job in self._writing for part in job.parts)
+                self._pending -= sum(job.size for job in self._writing)
                 self._writing.clear()
                 self._journal.release(min((h.journal for h in self._heads.values() if h.journal), default=2**63))
                 if not self.full:
@@ -241,7 +243,10 @@ class LogStore:
                 used.add(writer)
         for writer in used:
             writer.sync()
-        self.index.add(places, [job.checkpoint for job in jobs if job.checkpoint])
+        with self._moving:
+            self.index.add(places, [job.checkpoint for job in jobs if job.checkpoint])
+            for job in jobs:
+                job.parts = []
         now = time.time()
         if now >= self._next_retention:
             self._next_retention = now + 60
@@ -302,11 +307,12 @@ class LogStore:
         """
         by_id = {stream.id: stream for stream in streams}
         heads: list[tuple[int, Stream, bytes]] = []
-        for job in [*self._writing, *(head for number in by_id if (head := self._heads.get(number)))]:
-            if job.stream.id in by_id and job.parts:
-                heads.append(_with_time(by_id[job.stream.id], job.block()))
+        with self._moving:
+            for job in [*self._writing, *(head for number in by_id if (head := self._heads.get(number)))]:
+                if job.stream.id in by_id and job.parts:
+                    heads.append(_with_time(by_id[job.stream.id], job.block()))
+            places = self.index.blocks(list(by_id), start, end)
         heads = [head for head in heads if head[0] < end]
-        places = self.index.blocks(list(by_id), start, end)
         written = [(place.frame.first, by_id[place.frame.stream], place) for place in places]
         merged: list[tuple[int, Stream, bytes | Place]] = sorted(
             [*written, *heads], key=lambda item: item[0], reverse=newest_first
