@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Mapping
 
 from longshore.node.logs.inputs.emit import Emit
@@ -16,6 +17,8 @@ from longshore.wire.forward import Event
 log = logging.getLogger("longshore.logs.forward")
 
 DEFAULT_PORT = 24224
+#: Reads of one connection whose events are on their way to disk.
+MOST_KEEPING = 8
 
 
 class ForwardInput:
@@ -55,22 +58,30 @@ class ForwardInput:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = forward.Server(self._hostname, shared_key=self._shared_key, users=self._users, limit=self._limit)
         writer.write(session.output())
-        while data := await reader.read(READ_SIZE):
-            try:
-                batches = session.feed(data)
-            finally:
-                writer.write(session.output())
-            await self._take(batches, writer)
-            if session.closing:
-                log.warning("%s is refused: shared key or user differ", writer.get_extra_info("peername"))
+        keeping: deque[asyncio.Task[None]] = deque()
+        try:
+            while data := await reader.read(READ_SIZE):
+                try:
+                    batches = session.feed(data)
+                finally:
+                    writer.write(session.output())
+                if batches:
+                    keeping.append(asyncio.ensure_future(self._take(batches, writer)))
+                # The next events are read while the last ones go to disk; a full store stops that.
+                while keeping and (keeping[0].done() or len(keeping) >= MOST_KEEPING):
+                    await keeping.popleft()
                 await writer.drain()
-                return
-            await writer.drain()
+                if session.closing:
+                    log.warning("%s is refused: shared key or user differ", writer.get_extra_info("peername"))
+                    return
+        finally:
+            results = await asyncio.gather(*keeping, return_exceptions=True)
+            for error in results:
+                if isinstance(error, BaseException):
+                    log.warning("events are not kept: %s", error)
 
     async def _take(self, batches: list[forward.Batch], writer: asyncio.StreamWriter) -> None:
         """Keep what one read brought: single events of a tag together, and one wait for all acknowledgements."""
-        if not batches:
-            return
         by_tag: dict[str, list[Event]] = {}
         for batch in batches:
             held = by_tag.get(batch.tag)
