@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from longshore.engine.cri import cni, namespaces
+from longshore.engine.cri import bandwidth, cni, namespaces
 from longshore.engine.cri.cni import CniError, CniNetwork
 from longshore.engine.cri.hostports import HostPorts
 from longshore.engine.cri.network import BuiltinNetwork, NotReady
@@ -20,6 +20,7 @@ from longshore.engine.cri.records import Records, Sandbox, matches, now
 from longshore.machinery import mounts
 from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.nftables import NftablesError
+from longshore.machinery.process import ProcessFailed
 from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.engine.cri")
@@ -120,7 +121,7 @@ class Sandboxes:
                 self.records.save(sandbox)
         except BaseException as error:
             await asyncio.shield(self._discard(sandbox))
-            if isinstance(error, (CniError, NotReady, NftablesError)):
+            if isinstance(error, (CniError, NotReady, NftablesError, bandwidth.BadBandwidth, ProcessFailed)):
                 raise _network_failure(sandbox, error) from error
             if isinstance(error, OSError):
                 raise RpcError(Status.UNKNOWN, f"failed to create sandbox: {error}") from error
@@ -183,7 +184,9 @@ class Sandboxes:
         kind = sandbox.network.get("kind")
         namespace = self.folder(sandbox.id) / "net"
         if kind == "builtin":
+            rates = bandwidth.limits(sandbox.config.annotations)
             await asyncio.to_thread(self.network.connect, sandbox, namespace)
+            await bandwidth.limit(sandbox.id, namespace, rates)
             if any(m.host_port > 0 for m in sandbox.config.port_mappings):
                 await asyncio.to_thread(self.hostports.change, sandbox, add=True)
         elif kind == "cni":
