@@ -34,6 +34,7 @@ from longshore.master.apiserver.cache import Hub, Item, with_version
 from longshore.master.apiserver.call import Call
 from longshore.master.apiserver.fieldtypes import FieldTypes
 from longshore.master.apiserver.keys import path
+from longshore.master.apiserver.metadata import clear_system, dedup_owners, keep_reset, keep_system, settle_times
 from longshore.master.apiserver.options import WriteOptions
 from longshore.master.apiserver.scheme import Endpoint, Scheme, kept, reset_metadata
 
@@ -98,10 +99,10 @@ class Writer:
         metadata = self._metadata(endpoint, obj)
         self._match_namespace(endpoint, metadata, info.namespace)
         endpoint.resource.default(obj, endpoint.version)
-        _dedup_owners(call, metadata, "owner")
+        dedup_owners(call, metadata, "owner")
         if metadata.get("resourceVersion"):
             raise StatusError(500, "", "resourceVersion should not be set on objects to be created")
-        _clear_system(metadata)
+        clear_system(metadata)
         converted(endpoint, obj)
         if not owned:
             managedfields.update(
@@ -130,7 +131,7 @@ class Writer:
     async def _create(self, call: Call, obj: Object, options: WriteOptions, request: Any) -> tuple[Object, Item | None]:
         endpoint = call.endpoint
         metadata = obj["metadata"]
-        _dedup_owners(call, metadata, "owner after mutating")
+        dedup_owners(call, metadata, "owner after mutating")
         # Built-in objects are checked in the form in which they are kept, custom ones in the version that was asked.
         stored = obj if endpoint.custom else endpoint.stored(obj)
         metadata = stored["metadata"]
@@ -223,7 +224,7 @@ class Writer:
                 )
             return new
 
-        _dedup_owners(call, metadata, "owner")
+        dedup_owners(call, metadata, "owner")
         create = allow_create or (not subresource and endpoint.resource.create_on_update)
         return await self.guaranteed_update(
             call, change, options, subresource, version=version, uid=uid, create=create, operation="UPDATE"
@@ -252,9 +253,10 @@ class Writer:
         cache = endpoint.cache
         assert cache is not None
         key = path(info.namespace if endpoint.namespaced else "", info.name)
-        if not self.hub.current():
-            await self.hub.fresh()
         current = cache.items.get(key)
+        if not self.hub.current() and not self._newest(endpoint, key, current):
+            await self.hub.fresh()
+            current = cache.items.get(key)
         for _ in range(_RETRIES * 4):
             if current is None:
                 if not create:
@@ -290,6 +292,17 @@ class Writer:
                 newest = await self.read(endpoint, key)
             current = newest
         raise modified(endpoint.group, endpoint.plural, info.name)
+
+    def _newest(self, endpoint: Endpoint, key: str, item: Item | None) -> bool:
+        """Whether the cache has an object as it is stored, though it may lag with others: then nobody need wait for it.
+
+        Only the embedded store can tell.
+        """
+        ask = getattr(self.hub.store, "newest_revision", None)
+        cache = endpoint.cache
+        if ask is None or cache is None:
+            return False
+        return bool(ask(cache.prefix + key.encode()) == (item.version if item is not None else 0))
 
     async def read(self, endpoint: Endpoint, key: str) -> Item | None:
         """The newest version of an object, from the store."""
@@ -341,11 +354,11 @@ class Writer:
             )
             await self.admission.admit(request)
             view.take(new, request.object or {})
-        _dedup_owners(call, new["metadata"], "owner after mutating")
+        dedup_owners(call, new["metadata"], "owner after mutating")
         old_stored = live if endpoint.custom else endpoint.stored(live)
         stored = new if endpoint.custom else endpoint.stored(new)
         metadata = stored["metadata"]
-        _keep_system(metadata, old_stored["metadata"])
+        keep_system(metadata, old_stored["metadata"])
         resource = endpoint.resource
         hook = self.hooks.get((endpoint.group, endpoint.plural))
         undo = None
@@ -355,7 +368,7 @@ class Writer:
         if subresource == "binding" and generation is not None:
             metadata["generation"] = generation
         elif subresource == "status":
-            _keep_reset(metadata, old_stored["metadata"], reset_metadata(endpoint))
+            keep_reset(metadata, old_stored["metadata"], reset_metadata(endpoint))
         try:
             if hook is not None:
                 undo = await hook.before_update(call, stored, old_stored, subresource, options.dry_run)
@@ -385,7 +398,7 @@ class Writer:
                     await hook.after_delete(call, stored)
                 metadata["resourceVersion"] = old_metadata["resourceVersion"]
                 return stored, None
-            _settle_times(stored, old_stored)
+            settle_times(stored, old_stored)
             value = rendering.encode_stored(stored)
             if self._same(current, value) and not self._stale(endpoint, current):
                 if undo is not None:
@@ -542,84 +555,3 @@ def copy_tree(value: Object) -> Object:
 def _check_size(value: bytes) -> None:
     if len(value) > MAX_OBJECT:
         raise request_entity_too_large(f"limit is {MAX_OBJECT}")
-
-
-def _clear_system(metadata: Object) -> None:
-    """What a client may not set at creation."""
-    for name in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
-        metadata.pop(name, None)
-
-
-def _keep_system(metadata: Object, old: Object) -> None:
-    """What an update can never change."""
-    if not metadata.get("uid"):
-        metadata["uid"] = old.get("uid", "")
-    if old.get("creationTimestamp"):
-        metadata["creationTimestamp"] = old["creationTimestamp"]
-    if old.get("deletionTimestamp"):
-        metadata["deletionTimestamp"] = old["deletionTimestamp"]
-    if old.get("deletionGracePeriodSeconds") is not None and metadata.get("deletionGracePeriodSeconds") is None:
-        metadata["deletionGracePeriodSeconds"] = old["deletionGracePeriodSeconds"]
-    metadata.pop("selfLink", None)
-    metadata["resourceVersion"] = old.get("resourceVersion", "")
-
-
-def _keep_reset(metadata: Object, old: Object, names: tuple[str, ...]) -> None:
-    """What of metadata a status endpoint does not write stays as it was."""
-    for name in names:
-        if name in old:
-            metadata[name] = old[name]
-        else:
-            metadata.pop(name, None)
-
-
-def _settle_times(new: Object, old: Object) -> None:
-    """An update that changes nothing but managedFields' times is no change: keep the old times."""
-    fields, before = new["metadata"].get("managedFields"), old["metadata"].get("managedFields")
-    if not fields or not before or len(fields) != len(before) or fields == before:
-        return
-    index = {_entry_key(e): e for e in before}
-    for entry in fields:
-        there = index.get(_entry_key(entry))
-        if there is None or there.get("fieldsV1") != entry.get("fieldsV1"):
-            return
-    rest = {
-        **new,
-        "metadata": {k: v for k, v in new["metadata"].items() if k not in ("managedFields", "resourceVersion")},
-    }
-    was = {
-        **old,
-        "metadata": {k: v for k, v in old["metadata"].items() if k not in ("managedFields", "resourceVersion")},
-    }
-    if rest == was:
-        new["metadata"]["managedFields"] = before
-
-
-def _entry_key(entry: Object) -> tuple[Any, ...]:
-    return tuple(entry.get(k) for k in ("manager", "operation", "apiVersion", "subresource"))
-
-
-def _dedup_owners(call: Call, metadata: Object, stage: str) -> None:
-    """Remove duplicate owner references, with upstream's warning."""
-    owners = metadata.get("ownerReferences")
-    if not owners or len(owners) < 2:
-        return
-    seen: set[str] = set()
-    doubled: list[str] = []
-    kept = []
-    for owner in owners:
-        uid = owner.get("uid", "")
-        if uid in seen and owner in kept:
-            if uid not in doubled:
-                doubled.append(uid)
-            continue
-        seen.add(uid)
-        kept.append(owner)
-    if not doubled:
-        return
-    metadata["ownerReferences"] = kept
-    after = " after mutating admission happens" if "after" in stage else ""
-    call.warn(
-        f".metadata.ownerReferences contains duplicate entries{after}; API server dedups owner references in 1.20+, and"
-        f" may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {', '.join(doubled)}"
-    )

@@ -113,6 +113,11 @@ class EmbeddedStore:
             sys.setswitchinterval(SWITCH_SECONDS)
         return cls(MemoryLog() if path is None else SqliteLog(path), cache_bytes)
 
+    def newest_revision(self, key: bytes) -> int:
+        """The revision at which a key was last changed, on its way to the disk or there; 0 when it is not there."""
+        kv = self.index.newest(key)
+        return 0 if kv is None else kv.mod_revision
+
     @property
     def revision(self) -> int:
         return self.hub.revision
