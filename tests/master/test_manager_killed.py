@@ -37,10 +37,12 @@ async def test_the_end_is_right(cluster: Cluster) -> None:  # noqa: F811
         await cluster.live.spawn("manager")
 
     async def settled() -> bool:
-        d = (await cluster.client.get(DEPLOYMENTS, "web", namespace)).get("status") or {}
+        web = await cluster.client.get(DEPLOYMENTS, "web", namespace)
+        d = web.get("status") or {}
         j = (await cluster.client.get(JOBS, "job", namespace)).get("status") or {}
         return (
-            d.get("updatedReplicas") == d.get("availableReplicas") == d.get("replicas") == 8
+            d.get("observedGeneration") == web["metadata"]["generation"]  # not the end of the rollout before
+            and d.get("updatedReplicas") == d.get("availableReplicas") == d.get("replicas") == 8
             and len(j.get("conditions", ())) == 2
         )
 
