@@ -172,6 +172,15 @@ def test_an_image_just_built_runs_in_a_pod_at_once(shop):
     shop.kubectl("delete", "pod", "fresh")
 
 
+def test_a_docker_container_tells_the_log_query_through_the_forward_protocol(shop):
+    shop.docker(
+        "run", "--rm", "--log-driver", "fluentd", "--log-opt", "fluentd-address=127.0.0.1:24224",
+        "--log-opt", "tag=side.{{.Name}}", "--name", "teller", "busybox", "sh", "-c", "echo one; echo two >&2",
+    )  # fmt: skip
+    found = eventually(lambda: shop.longshore("logs", '{tag="side.teller"}'))
+    assert '"log":"one"' in found and '"source":"stderr"' in found
+
+
 def test_bad_input_at_the_api_server(shop):
     assert "Unauthorized" in shop.run(
         *("curl", "-sk", "-H", "Authorization: Bearer nonsense", f"{server(shop)}/api/v1/pods"), check=False

@@ -120,8 +120,12 @@ class Supervisor:
         """Write down the pids, each with its start time so that a reused number is never mistaken for a part."""
         pids = {p.name: [p.process.pid, start_time(p.process.pid)] for p in self.parts if p.process}
         temporary = self.layout.run / "parts.new"
-        temporary.write_bytes(orjson.dumps(pids))
-        temporary.replace(self.layout.run / "parts.json")
+        try:
+            temporary.write_bytes(orjson.dumps(pids))
+            temporary.replace(self.layout.run / "parts.json")
+        except OSError as error:
+            # A run folder that is full or gone must not keep the parts from being started, or stopped.
+            log.error("cannot record the parts: %s", error)
 
     def _end_leftovers(self) -> None:
         """End parts that a killed supervisor left running; their containers are not theirs to take along."""
