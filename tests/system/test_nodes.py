@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def shop():
     made = Cluster("--nodes", "3")
+    made.data.mkdir()
+    (made.data / "daemon.json").write_text(json.dumps({"registry-mirrors": ["http://127.0.0.1:5000"]}))
     try:
         made.up()
         made.longshore("demo", timeout=200)
@@ -49,3 +51,22 @@ def test_every_pod_reaches_every_other(shop):
 def test_one_log_query_asks_all_nodes(shop):
     words = eventually(lambda: shop.longshore("logs", "deployment/back", "-n", "shop"))
     assert "answers" in words
+
+
+def test_every_node_pulls_by_the_mirror_on_this_machines_loopback(shop):
+    pushed = "localhost:5000/library/only-there:1"
+    shop.docker("tag", "busybox:latest", pushed)
+    shop.docker("push", "-q", pushed)
+    shop.docker("rmi", pushed)
+    nodes = json.loads(shop.kubectl("get", "nodes", "-o", "json"))["items"]
+    for number, node in enumerate(nodes):
+        name = node["metadata"]["name"]
+        # Each node's engine asks: the policy is Always, though the nodes of one machine share the image store.
+        spec = {"nodeName": name, "containers": [{"name": "c", "image": "only-there:1", "imagePullPolicy": "Always"}]}
+        spec["containers"][0]["command"] = ["sleep", "60"]
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"mirror-{number}"}, "spec": spec}
+        shop.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    for number in range(len(nodes)):
+        shop.kubectl("wait", "--for=condition=Ready", f"pod/mirror-{number}", "--timeout=30s")
+    assert "Successfully pulled image" in shop.kubectl("get", "events", "-o", "wide")
+    assert "http://127.0.0.1:5000/" in shop.docker("info")

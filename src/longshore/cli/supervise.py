@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -103,6 +104,8 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
         ),
         Part("manager", [*command, "manager", *folders], _socket_health(layout.run / "manager.sock", "/healthz")),
     ]
+    # Images come to every node from where this machine finds its registries: its own loopback, resolver and routes.
+    outside = ["--registry-netns", f"/proc/{os.getpid()}/ns/net"]
     for node in config.nodes:
         inside = hostnet.netns_path(layout, node)
         enter = ["nsenter", f"--net={inside}", "--"] if inside else []
@@ -112,7 +115,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
             found.append(
                 Part(
                     f"engine{suffix}",
-                    [*enter, *command, "engine", *folders, "--cri", "--node", node.name],
+                    [*enter, *command, "engine", *folders, "--cri", "--node", node.name, *outside],
                     _socket_health(node_run / "engine.sock", "/healthz"),
                 )
             )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longshore.engine.configuration import Configuration
 from longshore.engine.containers.events import Events
 from longshore.engine.containers.service import ContainerService
 from longshore.engine.dockerapi.server import DockerAPI
@@ -26,7 +27,6 @@ from longshore.machinery.paths import Layout, NodeLayout
 
 if TYPE_CHECKING:
     from longshore.engine.dockerapi.hosts import TLSFiles
-    from longshore.engine.images.registries import Registries
 
 log = logging.getLogger("longshore.engine")
 
@@ -45,16 +45,22 @@ class Engine:
         bridge: str = "longshore0",
         runtimes: dict[str, str] | None = None,
         reserved: Iterable[str] = (PODS, SERVICES),
-        registries: Registries | None = None,
+        configuration: Configuration | None = None,
+        registry_namespace: Path | None = None,
     ) -> None:
         """node: this engine's name among those that share the image store. bridge: interface of Docker's default network.
-        runtimes: name to program; the first is the default. reserved: ranges that no Docker network may get."""
+        runtimes: name to program; the first is the default. reserved: ranges that no Docker network may get.
+        configuration: what daemon.json says. registry_namespace: the network namespace to reach registries from."""
         self.layout, self.node_layout = layout, node_layout
         data, run = node_layout.engine_data, node_layout.engine_run
         for folder in (data, run):
             folder.mkdir(parents=True, exist_ok=True)
         self.data, self.run = data, run
         self.events = Events()
+        configuration = configuration or Configuration()
+        runtimes = {**(runtimes or {"runc": "runc"}), **configuration.runtimes}
+        # The namespace is held open: its path names a process, which may end before this one.
+        namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None
         suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
         self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=runtimes)
         self.images = ImageStore(
@@ -62,7 +68,7 @@ class Engine:
             state=data / "overlay2",
             owner=node,
             users=self._image_users,
-            registries=registries,
+            registries=lambda: configuration.registries(namespace),
             on_event=self._image_event,
         )
         self.volumes = VolumeService(data / "volumes", self.events.emit)
@@ -74,6 +80,7 @@ class Engine:
             reserved=reserved,
             name=f"docker_{suffix}",
         )
+        self.networks.nameservers = configuration.dns
         self.containers = ContainerService(
             data,
             runtime=self.runtime,
@@ -83,6 +90,7 @@ class Engine:
             events=self.events,
             state=data / "overlay2",
             cgroup_parent=f"{node_layout.cgroup}/docker",
+            configuration=configuration,
         )
         self.docker: DockerAPI | None = None
         self.cri: Any = None
@@ -187,7 +195,8 @@ async def serve(
     cluster_cidrs: Sequence[str] = (PODS, SERVICES),
     cni_folder: Path | None = None,
     runtimes: dict[str, str] | None = None,
-    registries: Registries | None = None,
+    configuration: Configuration | None = None,
+    registry_namespace: Path | None = None,
     beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ready: Callable[[Engine], None] | None = None,
     docker_hosts: Sequence[str] = (),
@@ -200,14 +209,14 @@ async def serve(
     engine's name among those that share the machine's image store. bridge: interface of Docker's default network.
     gateway, mtu, cluster_cidrs, cni_folder: the pod network, see engine.cri.CriServer. beside: further servers to run in
     this process (the registry). docker_hosts, docker_tls: further addresses of the Docker Engine API in dockerd's form,
-    and the files for TLS on those over TCP. docker_group: the group that owns the docker socket. ready: called when everything listens. Raises OSError when a socket cannot be made.
+    and the files for TLS on those over TCP. configuration, registry_namespace: see Engine. docker_group: the group that owns the docker socket. ready: called when everything listens. Raises OSError when a socket cannot be made.
     """
     # conmon leaves a mark named "oom" in the folder it was started in when memory runs out.
     node_layout.engine_run.mkdir(parents=True, exist_ok=True)
     os.chdir(node_layout.engine_run)
     engine = Engine(
         layout=layout, node_layout=node_layout, node=node, bridge=bridge, runtimes=runtimes,
-        reserved=cluster_cidrs, registries=registries,
+        reserved=cluster_cidrs, configuration=configuration, registry_namespace=registry_namespace,
     )  # fmt: skip
     tasks: list[asyncio.Task[None]] = []
     try:

@@ -6,6 +6,7 @@ A namespace lives while a process, a descriptor or a mount holds it; `create` pi
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -131,6 +132,36 @@ def make_socket(namespace: Namespace | None, family: int, kind: int, protocol: i
     if namespace is None:
         return socket.socket(family, kind, protocol)
     return call(namespace, lambda: socket.socket(family, kind, protocol))
+
+
+async def connect(namespace: Namespace, host: str, port: int) -> socket.socket:
+    """A TCP connection made in another namespace, to the first address of `host` there that answers.
+
+    Not blocking. Raises OSError, socket.gaierror where the name has no address there.
+    """
+    loop = asyncio.get_running_loop()
+
+    def look_up() -> list[tuple[socket.socket, Any]]:
+        return [
+            (socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol), address)
+            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        ]
+
+    sockets = await loop.run_in_executor(None, call, namespace, look_up)
+    failure: OSError | None = None
+    for sock, address in sockets:
+        try:
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            failure = error
+            continue
+        for other, _ in sockets:
+            if other is not sock:
+                other.close()
+        return sock
+    for sock, _ in sockets:
+        sock.close()
+    raise failure or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
 
 def write_sysctl(namespace: Namespace | None, name: str, value: str) -> None:

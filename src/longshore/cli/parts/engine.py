@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from longshore.cli.cluster import load
-from longshore.cli.main import layout_of
+from longshore.cli.main import UserError, layout_of
 from longshore.cli.parts.health import healthy
 from longshore.machinery.run import run_part
 
@@ -45,6 +46,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="CNI configuration in place of the built-in network (default: cni in --data-dir)",
     )
+    parser.add_argument(
+        "--config-file",
+        type=Path,
+        default=None,
+        help="settings in dockerd's form (default: daemon.json in --data-dir, or else /etc/docker/daemon.json)",
+    )
+    parser.add_argument(
+        "--registry-mirror", action="append", default=[], metavar="URL", help="ask here before Docker Hub"
+    )
+    parser.add_argument(
+        "--insecure-registry", action="append", default=[], metavar="HOST", help="a registry without (valid) TLS"
+    )
+    parser.add_argument(
+        "--registry-netns",
+        type=Path,
+        default=None,
+        metavar="PATH",
+        help="the network namespace to reach registries from (default: this one)",
+    )
     parser.add_argument("--runtime", default="runc", help="the OCI runtime's program (default %(default)s)")
 
 
@@ -63,6 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
             key=arguments.tlskey.expanduser(),
             client_ca=arguments.tlscacert.expanduser() if arguments.tlsverify else None,
         )
+    from longshore.engine import configuration
+
+    try:
+        own = layout.data / "daemon.json"
+        settings = configuration.load(arguments.config_file or (own if own.exists() else configuration.FILE))
+    except configuration.ConfigurationError as error:
+        raise UserError(str(error)) from None
+    settings = replace(
+        settings,
+        registry_mirrors=(*settings.registry_mirrors, *arguments.registry_mirror),
+        insecure_registries=(*settings.insecure_registries, *arguments.insecure_registry),
+    )
     runtime = {Path(arguments.runtime).name: arguments.runtime}
     from longshore.engine.server import serve as serve_engine
     from longshore.registry.server import serve as serve_registry
@@ -83,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
                 node=arguments.node,
                 cluster_cidrs=_ranges(config),
                 runtimes=runtime,
+                configuration=settings,
+                registry_namespace=arguments.registry_netns,
                 # Not /etc/cni/net.d: what another engine (podman) keeps there is not meant for a cluster's pods.
                 cni_folder=arguments.cni_conf_dir or layout.data / "cni",
                 beside=beside,

@@ -54,6 +54,7 @@ async def create(
     for mount in host.get("Mounts") or []:
         mountspec.check_option_kinds(mount)
     validate.check_host(host)
+    service.configuration.fill(host)
     validate.fill_host(host)
     if version < (1, 40) and not ipc_given:
         host["IpcMode"] = "shareable"

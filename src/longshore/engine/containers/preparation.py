@@ -196,8 +196,12 @@ class Preparation:
         (container.folder / "hosts").write_text(content)
         (container.folder / "hostname").write_text(config["Hostname"] + "\n")
         files.check_nameservers(host["Dns"] or [])
+        general = service.configuration
         servers, search, options = files.resolver_of(
-            host["Dns"] or [], host["DnsSearch"] or [], host["DnsOptions"] or [], host_network=mode == "host"
+            host["Dns"] or general.dns,
+            host["DnsSearch"] or general.dns_search,
+            host["DnsOptions"] or general.dns_options,
+            host_network=mode == "host",
         )
         if user_defined and mode != "host" and service.networks.resolvers is not None:
             if not any(o.startswith("ndots:") for o in options):

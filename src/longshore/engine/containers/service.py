@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from longshore.engine.configuration import Configuration
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from longshore.engine.networks import model as network_model
 from longshore.engine.networks.model import Endpoint, Network
@@ -39,6 +40,7 @@ class ContainerService:
     """Docker's containers. Construct it, then `await start()`.
 
     data: folder for records and logs. state: the image store's folder for roots. cgroup_parent: of containers that name none.
+    configuration: what daemon.json says.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class ContainerService:
         events: Events,
         state: Path,
         cgroup_parent: str = "/longshore",
+        configuration: Configuration | None = None,
     ) -> None:
         self.runtime, self.images, self.networks, self.volumes, self.events = runtime, images, networks, volumes, events
         self.store = ContainerStore(data / "containers")
         self.roots = Roots(images, state)
         self.cgroup_parent = cgroup_parent
+        self.configuration = configuration or Configuration()
         self.runtimes: Mapping[str, str] = {
             **runtime.runtimes,
             "io.containerd.runc.v2": runtime.runtimes[runtime.default_runtime],

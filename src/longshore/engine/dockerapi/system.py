@@ -148,7 +148,15 @@ async def info(call: Call) -> Response:
         if features and entry["path"] == "runc":
             entry["status"] = {"org.opencontainers.runtime-spec.features": features}
         runtimes[known] = entry
+    general = service.configuration
+    mirrors = [f"{mirror}/" for mirror in general.registry_mirrors]
+    indexes: Json = {"docker.io": {"Mirrors": mirrors, "Name": "docker.io", "Official": True, "Secure": True}}
     insecure = ["::1/128", "127.0.0.0/8"]
+    for registry in general.insecure_registries:
+        if "/" in registry:
+            insecure.append(registry)
+        else:
+            indexes[registry] = {"Mirrors": [], "Name": registry, "Official": False, "Secure": False}
     security = ["name=seccomp,profile=builtin"]
     if v2:
         security.append("name=cgroupns")
@@ -187,7 +195,7 @@ async def info(call: Call) -> Response:
         "OomKillDisable": not v2,
         "NGoroutines": 1,
         "SystemTime": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() % 10**9:09d}Z",
-        "LoggingDriver": "json-file",
+        "LoggingDriver": general.log_driver,
         "CgroupDriver": "cgroupfs",
         "CgroupVersion": "2" if v2 else "1",
         "NEventsListener": 0,
@@ -198,9 +206,9 @@ async def info(call: Call) -> Response:
         "Architecture": platform.machine(),
         "IndexServerAddress": "https://index.docker.io/v1/",
         "RegistryConfig": {
-            "IndexConfigs": {"docker.io": {"Mirrors": [], "Name": "docker.io", "Official": True, "Secure": True}},
+            "IndexConfigs": indexes,
             "InsecureRegistryCIDRs": insecure,
-            "Mirrors": None,
+            "Mirrors": mirrors or None,
         },
         "NCPU": os.cpu_count() or 1,
         "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
@@ -210,11 +218,11 @@ async def info(call: Call) -> Response:
         "HttpsProxy": os.environ.get("HTTPS_PROXY", ""),
         "NoProxy": os.environ.get("NO_PROXY", ""),
         "Name": socket.gethostname(),
-        "Labels": [],
+        "Labels": list(general.labels),
         "ExperimentalBuild": False,
         "ServerVersion": ENGINE_VERSION,
         "Runtimes": runtimes,
-        "DefaultRuntime": service.runtime.default_runtime,
+        "DefaultRuntime": general.default_runtime or service.runtime.default_runtime,
         "Swarm": {
             "NodeID": "",
             "NodeAddr": "",

@@ -383,7 +383,14 @@ class Session:
 
 
 async def open_session(
-    registries: Registries, domain: str, path: str, *, auth: dict[str, str] | None, actions: str, pull: bool
+    registries: Registries,
+    domain: str,
+    path: str,
+    *,
+    auth: dict[str, str] | None,
+    actions: str,
+    pull: bool,
+    wanted: str = "",
 ) -> Session:
     """A session with the first endpoint that speaks the protocol. Raises EngineError."""
     failure: EngineError | None = None
@@ -401,7 +408,7 @@ async def open_session(
             failure = error
             continue
         registries.answered(endpoint)
-        if endpoint.mirror and not await _has(session, pull):
+        if endpoint.mirror and not await _has(session, pull, wanted):
             continue
         return session
     raise failure or SystemFailure(f"no endpoint for {domain}")
@@ -430,12 +437,16 @@ async def _greet(registries: Registries, session: Session) -> EngineError | None
     return problem
 
 
-async def _has(session: Session, pull: bool) -> bool:
-    """Does a mirror know the repository at all? One that does not is passed over."""
+async def _has(session: Session, pull: bool, wanted: str) -> bool:
+    """Does a mirror know the wanted tag or digest ("": the repository at all)? One that does not is passed over."""
     if not pull:
         return True
     try:
-        response = await session.request("GET", session.url("tags/list?n=1"), timeout=30)
+        if wanted:
+            accept = [("Accept", ACCEPT)]
+            response = await session.request("HEAD", session.url(f"manifests/{wanted}"), headers=accept, timeout=30)
+        else:
+            response = await session.request("GET", session.url("tags/list?n=1"), timeout=30)
         await response.read(MANIFEST_LIMIT)
     except EngineError:
         return False

@@ -59,7 +59,8 @@ async def pull(
     name = references.parse(reference) if isinstance(reference, str) else reference
     if name.path == "library/scratch" and name.domain == references.DEFAULT_DOMAIN:
         raise Forbidden("'scratch' is a reserved name")
-    session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull")
+    wanted = "" if all_tags else name.digest or name.with_default_tag().tag
+    session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull", wanted=wanted)
     if not all_tags:
         return await _pull_one(store, session, name.with_default_tag(), platform, progress)
     tags = await session.tags()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longshore.engine.images import hosts
 from longshore.engine.images.references import DEFAULT_DOMAIN
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One base URL ("https://host:port") of a registry. verify: check its certificate; mirror: of Docker Hub."""
+    """One base URL ("https://host:port") of a registry. verify: check its certificate; mirror: of another registry,
+    asked first; ca, clients: what a hosts.toml names for its TLS."""
 
     url: str
     verify: bool = True
     mirror: bool = False
+    ca: tuple[str, ...] = ()
+    clients: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -48,7 +52,9 @@ class Registries:
     """Registry settings and the connections made with them.
 
     mirrors: base URLs asked before Docker Hub. insecure: hosts ("host:port") or networks ("10.0.0.0/8") that may be
-    without a valid certificate or without TLS; loopback always may. downloads, uploads: layers at a time.
+    without a valid certificate or without TLS; loopback always may. downloads, uploads: layers at a time. hosts_folders:
+    where hosts.toml files lie, read at each use. namespace: the network namespace to connect from (a node that is a
+    namespace asks from the machine's own, whose loopback and resolver the user's references mean); None: this one.
     """
 
     mirrors: Sequence[str] = ()
@@ -56,7 +62,9 @@ class Registries:
     downloads: int = 3
     uploads: int = 5
     attempts: int = 5
-    _clients: dict[tuple[str, bool], Client] = field(default_factory=dict)
+    hosts_folders: Sequence[Path] = hosts.FOLDERS
+    namespace: int | None = None
+    _clients: dict[Endpoint, Client] = field(default_factory=dict)
     _schemes: dict[str, str] = field(default_factory=dict)
     _unreachable: dict[str, tuple[float, EngineError]] = field(default_factory=dict)
     _asking: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -103,8 +111,19 @@ class Registries:
         return any(address.version == network.version and address in network for network in networks)
 
     def endpoints(self, domain: str, *, pull: bool) -> list[Endpoint]:
-        """The base URLs to try for a repository's domain, in order."""
+        """The base URLs to try for a repository's domain, in order: hosts.toml, Docker Hub's mirrors, the registry."""
         found: list[Endpoint] = []
+        named = hosts.find(domain, self.hosts_folders)
+        if named is not None:
+            needed = {"pull", "resolve"} if pull else {"push"}
+            found = [
+                Endpoint(host.url, host.verify, True, host.ca, host.clients)
+                for host in named.hosts
+                if needed <= host.capabilities
+            ]
+            if named.server is not None:
+                server = named.server
+                return [*found, Endpoint(server.url, server.verify, False, server.ca, server.clients)]
         if domain == DEFAULT_DOMAIN:
             if pull:
                 for mirror in self.mirrors:
@@ -113,13 +132,13 @@ class Registries:
                     found.append(Endpoint(url, not self.is_insecure(host), True))
             return [*found, Endpoint(f"https://{HUB_HOST}")]
         if not self.is_insecure(domain):
-            return [Endpoint(f"https://{domain}")]
+            return [*found, Endpoint(f"https://{domain}")]
         known = self._schemes.get(domain)
         if known:
-            return [Endpoint(f"{known}://{domain}", False)]
+            return [*found, Endpoint(f"{known}://{domain}", False)]
         both = [Endpoint(f"https://{domain}", False), Endpoint(f"http://{domain}", False)]
         # On this machine plain HTTP is the rule, and asking for TLS first would only make a server wait for a request.
-        return both[::-1] if _is_loopback(domain) else both
+        return [*found, *(both[::-1] if _is_loopback(domain) else both)]
 
     def answered(self, endpoint: Endpoint) -> None:
         """Remember the scheme by which an insecure registry answered."""
@@ -135,25 +154,26 @@ class Registries:
 
         os.environ.setdefault("RES_OPTIONS", RESOLVER_OPTIONS)
         host = endpoint.url.partition("://")[2]
-        key = (host, endpoint.verify)
-        found = self._clients.get(key)
+        found = self._clients.get(endpoint)
         if found is None:
-            context = _context(host, endpoint.verify) if endpoint.url.startswith("https:") else None
+            context = _context(host, endpoint) if endpoint.url.startswith("https:") else None
             found = Client(
                 ssl=context,
                 headers=(("User-Agent", "docker/28.5.2 longshore"), ("Accept-Encoding", "identity")),
                 connect_timeout=30.0 if endpoint.verify else 10.0,
+                namespace=self.namespace,
             )
-            self._clients[key] = found
+            self._clients[endpoint] = found
         return found
 
     async def session(
-        self, domain: str, path: str, *, auth: dict[str, str] | None, actions: str, pull: bool = True
+        self, domain: str, path: str, *, auth: dict[str, str] | None, actions: str, pull: bool = True, wanted: str = ""
     ) -> Session:
-        """A session with the first endpoint that answers. Raises the last endpoint's error."""
+        """A session with the first endpoint that answers, a mirror only where it has the `wanted` tag or digest (""
+        for any). Raises the last endpoint's error."""
         from longshore.engine.images.distribution import open_session
 
-        return await open_session(self, domain, path, auth=auth, actions=actions, pull=pull)
+        return await open_session(self, domain, path, auth=auth, actions=actions, pull=pull, wanted=wanted)
 
     async def login(self, auth: dict[str, str]) -> str:
         """POST /auth: do the credentials hold at `serveraddress` ("": Docker Hub)? An identity token or "".
@@ -174,10 +194,15 @@ def _is_loopback(domain: str) -> bool:
     return name == "localhost" or name.startswith("127.") or name.strip("[]") == "::1"
 
 
-def _context(host: str, verify: bool) -> ssl.SSLContext:
-    """TLS towards `host`, with what an administrator put into certs.d/HOST (ca.crt, client.cert and client.key)."""
+def _context(host: str, endpoint: Endpoint) -> ssl.SSLContext:
+    """TLS towards `host`, with what an administrator put into certs.d/HOST (ca.crt, client.cert and client.key) or into
+    the endpoint's hosts.toml."""
     context = ssl.create_default_context()
-    if not verify:
+    for authority in endpoint.ca:
+        context.load_verify_locations(authority)
+    for certificate, key in endpoint.clients:
+        context.load_cert_chain(certificate, key)
+    if not endpoint.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     folder = CERTIFICATES / host

@@ -73,7 +73,7 @@ class ImageStore:
 
     root: the machine's store (Layout.images). state: where this engine keeps its containers' root folders.
     owner: this engine's name (the node), for uses. users: this engine's containers, asked for conflicts; what other
-    engines use is in the store. registries: mirrors, insecure registries, limits (see registries.Registries).
+    engines use is in the store. registries: makes the settings of registries when they are first needed.
     on_event: told (action, image id, name) of tag, untag, delete, pull, push, import, load, save.
     Errors are engine.errors classes with dockerd's texts.
     """
@@ -85,13 +85,14 @@ class ImageStore:
         state: Path,
         owner: str = "",
         users: Callable[[], Iterable[ImageUser]] | None = None,
-        registries: Registries | None = None,
+        registries: Callable[[], Registries] | None = None,
         on_event: Callable[[str, str, str], None] | None = None,
     ) -> None:
         self.root, self.state, self.owner = root, state, owner
         self.users = users
         self.on_event = on_event
-        self._registries = registries
+        self._make_registries = registries
+        self._registries: Registries | None = None
         root.mkdir(mode=0o710, parents=True, exist_ok=True)
         state.mkdir(mode=0o710, parents=True, exist_ok=True)
         self.database = Database(root / "images.db")
@@ -109,7 +110,7 @@ class ImageStore:
         if self._registries is None:
             from longshore.engine.images.registries import Registries
 
-            self._registries = Registries()
+            self._registries = self._make_registries() if self._make_registries is not None else Registries()
         return self._registries
 
     def event(self, action: str, image: str, name: str = "") -> None:

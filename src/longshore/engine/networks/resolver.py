@@ -57,7 +57,7 @@ class Resolvers:
         udp, listener = await loop.run_in_executor(None, _sockets, sandbox)
         from longshore.engine.containers.files import host_resolver
 
-        upstreams = list(container.host["Dns"] or []) or host_resolver()[0]
+        upstreams = list(container.host["Dns"] or self._networks.nameservers) or host_resolver()[0]
         served: _Served
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

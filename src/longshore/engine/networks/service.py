@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class NetworkService:
         self._firewall = Firewall(name)
         self._netlink = Netlink()
         self.resolvers: Any = None
+        #: Where names go that no network knows, for containers that name no resolver; none: the host's own.
+        self.nameservers: Sequence[str] = ()
         data.mkdir(parents=True, exist_ok=True)
         run.mkdir(parents=True, exist_ok=True)
 

@@ -94,6 +94,7 @@ class Client:
     ssl: the context for https. unix: send everything through this socket (URLs keep their host for the Host field).
     headers: fields of every request. limit_per_host: connections to one origin at a time, 0 for no limit.
     idle_timeout: seconds that an unused connection is kept. server_hostname: the name to verify instead of the URL's.
+    namespace: descriptor of the network namespace to look names up in and to connect from; None: our own.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Client:
         idle_per_host: int = 32,
         connect_timeout: float = 30.0,
         server_hostname: str | None = None,
+        namespace: int | None = None,
     ) -> None:
         self._ssl = ssl
         self._unix = unix
@@ -116,6 +118,7 @@ class Client:
         self._idle_per_host = idle_per_host
         self._connect_timeout = connect_timeout
         self._server_hostname = server_hostname
+        self._namespace = namespace
         self._idle: dict[Origin, deque[Connection]] = {}
         self._slots: dict[Origin, asyncio.Semaphore] = {}
         self._all: set[Connection] = set()
@@ -336,6 +339,11 @@ class Client:
                     _, protocol = await loop.create_unix_connection(
                         make, str(self._unix), ssl=context, server_hostname=name
                     )
+                elif self._namespace is not None:
+                    from longshore.machinery.netns import connect
+
+                    there = await connect(self._namespace, host, port)
+                    _, protocol = await loop.create_connection(make, sock=there, ssl=context, server_hostname=name)
                 else:
                     _, protocol = await loop.create_connection(make, host, port, ssl=context, server_hostname=name)
         except TimeoutError:

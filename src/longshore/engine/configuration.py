@@ -1,0 +1,296 @@
+"""daemon.json: an administrator's settings of the engine, in dockerd's own file and under its names.
+
+Read once, when the engine starts. A name that is none of dockerd's is an error with dockerd's text; one of dockerd's that
+this engine has no use for is told in the log and passed over, so that a file that served dockerd serves here too.
+Source: moby daemon/config/config.go and the dockerd reference ("Daemon configuration file").
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from longshore.engine.images.registries import Registries
+
+log = logging.getLogger("longshore.engine")
+
+FILE = Path("/etc/docker/daemon.json")
+DEFAULT_LOG_DRIVER = "json-file"
+_SIZE_LIMIT = 1 << 20
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+
+#: What dockerd knows and this engine passes over with a warning.
+_UNUSED = frozenset(
+    [
+        "allow-direct-routing",
+        "authorization-plugins",
+        "bip",
+        "bip6",
+        "bridge",
+        "builder",
+        "cdi-spec-dirs",
+        "cgroup-parent",
+        "containerd",
+        "containerd-namespace",
+        "containerd-plugins-namespace",
+        "data-root",
+        "debug",
+        "default-address-pools",
+        "default-gateway",
+        "default-gateway-v6",
+        "default-network-opts",
+        "exec-opts",
+        "exec-root",
+        "experimental",
+        "features",
+        "firewall-backend",
+        "fixed-cidr",
+        "fixed-cidr-v6",
+        "group",
+        "host-gateway-ip",
+        "host-gateway-ips",
+        "hosts",
+        "icc",
+        "init-path",
+        "ip",
+        "ip-forward",
+        "ip-forward-no-drop",
+        "ip-masq",
+        "ip6tables",
+        "iptables",
+        "ipv6",
+        "live-restore",
+        "log-format",
+        "log-level",
+        "metrics-addr",
+        "min-api-version",
+        "mtu",
+        "no-new-privileges",
+        "node-generic-resources",
+        "pidfile",
+        "proxies",
+        "raw-logs",
+        "seccomp-profile",
+        "selinux-enabled",
+        "shutdown-timeout",
+        "storage-driver",
+        "storage-opts",
+        "swarm-default-advertise-addr",
+        "tls",
+        "tlscacert",
+        "tlscert",
+        "tlskey",
+        "tlsverify",
+        "userland-proxy",
+        "userland-proxy-path",
+        "userns-remap",
+        "validate",
+    ]
+)
+
+
+class ConfigurationError(ValueError):
+    """A daemon.json that dockerd would refuse; the text says file and reason."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The settings. log_options: of log_driver. ulimits: {"Name", "Hard", "Soft"} of containers that set none by that
+    name. shm_size: bytes, 0 for dockerd's 64 MiB. labels: "key=value" of the engine. init: run docker-init in
+    containers that do not say. runtimes: name to program."""
+
+    registry_mirrors: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
+    downloads: int = 3
+    uploads: int = 5
+    attempts: int = 5
+    labels: tuple[str, ...] = ()
+    log_driver: str = DEFAULT_LOG_DRIVER
+    log_options: Mapping[str, str] = field(default_factory=dict)
+    dns: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    shm_size: int = 0
+    ulimits: tuple[Mapping[str, Any], ...] = ()
+    cgroup_namespace: str = ""
+    ipc_mode: str = ""
+    init: bool = False
+    default_runtime: str = ""
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+
+    def registries(self, namespace: int | None = None) -> Registries:
+        """Registries as the settings say. namespace: see Registries."""
+        from longshore.engine.images.registries import Registries
+
+        return Registries(
+            mirrors=self.registry_mirrors,
+            insecure=self.insecure_registries,
+            downloads=self.downloads,
+            uploads=self.uploads,
+            attempts=self.attempts,
+            namespace=namespace,
+        )
+
+    def fill(self, host: dict[str, Any]) -> None:
+        """Put the settings into a HostConfig where it says nothing, in place. Source: moby daemon/create.go."""
+        given = host["LogConfig"] or {}
+        driver = given.get("Type") or self.log_driver
+        options = dict(given.get("Config") or {})
+        if driver == self.log_driver:
+            options = {**self.log_options, **options}
+        host["LogConfig"] = {"Type": driver, "Config": options}
+        host["ShmSize"] = host["ShmSize"] or self.shm_size
+        host["CgroupnsMode"] = host["CgroupnsMode"] or self.cgroup_namespace
+        host["IpcMode"] = host["IpcMode"] or self.ipc_mode
+        host["Runtime"] = host["Runtime"] or self.default_runtime
+        if host.get("Init") is None and self.init:
+            host["Init"] = True
+        named = {limit.get("Name") for limit in host["Ulimits"] or []}
+        missing = [dict(limit) for limit in self.ulimits if limit["Name"] not in named]
+        if missing:
+            host["Ulimits"] = [*(host["Ulimits"] or []), *missing]
+
+
+def load(path: Path = FILE) -> Configuration:
+    """Read a file; none there is no settings. Raises ConfigurationError."""
+    try:
+        text = path.read_bytes()[:_SIZE_LIMIT]
+    except (FileNotFoundError, NotADirectoryError):
+        return Configuration()
+    except OSError as error:
+        raise ConfigurationError(_refused(path, str(error))) from error
+    return parse(text, path)
+
+
+def parse(text: bytes, path: Path = FILE) -> Configuration:
+    """Read a file's content; an empty one is no settings. Raises ConfigurationError."""
+    if not text.strip():
+        return Configuration()
+    try:
+        loaded = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(_refused(path, str(error))) from None
+    if not isinstance(loaded, dict):
+        raise ConfigurationError(_refused(path, "it is no JSON object"))
+    found: dict[str, Any] = {}
+    unknown: list[str] = []
+    for name, value in loaded.items():
+        reader = _READERS.get(name)
+        if reader is not None:
+            attribute, read = reader
+            try:
+                found[attribute] = read(value)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ConfigurationError(_refused(path, f"{name}: {error}")) from None
+        elif name in _UNUSED:
+            log.warning("%s: %s is not used by this engine", path, name)
+        else:
+            unknown.append(name)
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise ConfigurationError(
+            _refused(path, f"the following directives don't match any configuration option: {names}")
+        )
+    return replace(Configuration(), **found)
+
+
+def _refused(path: Path, why: str) -> str:
+    return f"unable to configure the Docker daemon with file {path}: {why}"
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("a list of texts is wanted")
+    return tuple(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is wanted")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false is wanted")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"invalid max: {value}")
+    return value
+
+
+def _mirrors(value: Any) -> tuple[str, ...]:
+    """Source: moby registry/config.go, ValidateMirror."""
+    found = []
+    for item in _texts(value):
+        parts = urlsplit(item)
+        if parts.scheme not in ("http", "https"):
+            raise ValueError(f'invalid mirror: unsupported scheme "{parts.scheme}" in "{item}"')
+        if parts.query or parts.fragment:
+            raise ValueError(f'invalid mirror: query or fragment at end of the URI "{item}"')
+        if parts.username is not None:
+            raise ValueError("invalid mirror: username/password not allowed in URI")
+        found.append(item.rstrip("/"))
+    return tuple(found)
+
+
+def _size(value: Any) -> int:
+    """A number of bytes, or a text with a unit ("64M", "1gb"). Source: docker/go-units RAMInBytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = _text(value).strip().lower().removesuffix("b").removesuffix("i")
+    unit = text[-1:] if text[-1:].isalpha() else ""
+    if unit not in _UNITS:
+        raise ValueError(f"invalid size: '{value}'")
+    return int(float(text.removesuffix(unit)) * (1 << _UNITS[unit]))
+
+
+def _options(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ValueError("texts by name are wanted")
+    return dict(value)
+
+
+def _ulimits(value: Any) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, dict):
+        raise ValueError("limits by name are wanted")
+    return tuple(
+        {"Name": name, "Hard": int(limit["Hard"]), "Soft": int(limit["Soft"])} for name, limit in value.items()
+    )
+
+
+def _runtimes(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("runtimes by name are wanted")
+    return {name: _text(entry["path"]) for name, entry in value.items()}
+
+
+_READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "registry-mirrors": ("registry_mirrors", _mirrors),
+    "insecure-registries": ("insecure_registries", _texts),
+    "max-concurrent-downloads": ("downloads", _count),
+    "max-concurrent-uploads": ("uploads", _count),
+    "max-download-attempts": ("attempts", _count),
+    "labels": ("labels", _texts),
+    "log-driver": ("log_driver", _text),
+    "log-opts": ("log_options", _options),
+    "dns": ("dns", _texts),
+    "dns-opts": ("dns_options", _texts),
+    "dns-search": ("dns_search", _texts),
+    "default-shm-size": ("shm_size", _size),
+    "default-ulimits": ("ulimits", _ulimits),
+    "default-cgroupns-mode": ("cgroup_namespace", _text),
+    "default-ipc-mode": ("ipc_mode", _text),
+    "init": ("init", _flag),
+    "default-runtime": ("default_runtime", _text),
+    "runtimes": ("runtimes", _runtimes),
+}

@@ -1,0 +1,83 @@
+"""daemon.json: what is read, what is refused, and what containers get of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.engine.configuration import Configuration, ConfigurationError, load, parse
+
+
+def host(**given: Any) -> dict[str, Any]:
+    empty = {"LogConfig": None, "ShmSize": 0, "CgroupnsMode": "", "IpcMode": "", "Runtime": "", "Ulimits": None}
+    return {**empty, **given}
+
+
+def test_settings_are_read_under_dockerds_names() -> None:
+    found = parse(
+        b"""{"registry-mirrors": ["http://127.0.0.1:5000/"], "insecure-registries": ["10.0.0.0/8", "box:5000"],
+        "max-concurrent-downloads": 7, "log-driver": "local", "log-opts": {"max-size": "1m"}, "labels": ["a=b"],
+        "default-shm-size": "128M", "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64, "Soft": 32}}}"""
+    )
+    assert found.registry_mirrors == ("http://127.0.0.1:5000",)
+    registries = found.registries()
+    assert registries.downloads == 7
+    assert registries.is_insecure("10.1.2.3:5000") and registries.is_insecure("box:5000")
+    assert not registries.is_insecure("other:5000")
+    filled = host()
+    found.fill(filled)
+    assert filled["LogConfig"] == {"Type": "local", "Config": {"max-size": "1m"}}
+    assert filled["ShmSize"] == 128 << 20
+    assert filled["Ulimits"] == [{"Name": "nofile", "Hard": 64, "Soft": 32}]
+
+
+def test_what_a_container_says_wins() -> None:
+    found = parse(
+        b"""{"log-opts": {"max-size": "1m", "max-file": "3"}, "init": true, "default-shm-size": 4096,
+        "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64, "Soft": 32}}}"""
+    )
+    own = [{"Name": "nofile", "Hard": 8, "Soft": 8}]
+    filled = host(LogConfig={"Type": "", "Config": {"max-file": "9"}}, ShmSize=1, Init=False, Ulimits=own)
+    found.fill(filled)
+    assert filled["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "9"}}
+    assert (filled["ShmSize"], filled["Init"], filled["Ulimits"]) == (1, False, own)
+    # Another driver than the engine's own gets none of its options.
+    filled = host(LogConfig={"Type": "none", "Config": {}})
+    found.fill(filled)
+    assert filled["LogConfig"] == {"Type": "none", "Config": {}}
+    assert filled["Init"] is True
+
+
+def test_no_file_is_no_settings(tmp_path: Path) -> None:
+    assert load(tmp_path / "daemon.json") == Configuration()
+    (tmp_path / "daemon.json").write_text(" \n")
+    assert load(tmp_path / "daemon.json") == Configuration()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"{", "Expecting"),
+        (b"[]", "it is no JSON object"),
+        (b'{"registry-mirors": []}', "the following directives don't match any configuration option: registry-mirors"),
+        (b'{"registry-mirrors": ["ftp://x"]}', 'invalid mirror: unsupported scheme "ftp"'),
+        (b'{"registry-mirrors": ["http://u:p@x"]}', "invalid mirror: username/password not allowed in URI"),
+        (b'{"max-concurrent-downloads": -1}', "invalid max"),
+        (b'{"default-shm-size": "many"}', "default-shm-size"),
+        (b'{"init": "yes"}', "init: true or false is wanted"),
+        (b'{"default-ulimits": {"nofile": {"Hard": 1}}}', "default-ulimits"),
+    ],
+)
+def test_what_dockerd_refuses_is_refused(text: bytes, why: str) -> None:
+    with pytest.raises(ConfigurationError, match="unable to configure the Docker daemon with file") as caught:
+        parse(text)
+    assert why in str(caught.value)
+
+
+def test_what_has_no_use_here_is_told_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert parse(b'{"storage-driver": "overlay2"}') == Configuration()
+    assert "storage-driver is not used" in caplog.text
