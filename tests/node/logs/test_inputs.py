@@ -95,7 +95,7 @@ async def test_tls_with_shared_key(store, tmp_path):
         else:
             assert known
             packed = forward.pack_entries([(time.time_ns(), {"a": 1})])
-            writer.write(forward.encode_batch("t", packed, size=1, chunk="c", compressed=True))
+            writer.write(forward.encode_batch("t", packed, size=1, chunk="c", compressed="gzip"))
             assert client.feed(await reader.read(1000)) == ["c"]
         writer.close()
     assert records(store, '{tag="t"}') == [{"a": 1}]

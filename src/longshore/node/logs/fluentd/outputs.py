@@ -172,7 +172,7 @@ class ForwardOutput(Buffered):
         "send_timeout": Field(seconds, 60.0),
         "connect_timeout": Field(seconds, 10.0),
         "recover_wait": Field(seconds, 10.0),
-        "compress": Field(choice("text", "gzip"), "text"),
+        "compress": Field(choice("text", "gzip", "zstd"), "text"),
         "transport": Field(choice("tcp", "tls"), "tcp"),
         "tls_cert_path": Field(array, []),
         "tls_insecure_mode": Field(boolean, False),
@@ -219,7 +219,11 @@ class ForwardOutput(Buffered):
     async def write(self, chunk: Chunk) -> None:
         identity = forward.chunk_id() if self.set["require_ack_response"] else None
         data = forward.encode_batch(
-            chunk.tag, chunk.entries(), size=chunk.records, chunk=identity, compressed=self.set["compress"] == "gzip"
+            chunk.tag,
+            chunk.entries(),
+            size=chunk.records,
+            chunk=identity,
+            compressed=self.set["compress"].removeprefix("text"),
         )
         last: Exception = OSError("no nodes are available")
         for number in self._order():

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import le
 from pathlib import Path
 
 from longshore.node.logs.store.index import Checkpoint, Index, Place, Stream
@@ -58,12 +59,11 @@ class Head:
             return block
         records = block.split(b"\n")
         records.pop()
-        records.sort(key=_time_text)
-        return b"\n".join(records) + b"\n" if records else b""
-
-
-def _time_text(record: bytes) -> bytes:
-    return record[:30]
+        times = [record[:30] for record in records]
+        if all(map(le, times, times[1:])):
+            return block
+        order = sorted(range(len(records)), key=times.__getitem__)
+        return b"\n".join([records[n] for n in order]) + b"\n"
 
 
 class LogStore:
