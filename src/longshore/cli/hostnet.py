@@ -58,6 +58,7 @@ def set_up(layout: Layout, config: ClusterConfig) -> None:
             path = netns_path(layout, node)
             if path is not None and not netns.pinned(path):
                 _join(host, bridge, port_name(config, number), path, f"{node.ip}/{prefix}", config)
+        _ways_in(host, bridge, layout, config)
     # Several nodes reach the world through the host, as machines behind a router do.
     if len(config.nodes) > 1:
         with Nftables() as nft:
@@ -77,6 +78,14 @@ def _fence(link: Netlink, config: ClusterConfig) -> None:
     for text in (config.pod_cidr, config.service_cidr):
         with tolerating(errno.EEXIST):
             link.add_route(ipaddress.ip_network(text), kind="unreachable", metric=FENCE_METRIC)
+
+
+def _ways_in(host: Netlink, bridge: int, layout: Layout, config: ClusterConfig) -> None:
+    """The host's way to pods and Services (the API server's proxies, webhooks): through its first node, which has both."""
+    for node in [n for n in config.nodes if netns_path(layout, n) is not None][:1]:
+        for text in (config.pod_cidr, config.service_cidr):
+            with tolerating(errno.EEXIST):
+                host.add_route(ipaddress.ip_network(text), gateway=ipaddress.ip_address(node.ip), link=bridge)
 
 
 def _join(host: Netlink, bridge: int, port: str, path: Path, address: str, config: ClusterConfig) -> None:

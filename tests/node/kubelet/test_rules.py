@@ -303,3 +303,21 @@ def test_environment_files() -> None:
     assert parse_env_file("# c\nA=1\n\nB='x y'\nC=a=b\n") == {"A": "1", "B": "x y", "C": "a=b"}
     with pytest.raises(ConfigError):
         parse_env_file("nothing")
+
+
+def test_two_pods_do_not_share_a_port_of_the_node() -> None:
+    node = {"metadata": {"name": "a"}, "spec": {}, "status": {"allocatable": {"pods": "10"}}}
+
+    def listens(protocol="TCP", address=None):
+        port = {"hostPort": 80, "containerPort": 80, "protocol": protocol}
+        return pod({"ports": [port if address is None else {**port, "hostIP": address}]})
+
+    def refused(mine, theirs):
+        return admission.refusal(mine, [theirs], node, Config("a", ["1"], Path("/x"), Path("/x")))
+
+    assert refused(listens(), listens()) == (
+        "NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+    )  # fmt: skip
+    assert refused(listens(address="10.0.0.1"), listens(address="0.0.0.0")) is not None
+    assert refused(listens(), listens("UDP")) is None
+    assert refused(listens(address="10.0.0.1"), listens(address="10.0.0.2")) is None

@@ -34,10 +34,30 @@ def refusal(pod: Pod, others: Iterable[Pod], node: Mapping[str, Any] | None, con
             return "SysctlForbidden", f'forbidden sysctl: "{sysctl["name"]}" not allowlisted'
     if node is None or resources.is_critical(pod):
         return None
-    short = _short_of(pod, list(others), node)
+    running = list(others)
+    short = _short_of(pod, running, node)
     if short is not None:
         return short
+    taken = [port for other in running for port in _host_ports(other)]
+    if any(_collide(mine, theirs) for mine in _host_ports(pod) for theirs in taken):
+        return "NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
     return _unfitting(pod, node)
+
+
+def _host_ports(pod: Pod) -> list[tuple[str, str, int]]:
+    """(address, protocol, port) of each port of the node that the pod's long-lived containers ask for."""
+    spec = pod["spec"]
+    sidecars = [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
+    return [
+        (port.get("hostIP") or "0.0.0.0", port.get("protocol") or "TCP", port["hostPort"])
+        for container in (*spec["containers"], *sidecars)
+        for port in container.get("ports") or ()
+        if port.get("hostPort")
+    ]
+
+
+def _collide(mine: tuple[str, str, int], theirs: tuple[str, str, int]) -> bool:
+    return mine[1:] == theirs[1:] and (mine[0] == theirs[0] or "0.0.0.0" in (mine[0], theirs[0]))
 
 
 def _short_of(pod: Pod, others: list[Pod], node: Mapping[str, Any]) -> tuple[str, str] | None:
