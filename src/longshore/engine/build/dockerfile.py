@@ -62,6 +62,7 @@ class Dockerfile:
     escape: str = "\\"
     directives: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=list)  # last lines of instructions with empty lines inside
 
 
 def _directives(lines: list[str]) -> dict[str, str]:
@@ -101,12 +102,17 @@ def parse(data: bytes) -> Dockerfile:
     continued = re.compile(rf"^{token}[ \t]*$|([^{token}]){token}[ \t]*$")
     nodes: list[Node] = []
     comments: list[str] = []
+    gaps: list[int] = []
     position = 0
     while position < len(lines):
         line = lines[position]
         if line.lstrip().startswith("#"):
-            comments.append(line.lstrip()[1:].strip())
+            text = line.lstrip()[1:].strip()
             position += 1
+            if not text:
+                comments = []
+            elif position > len(directives):
+                comments.append(text)
             continue
         if not line.strip():
             comments = []
@@ -115,6 +121,7 @@ def parse(data: bytes) -> Dockerfile:
         start = position + 1
         line = line.lstrip()
         joined = ""
+        gap = False
         while True:
             more = continued.search(line)
             if not more:
@@ -125,11 +132,14 @@ def parse(data: bytes) -> Dockerfile:
             position += 1
             # Comments and empty lines inside a continued line are left out.
             while position < len(lines) and (lines[position].lstrip().startswith("#") or not lines[position].strip()):
+                gap = gap or not lines[position].strip()
                 position += 1
             if position >= len(lines):
                 break
             line = lines[position]
         node = _node(joined, start, position, escape)
+        if gap:
+            gaps.append(position)
         node.comments, comments = comments, []
         if node.command in _HEREDOC_COMMANDS or (
             node.command == "onbuild" and node.rest.split(" ", 1)[0].lower() in _HEREDOC_COMMANDS
@@ -141,7 +151,7 @@ def parse(data: bytes) -> Dockerfile:
         nodes.append(node)
     if not nodes:
         raise DockerfileError("file with no instructions")
-    return Dockerfile(nodes, escape, directives, lines)
+    return Dockerfile(nodes, escape, directives, lines, gaps)
 
 
 def _node(joined: str, start: int, end: int, escape: str) -> Node:

@@ -120,16 +120,23 @@ def _distance(a: str, b: str) -> int:
     return previous[-1]
 
 
-def suggest(word: str, options: list[str]) -> str:
-    """ " (did you mean x?)" for the nearest option less than three edits away, or "" where there is none."""
+def nearest(word: str, options: list[str]) -> str:
+    """The option that is less than three edits away and nearest (case counts), "" where there is none."""
     best, least = "", 3
     for option in options:
-        if option.lower() == word.lower():
+        if option == word:
             return ""
-        distance = _distance(word.lower(), option.lower())
+        distance = _distance(word, option)
         if distance < least:
             best, least = option, distance
-    return f" (did you mean {best}?)" if best else ""
+    return best
+
+
+def suggest(word: str, options: list[str]) -> str:
+    """ " (did you mean x?)" for the option nearest to a word, whatever its case, or "" where there is none."""
+    best = nearest(word.lower(), [option.lower() for option in options])
+    found = next((option for option in options if option.lower() == best), "")
+    return f" (did you mean {found}?)" if best else ""
 
 
 def duration(text: str) -> int:

@@ -27,6 +27,7 @@ class _Expander:
         self.current = ""
         self.begun = False
         self.depth = 0
+        self.found: set[str] = set()
         self.missing: set[str] = set()
 
     # -- word collection: what comes from an unquoted variable is split at blanks -----------------------------------
@@ -133,8 +134,7 @@ class _Expander:
 
     def value(self, name: str) -> str | None:
         found = self.variables.get(name)
-        if found is None:
-            self.missing.add(name)
+        (self.missing if found is None else self.found).add(name)
         return found
 
     def dollar(self) -> str:
@@ -183,6 +183,8 @@ class _Expander:
         word = self.run("}")
         self.next()
         value = self.variables.get(name)
+        if value is not None:
+            self.found.add(name)
         there = value is not None and (empty_counts or value != "")
         if modifier == "-":
             return value if there and value is not None else word
@@ -244,6 +246,12 @@ def _strip(value: str, pattern: str, *, prefix: bool, greedy: bool) -> str:
 def expand(text: str, variables: Mapping[str, str], escape: str = "\\", *, raw: bool = False) -> str:
     """One word expanded; quotes and escapes removed (raw: kept, for here-documents). Raises ExpansionError."""
     return _Expander(text, variables, escape, keep_quotes=raw, keep_escapes=raw).run()
+
+
+def names(text: str, variables: Mapping[str, str], escape: str = "\\") -> tuple[str, set[str], set[str]]:
+    """One word expanded, the variables in it that have a value, and those that have none. Raises ExpansionError."""
+    expander = _Expander(text, variables, escape, keep_quotes=False, keep_escapes=False)
+    return expander.run(), expander.found, expander.missing
 
 
 def expand_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
