@@ -50,21 +50,24 @@ def _pack(children: Set, member: bool) -> Set | None:
 
 
 def difference(a: Set, b: Set) -> Set:
-    """The paths of a that are not paths of b (children of what b contains stay)."""
-    if not b:
-        return a
-    out: Set = {}
-    for key, here in a.items():
-        if key == ".":
+    """The paths of a that are not paths of b (children of what b contains stay); a itself where that is all of them."""
+    out: Set | None = None
+    for key, there in b.items():
+        here = a.get(key)
+        if here is None or key == ".":
             continue
-        there = b.get(key)
-        if there is None:
-            out[key] = here
+        below, member = _below(here), is_member(here)
+        left, stays = difference(below, _below(there)), member and not is_member(there)
+        if left is below and stays == member:
             continue
-        packed = _pack(difference(_below(here), _below(there)), is_member(here) and not is_member(there))
-        if packed is not None:
+        if out is None:
+            out = dict(a)
+        packed = _pack(left, stays)
+        if packed is None:
+            del out[key]
+        else:
             out[key] = packed
-    return out
+    return a if out is None else out
 
 
 def recursive_difference(a: Set, b: Set) -> Set:

@@ -48,6 +48,8 @@ class Owned(NamedTuple):
     fields: Set
     api_version: str
     applied: bool
+    written: Set | None = None
+    """The fields as an entry had them that this server wrote: in order, and good to be written again as they are."""
 
 
 @dataclass(slots=True)
@@ -103,21 +105,24 @@ class Types(Protocol):
         """An object of the kind to which nothing has been given: what a creation is compared with."""
 
 
-def decode(entries: Any) -> Managed | None:
-    """The managers of a managedFields list; None when it cannot be understood."""
+def decode(entries: Any, *, ours: bool = False) -> Managed | None:
+    """The managers of a managedFields list; None when it cannot be understood.
+
+    ours: the list comes out of the store, so this server has checked and ordered it.
+    """
     managed = Managed()
     for entry in entries or ():
         if not isinstance(entry, dict) or entry.get("operation") not in ("Apply", "Update"):
             return None
         version, fields = entry.get("apiVersion"), entry.get("fieldsV1")
         fields = {} if fields is None else fields
-        if not version or entry.get("fieldsType") != "FieldsV1" or not fieldset.valid(fields):
+        if not version or entry.get("fieldsType") != "FieldsV1" or not (ours or fieldset.valid(fields)):
             return None
         applied = entry["operation"] == "Apply"
         key = Manager(
             entry.get("manager", ""), entry["operation"], "" if applied else version, entry.get("subresource", "")
         )
-        managed.owned[key] = Owned(fields, version, applied)
+        managed.owned[key] = Owned(fields, version, applied, fields if ours else None)
         if entry.get("time"):
             managed.times[key] = entry["time"]
     return managed
@@ -130,7 +135,7 @@ def encode(managed: Managed) -> list[Object]:
         if managed.times.get(key):
             entry["time"] = managed.times[key]
         entry["fieldsType"] = "FieldsV1"
-        entry["fieldsV1"] = _ordered(owned.fields)
+        entry["fieldsV1"] = owned.fields if owned.fields is owned.written else _ordered(owned.fields)
         if key.subresource:
             entry["subresource"] = key.subresource
         entries.append(entry)
@@ -163,13 +168,13 @@ def update(
     asked = new.get("metadata", {}).get("managedFields")
     before = (live or {}).get("metadata", {}).get("managedFields")
     if subresource:
-        managed = decode(before) or Managed()
+        managed = decode(before, ours=True) or Managed()
     elif _is_reset(asked):
         managed = Managed()
     else:
-        managed = decode(asked) or Managed()
+        managed = decode(asked, ours=asked is before) or Managed()
         if not managed.owned:
-            managed = decode(before) or Managed()
+            managed = decode(before, ours=True) or Managed()
     metadata = new.setdefault("metadata", {})
     if managed.owned or live is None or not live.get("metadata", {}).get("uid"):
         old = _without(live) if live is not None else types.empty(api_version)
@@ -291,7 +296,7 @@ def apply(
     live: the present object (in the request's version), or an empty one (only metadata) on create. ApplyConflict,
     ApplyRefused (400), typed.TypedError (500, text as upstream's).
     """
-    managed = decode(live.get("metadata", {}).get("managedFields"))
+    managed = decode(live.get("metadata", {}).get("managedFields"), ours=True)
     if managed is None:
         raise typed.TypedError("failed to decode managed fields")
     if config.get("metadata", {}).get("managedFields") is not None:
@@ -305,7 +310,7 @@ def apply(
         left = [c for c in conflict.conflicts if allowed is None or not fieldset.has(allowed, c[1])]
         if left:
             raise ApplyConflict(left) from None
-        managed = decode(live.get("metadata", {}).get("managedFields")) or Managed()
+        managed = decode(live.get("metadata", {}).get("managedFields"), ours=True) or Managed()
         out, result = _apply_tracked(types, live, config, managed, manager, api_version, subresource, True, now)
     if manager == "kubectl":
         out = _sync_last_applied(out, config)

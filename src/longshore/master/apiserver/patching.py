@@ -5,6 +5,7 @@ Source: apiserver's endpoints/handlers/patch.go (order of checks and error texts
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -75,7 +76,7 @@ class Patcher:
                 parsed = parse_patch(body, media)
             before = {**live, "metadata": ordered_metadata(live["metadata"])}
             out, shown = patched(endpoint, before, parsed, media, self.writer.scheme.node(endpoint) or DEDUCED)
-            new = self._decode(call, out, shown, options)
+            new = self._decode(call, out, before, shown, options, subresource)
             metadata = new["metadata"]
             self.writer._match_name(metadata, name)
             self.writer._match_namespace(endpoint, metadata, call.info.namespace)
@@ -97,15 +98,23 @@ class Patcher:
 
         return change
 
-    def _decode(self, call: Call, out: Object, shown: str, options: WriteOptions) -> Object:
+    def _decode(
+        self,
+        call: Call,
+        out: Object,
+        before: Object,
+        shown: Callable[[], str],
+        options: WriteOptions,
+        subresource: str,
+    ) -> Object:
         """The patched tree as an object of the kind; 422 in upstream's words when it is none any more."""
         endpoint = call.endpoint
         try:
             if not isinstance(out.get("metadata", {}), (dict, type(None))):
                 endpoint.resource.decode(out, endpoint.version)
-            obj, warnings = admit_patched(endpoint, out, options.validation)
+            obj, warnings = admit_patched(endpoint, out, options.validation, before, subresource == "status")
         except (BodyError, DecodeError) as error:
-            cause = Cause("FieldValueInvalid", f"Invalid value: {decoding_quote(shown)}: {error}", "patch")
+            cause = Cause("FieldValueInvalid", f"Invalid value: {decoding_quote(shown())}: {error}", "patch")
             raise invalid("", "", "", [cause]) from None
         for text in warnings:
             call.warn(text)
@@ -243,8 +252,8 @@ def _json_kind(value: Any) -> str:
     return "string" if isinstance(value, str) else "number"
 
 
-def patched(endpoint: Any, live: Object, patch: Any, media: str, node: Any) -> tuple[Object, str]:
-    """The live tree with the patch applied, and how messages show what came out."""
+def patched(endpoint: Any, live: Object, patch: Any, media: str, node: Any) -> tuple[Object, Callable[[], str]]:
+    """The live tree with the patch applied, and what makes the text by which messages show what came out."""
     if media == JSON_PATCH:
         try:
             out = jsonpatch.apply(copy_tree(live), patch)
@@ -254,12 +263,12 @@ def patched(endpoint: Any, live: Object, patch: Any, media: str, node: Any) -> t
             ) from None
         if not isinstance(out, dict):
             out = {}
-        return out, _shown(out)
+        return out, lambda: _shown(out)
     if media == MERGE_PATCH:
-        out = mergepatch.apply(live, patch)
-        return out, _shown(out)
+        merged = mergepatch.apply(live, patch)
+        return merged, lambda: _shown(merged)
     try:
-        return strategic.apply(node, live, patch), strategic.go_text(patch)
+        return strategic.apply(node, live, patch), lambda: strategic.go_text(patch)
     except strategic.PatchRefused as error:
         raise StatusError(500, "", str(error)) from None
 
@@ -272,13 +281,31 @@ def _sets_version(patch: Any) -> bool:
     return isinstance(patch, dict) and "resourceVersion" in (patch.get("metadata") or {})
 
 
-def admit_patched(endpoint: Any, value: Object, validation: str) -> tuple[Object, list[str]]:
-    """A patched tree as an object of the kind, with the warnings about unknown fields. BodyError, DecodeError."""
+def admit_patched(
+    endpoint: Any, value: Object, validation: str, before: Object, share: bool
+) -> tuple[Object, list[str]]:
+    """A patched tree as an object of the kind, with the warnings about unknown fields. BodyError, DecodeError.
+
+    before: what was patched: parts of it that the patch has left alone are known to be good, and are not decoded again.
+    share: those parts may stay one with the live object (its status is written, nothing else).
+    """
     given = (value.get("apiVersion") or endpoint.api_version, value.get("kind") or endpoint.kind)
     if given != (endpoint.api_version, endpoint.kind):
         decoding.admit(endpoint.resource, endpoint.version, value, [], validation)
     unknown: list[str] | None = None if validation == "Ignore" else []
-    obj: Object = endpoint.resource.decode(value, endpoint.version, unknown)
+    same: Object = (
+        {} if endpoint.custom else {k: v for k, v in value.items() if v.__class__ is dict and v is before.get(k)}
+    )
+    if same:
+        changed = {k: v for k, v in value.items() if k not in same}
+        decoded = endpoint.resource.decode(changed, endpoint.version, unknown)
+        for key, part in same.items():
+            same[key] = dict(part) if key == "metadata" else part if share else copy_tree(part)
+        # In the order that there was: it is the order in which the object is stored.
+        obj: Object = {k: same[k] if k in same else decoded[k] for k in value if k in same or k in decoded}
+        obj.update({k: v for k, v in decoded.items() if k not in obj})
+    else:
+        obj = endpoint.resource.decode(value, endpoint.version, unknown)
     obj["apiVersion"], obj["kind"] = endpoint.api_version, endpoint.kind
     warnings = [f'unknown field "{path}"' for path in unknown or ()]
     if warnings and validation == "Strict":

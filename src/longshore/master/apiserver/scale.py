@@ -222,7 +222,7 @@ class ScaleHandler:
                 scale, warnings = decoding.admit(_SCALE, "v1", out, [], chosen.validation)
             except decoding.BodyError as error:
                 text = str(error).removeprefix('Scale in version "v1" cannot be handled as a Scale: ')
-                cause = Cause("FieldValueInvalid", f"Invalid value: {decoding_quote(shown)}: {text}", "patch")
+                cause = Cause("FieldValueInvalid", f"Invalid value: {decoding_quote(shown())}: {text}", "patch")
                 raise invalid("", "", "", [cause]) from None
             for text in warnings:
                 call.warn(text)
