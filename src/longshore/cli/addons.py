@@ -18,7 +18,7 @@ def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
     from longshore.master.controllers.localpath import STORAGE_CLASS
 
-    return [*_dns(config), *_policies(), *_ingress(), *_metrics(config, ca), STORAGE_CLASS]
+    return [*_dns(config), *_policies(), *_ingress(), *_logs(), *_metrics(config, ca), STORAGE_CLASS]
 
 
 def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:
@@ -67,6 +67,9 @@ def _dns(config: ClusterConfig) -> list[Object]:
             "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": dns_labels},
             "spec": {
                 "clusterIP": config.cluster_dns,
+                "clusterIPs": config.dns_addresses,
+                "ipFamilies": [f"IPv{family}" for family in config.families],
+                "ipFamilyPolicy": "RequireDualStack" if len(config.families) > 1 else "SingleStack",
                 "ports": [
                     {"name": "dns", "port": 53, "protocol": "UDP"},
                     {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
@@ -114,6 +117,20 @@ def _ingress() -> list[Object]:
     ]
 
 
+def _logs() -> list[Object]:
+    """What the nodes' log parts may see: pods and namespaces for their labels, Events for a stream, and who may read what."""
+    read = ["get", "list", "watch"]
+    return _cluster_role(
+        "longshore:logs",
+        [
+            {"apiGroups": [""], "resources": ["pods", "namespaces", "events"], "verbs": read},
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+            {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        ],
+        user="longshore:logs",
+    )
+
+
 def _metrics(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The usage API: its rights, and where the API server finds it (the manager serves it at the host's address)."""
     from longshore.master.metrics.server import DEFAULT_PORT
@@ -142,7 +159,7 @@ def _metrics(config: ClusterConfig, ca: bytes) -> list[Object]:
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {"name": f"{name}-manager", "namespace": namespace, "labels": service},
-            "addressType": "IPv4",
+            "addressType": f"IPv{config.families[0]}",
             "endpoints": [{"addresses": [config.host_ip], "conditions": {"ready": True}}],
             "ports": [{"name": "https", "port": DEFAULT_PORT, "protocol": "TCP"}],
         },

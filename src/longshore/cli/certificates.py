@@ -24,7 +24,15 @@ def ensure(layout: Layout, config: ClusterConfig) -> None:
     ca = pki.ensure_ca(layout.pki)
     front_proxy = pki.ensure_ca(layout.pki, "front-proxy-ca", "front-proxy-ca")
     names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{domain}"]
-    names += ["localhost", host_name(), "127.0.0.1", "::1", config.api_service_ip, config.host_ip, *config.extra_names]
+    names += [
+        "localhost",
+        host_name(),
+        "127.0.0.1",
+        "::1",
+        config.api_service_ip,
+        *config.host_ips,
+        *config.extra_names,
+    ]
     pki.ensure_issued(layout.pki, "apiserver", ca, "kube-apiserver", names=list(dict.fromkeys(names)), server=True)
     pki.ensure_issued(
         layout.pki,
@@ -47,10 +55,11 @@ def ensure(layout: Layout, config: ClusterConfig) -> None:
         "metrics-server-tls",
         ca,
         "metrics-server",
-        names=["metrics-server.kube-system.svc", "localhost", "127.0.0.1", config.host_ip],
+        names=["metrics-server.kube-system.svc", "localhost", "127.0.0.1", *config.host_ips],
         server=True,
     )
     _kubeconfig(layout, ca, "dns", config.server, "system:coredns")
+    _kubeconfig(layout, ca, "logs", config.server, "longshore:logs")
     for node in config.nodes:
         user = f"system:node:{node.name}"
         _kubeconfig(layout, ca, f"kubelet-{node.name}", config.server, user, ("system:nodes",))
@@ -60,6 +69,6 @@ def ensure(layout: Layout, config: ClusterConfig) -> None:
             ca,
             user,
             organizations=["system:nodes"],
-            names=[node.name, node.ip, "127.0.0.1", "localhost"],
+            names=[node.name, *node.ips, "127.0.0.1", "localhost"],
             server=True,
         )

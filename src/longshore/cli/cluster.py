@@ -12,21 +12,58 @@ import orjson
 
 from longshore.machinery.paths import Layout
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: What is chosen where nothing else is asked for, by family: pods, Services, nodes that are namespaces.
+RANGES = {
+    4: ("10.244.0.0/16", "10.96.0.0/16", "172.30.0.0/24"),
+    6: ("fd00:10:244::/56", "fd00:10:96::/112", "fd00:172:30::/64"),
+}
+FAMILIES = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}
+
+
+def networks(text: str) -> list[Network]:
+    """The ranges of a "range,range" text, one an IP family, the primary first. Raises ValueError."""
+    return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def default_ranges(families: Sequence[int]) -> tuple[str, str, str]:
+    """Ranges of pods, Services and nodes for these IP families (4, 6), the primary first."""
+    pods, services, nodes = (",".join(RANGES[family][i] for family in families) for i in range(3))
+    return pods, services, nodes
+
+
+def authority(address: str, port: int) -> str:
+    """An address and a port as a URL has them."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One node: its name, address, and the network namespace that it is (None: the host's own)."""
+    """One node: its name, address, and the network namespace that it is (None: the host's own).
+
+    also: its address in the other IP family, where the cluster has two.
+    """
 
     name: str
     ip: str
     netns: str | None = None
+    also: list[str] = field(default_factory=list)
+
+    @property
+    def ips(self) -> list[str]:
+        """All its addresses, the primary first."""
+        return [self.ip, *self.also]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """A cluster's fixed facts.
 
-    bridge: the host's bridge that joins the nodes, with host_ip on it. Networks are CIDR texts, ports TCP ports.
+    bridge: the host's bridge that joins the nodes, with host_ip on it. Networks are CIDR texts ("v4,v6" for two families,
+    the primary first), ports TCP ports. host_also: the host's address in the other family. remote: the API server of
+    another machine whose cluster this machine has joined ("": the cluster is this machine's own). ways: ranges of that
+    cluster that are reached through the API server's machine (its nodes that are namespaces), and its address.
     """
 
     nodes: list[NodeConfig]
@@ -42,46 +79,71 @@ class ClusterConfig:
     node_cidr: str = "172.30.0.0/24"
     cluster_domain: str = "cluster.local"
     extra_names: list[str] = field(default_factory=list)
+    host_also: list[str] = field(default_factory=list)
+    remote: str = ""
+    ways: list[str] = field(default_factory=list)
+    node_monitor_grace_period: float = 50.0
+
+    @property
+    def families(self) -> list[int]:
+        """The IP families of the cluster (4, 6), the primary first."""
+        return [network.version for network in networks(self.service_cidr)]
+
+    @property
+    def host_ips(self) -> list[str]:
+        return [self.host_ip, *self.host_also]
+
+    @property
+    def dns_addresses(self) -> list[str]:
+        """The cluster DNS addresses: the tenth of each Service range, as kubeadm gives it."""
+        return [str(network[10]) for network in networks(self.service_cidr)]
 
     @property
     def cluster_dns(self) -> str:
-        """The cluster DNS address: the tenth of the Service range, as kubeadm gives it."""
-        return str(ipaddress.ip_network(self.service_cidr)[10])
+        """The cluster DNS address that pods are told: the one of the primary family."""
+        return self.dns_addresses[0]
 
     @property
     def load_balancer_pool(self) -> str:
         """Addresses for Services of type LoadBalancer: the upper half of the nodes' range, where no node is.
 
-        "" where that range is the machine's own network, whose addresses are not ours to give.
+        Nothing of a range that is the machine's own network, whose addresses are not ours to give; "" where none is left.
         """
-        network = ipaddress.ip_network(self.node_cidr)
-        if self.bridge is None and ipaddress.ip_address(self.host_ip) in network:
-            return ""
-        return str(list(network.subnets(1))[1])
+        own = [ipaddress.ip_address(ip) for ip in self.host_ips]
+        found = []
+        for network in networks(self.node_cidr):
+            if self.bridge is None and any(ip in network for ip in own if ip.version == network.version):
+                continue
+            found.append(str(list(network.subnets(1))[1]))
+        return ",".join(found)
 
     @property
     def api_service_ip(self) -> str:
         """The address of the Service `kubernetes`: the first of the range."""
-        return str(ipaddress.ip_network(self.service_cidr)[1])
+        return str(networks(self.service_cidr)[0][1])
 
     @property
     def server(self) -> str:
-        return f"https://{self.host_ip}:{self.secure_port}"
+        return self.remote or f"https://{authority(self.host_ip, self.secure_port)}"
 
     @property
     def local_server(self) -> str:
-        return f"https://127.0.0.1:{self.secure_port}"
+        return self.remote or f"https://127.0.0.1:{self.secure_port}"
 
 
-def default_host_ip() -> str | None:
-    """The address this machine would use towards others, None when it has no default route. Sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+#: Connecting a datagram socket only asks the routing table; the addresses are documentation's (RFC 5737, RFC 3849).
+_ELSEWHERE = {4: (socket.AF_INET, "203.0.113.1"), 6: (socket.AF_INET6, "2001:db8::1")}
+
+
+def default_host_ip(family: int = 4, towards: str = "") -> str | None:
+    """The address this machine would use towards others, None when it has no route there. Sends nothing."""
+    kind, address = _ELSEWHERE[family]
+    with socket.socket(kind, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
-            # Connecting a datagram socket only asks the routing table; the address is from RFC 5737's documentation range.
-            probe.connect(("203.0.113.1", 9))
+            probe.connect((towards or address, 9))
         except OSError:
             return None
-        return str(probe.getsockname()[0])
+        return str(probe.getsockname()[0]).partition("%")[0]
 
 
 def host_name() -> str:
@@ -99,21 +161,27 @@ def plan(
 ) -> ClusterConfig:
     """Lay out a cluster: one node is the host itself, several are namespaces on a bridge of their own.
 
-    nodes: how many; host_ip: the address to advertise (None: found out); names: of the nodes (None: from the host's).
+    nodes: how many; host_ip: the address to advertise ("v4,v6" for two; None: found out); names: of the nodes (None:
+    from the host's). A bridge is made as well where the host has no address of a family that the cluster has.
     """
-    node_cidr = ipaddress.ip_network(facts.get("node_cidr", "172.30.0.0/24"))
+    families = [network.version for network in networks(facts.get("service_cidr", RANGES[4][1]))]
+    node_cidr = networks(facts.setdefault("node_cidr", default_ranges(families)[2]))
     base = host_name()
+    given = {ipaddress.ip_address(text.strip()).version: text.strip() for text in (host_ip or "").split(",") if text}
+    made = {network.version: str(network[1]) for network in node_cidr}
     if nodes == 1:
-        found = host_ip or default_host_ip()
-        bridge = None if found else "nodes0"
-        address = found or str(node_cidr[1])
-        return ClusterConfig([NodeConfig(names[0] if names else base, address)], address, bridge, **facts)
-    address = host_ip or str(node_cidr[1])
-    made = [
-        NodeConfig(names[i] if names else f"{base}-{i + 1}", str(node_cidr[11 + i]), netns=f"node-{i + 1}")
-        for i in range(nodes)
-    ]
-    return ClusterConfig(made, address, "nodes0", **facts)
+        found = {family: given.get(family) or default_host_ip(family) for family in families}
+        bridge = None if all(found.values()) else "nodes0"
+        hosts = [found[family] or made[family] for family in families]
+        node = NodeConfig(names[0] if names else base, hosts[0], also=hosts[1:])
+        return ClusterConfig([node], hosts[0], bridge, host_also=hosts[1:], **facts)
+    hosts = [given.get(family) or made[family] for family in families]
+    members = []
+    for i in range(nodes):
+        ips = [str(network[11 + i]) for family in families for network in node_cidr if network.version == family]
+        name = names[i] if names else f"{base}-{i + 1}"
+        members.append(NodeConfig(name, ips[0], netns=f"node-{i + 1}", also=ips[1:]))
+    return ClusterConfig(members, hosts[0], "nodes0", host_also=hosts[1:], **facts)
 
 
 def load(layout: Layout) -> ClusterConfig | None:

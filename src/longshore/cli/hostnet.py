@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 
-from longshore.cli.cluster import ClusterConfig, NodeConfig
+from longshore.cli.cluster import ClusterConfig, NodeConfig, networks
 from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
 from longshore.machinery.nftables import Nftables, NftablesError
@@ -17,7 +17,9 @@ from longshore.machinery.paths import Layout
 #: Under any real route, above none: a packet for a pod or Service that does not exist goes nowhere.
 FENCE_METRIC = 4_000_100
 TABLE = "longshore-host"
-ANYWHERE = ipaddress.ip_network("0.0.0.0/0")
+ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
 @contextlib.contextmanager
@@ -42,53 +44,86 @@ def port_name(config: ClusterConfig, number: int) -> str:
 
 def set_up(layout: Layout, config: ClusterConfig) -> None:
     """Make what is missing; safe to repeat at any moment (after a crash, after a reboot). Blocks for milliseconds."""
-    netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
+    _forward(None, config)
     with Netlink() as host:
         _fence(host, config)
+        _ways_to_machine(host, config)
         if config.bridge is None:
             return
         with tolerating(errno.EEXIST):
             host.add_bridge(config.bridge)
         bridge = host.index(config.bridge)
-        prefix = config.node_cidr.split("/")[1]
-        with tolerating(errno.EEXIST):
-            host.add_address(bridge, ipaddress.ip_interface(f"{config.host_ip}/{prefix}"))
+        for address in _on_bridge(config, config.host_ips):
+            with tolerating(errno.EEXIST):
+                host.add_address(bridge, address)
         host.set_link(bridge, up=True)
         for number, node in enumerate(config.nodes, 1):
             path = netns_path(layout, node)
             if path is not None and not netns.pinned(path):
-                _join(host, bridge, port_name(config, number), path, f"{node.ip}/{prefix}", config)
+                _join(host, bridge, port_name(config, number), path, node, config)
         _ways_in(host, bridge, layout, config)
     # Several nodes reach the world through the host, as machines behind a router do.
     if len(config.nodes) > 1:
         with Nftables() as nft:
-            nft.run(
-                f"""table ip {TABLE}
-                delete table ip {TABLE}
-                table ip {TABLE} {{
-                    chain postrouting {{
-                        type nat hook postrouting priority srcnat; policy accept;
-                        ip saddr {config.node_cidr} oifname != "{config.bridge}" masquerade
-                    }}
-                }}"""
-            )
+            for network in networks(config.node_cidr):
+                ip = _ip(network.version)
+                nft.run(
+                    f"""table {ip} {TABLE}
+                    delete table {ip} {TABLE}
+                    table {ip} {TABLE} {{
+                        chain postrouting {{
+                            type nat hook postrouting priority srcnat; policy accept;
+                            {ip} saddr {network} oifname != "{config.bridge}" masquerade
+                        }}
+                    }}"""
+                )
+
+
+def _ip(version: int) -> str:
+    """nftables' word for an IP family."""
+    return "ip" if version == 4 else "ip6"
+
+
+def _forward(namespace: netns.Namespace | None, config: ClusterConfig) -> None:
+    netns.write_sysctl(namespace, "net/ipv4/ip_forward", "1")
+    if 6 in config.families:
+        netns.write_sysctl(namespace, "net/ipv6/conf/all/forwarding", "1")
+
+
+def _on_bridge(config: ClusterConfig, ips: list[str]) -> list[Interface]:
+    """Those addresses that are of the nodes' own range, with its prefix."""
+    ranges = networks(config.node_cidr)
+    found = [(ip, network) for ip in ips for network in ranges if ipaddress.ip_address(ip) in network]
+    return [ipaddress.ip_interface(f"{ip}/{network.prefixlen}") for ip, network in found]
 
 
 def _fence(link: Netlink, config: ClusterConfig) -> None:
-    for text in (config.pod_cidr, config.service_cidr):
+    for network in networks(f"{config.pod_cidr},{config.service_cidr}"):
         with tolerating(errno.EEXIST):
-            link.add_route(ipaddress.ip_network(text), kind="unreachable", metric=FENCE_METRIC)
+            link.add_route(network, kind="unreachable", metric=FENCE_METRIC)
+
+
+def _ways_to_machine(host: Netlink, config: ClusterConfig) -> None:
+    """A machine that has joined reaches the first machine's own nodes through that machine."""
+    *ranges, machine = config.ways or [""]
+    gateway = ipaddress.ip_address(machine) if ranges else None
+    for network in networks(",".join(ranges)):
+        if gateway is not None and network.version == gateway.version and gateway not in network:
+            with tolerating(errno.EEXIST):
+                host.add_route(network, gateway=gateway)
 
 
 def _ways_in(host: Netlink, bridge: int, layout: Layout, config: ClusterConfig) -> None:
     """The host's way to pods and Services (the API server's proxies, webhooks): through its first node, which has both."""
     for node in [n for n in config.nodes if netns_path(layout, n) is not None][:1]:
-        for text in (config.pod_cidr, config.service_cidr):
-            with tolerating(errno.EEXIST):
-                host.add_route(ipaddress.ip_network(text), gateway=ipaddress.ip_address(node.ip), link=bridge)
+        gateways = {address.version: address for address in map(ipaddress.ip_address, node.ips)}
+        for network in networks(f"{config.pod_cidr},{config.service_cidr}"):
+            if network.version in gateways:
+                with tolerating(errno.EEXIST):
+                    host.add_route(network, gateway=gateways[network.version], link=bridge)
 
 
-def _join(host: Netlink, bridge: int, port: str, path: Path, address: str, config: ClusterConfig) -> None:
+def _join(host: Netlink, bridge: int, port: str, path: Path, node: NodeConfig, config: ClusterConfig) -> None:
     """Make a node's namespace and plug it into the bridge."""
     netns.create(path)
     stale = host.link(port)
@@ -98,11 +133,13 @@ def _join(host: Netlink, bridge: int, port: str, path: Path, address: str, confi
         host.add_veth(port, "eth0", peer_namespace=namespace, master=bridge, up=True)
     with Netlink(path) as inside:
         index = inside.index("eth0")
-        inside.add_address(index, ipaddress.ip_interface(address))
+        for address in _on_bridge(config, node.ips):
+            inside.add_address(index, address)
         inside.set_link(index, up=True)
-        inside.add_route(ANYWHERE, gateway=ipaddress.ip_address(config.host_ip), link=index)
+        for gateway in map(ipaddress.ip_address, config.host_ips):
+            inside.add_route(ANYWHERE[gateway.version], gateway=gateway, link=index, onlink=True)
         _fence(inside, config)
-    netns.write_sysctl(path, "net/ipv4/ip_forward", "1")
+    _forward(path, config)
 
 
 def tear_down(layout: Layout, config: ClusterConfig) -> None:
@@ -112,9 +149,12 @@ def tear_down(layout: Layout, config: ClusterConfig) -> None:
         if path is not None:
             netns.delete(path)
     with Netlink() as host:
-        for text in (config.pod_cidr, config.service_cidr):
+        for network in networks(f"{config.pod_cidr},{config.service_cidr}"):
             with tolerating(errno.ESRCH):
-                host.delete_route(ipaddress.ip_network(text), kind="unreachable", metric=FENCE_METRIC)
+                host.delete_route(network, kind="unreachable", metric=FENCE_METRIC)
+        for network in networks(",".join(config.ways[:-1])):
+            with tolerating(errno.ESRCH):
+                host.delete_route(network, gateway=ipaddress.ip_address(config.ways[-1]))
         # A namespace's end of a link goes with it only some time later: take our ends away now.
         mine = [config.bridge, *(port_name(config, number) for number in range(1, len(config.nodes) + 1))]
         for name in mine if config.bridge else ():
@@ -122,5 +162,7 @@ def tear_down(layout: Layout, config: ClusterConfig) -> None:
             if found is not None:
                 host.delete_link(found.index)
     if len(config.nodes) > 1:
-        with Nftables() as nft, contextlib.suppress(NftablesError):
-            nft.run(f"delete table ip {TABLE}")
+        with Nftables() as nft:
+            for version in config.families:
+                with contextlib.suppress(NftablesError):
+                    nft.run(f"delete table {_ip(version)} {TABLE}")

@@ -71,6 +71,11 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
     pki = layout.pki
     single = len(config.nodes) == 1
     first = config.nodes[0]
+    audit_policy = layout.data / "audit-policy.yaml"
+    audit: list[str] = []
+    if audit_policy.exists():
+        layout.audit.mkdir(parents=True, exist_ok=True)
+        audit = ["--audit-policy-file", str(audit_policy), "--audit-log-path", str(layout.audit / "audit.log")]
     found = [
         Part(
             "apiserver",
@@ -78,7 +83,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
                 *command,
                 "apiserver",
                 *("--data-dir", str(layout.store.parent)),
-                *("--bind-address", "0.0.0.0"),
+                *("--bind-address", "::" if 6 in config.families else "0.0.0.0"),
                 *("--secure-port", str(config.secure_port)),
                 *("--advertise-address", config.host_ip),
                 *("--service-cluster-ip-range", config.service_cidr),
@@ -94,6 +99,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
                 *("--requestheader-client-ca-file", str(pki / "front-proxy-ca.crt")),
                 *("--proxy-client-cert-file", str(pki / "front-proxy-client.crt")),
                 *("--proxy-client-key-file", str(pki / "front-proxy-client.key")),
+                *audit,
             ],
             _api_health(layout, config),
         ),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 
-from longshore.cli.cluster import ClusterConfig
+from longshore.cli.cluster import ClusterConfig, networks
 from longshore.engine.runtime import cgroups
 from longshore.engine.server import tear_down
 from longshore.machinery import mounts
 from longshore.machinery.paths import Layout
 from longshore.node.dns.server import disown_address
 from longshore.node.kubelet.server import default_cgroup_root
+from longshore.node.overlay.server import clean_up as clean_up_ways
 from longshore.node.policy.server import clean_up as clean_up_policies
 from longshore.node.proxy.server import clean_up
 
@@ -29,12 +30,14 @@ async def take_away(layout: Layout, config: ClusterConfig | None) -> None:
                 node_layout=layout.node(name),
                 node=name,
                 network=single or name == DOCKER_ENGINE,
-                cluster_cidrs=(config.pod_cidr, config.service_cidr),
+                cluster_cidrs=tuple(map(str, networks(f"{config.pod_cidr},{config.service_cidr}"))),
             )
         if single:
             clean_up()
+            clean_up_ways()
             clean_up_policies()
-            disown_address(config.cluster_dns)
+            for address in config.dns_addresses:
+                disown_address(address)
         for name in names:
             cgroups.remove(default_cgroup_root(name, layout.node(name).kubelet))
             cgroups.remove(layout.node(name).cgroup)

@@ -24,8 +24,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
             f"every node's {scheme} port for Ingresses, opened with the first one; -1 for none (default %(default)s)"
         )
         parser.add_argument(f"--ingress-{scheme}-port", type=int, default=port, help=words)
-    parser.add_argument("--service-cidr", default="10.96.0.0/16", help="Service addresses (default %(default)s)")
-    parser.add_argument("--pod-cidr", default="10.244.0.0/16", help="Pod addresses (default %(default)s)")
+    parser.add_argument(
+        "--ip-family", choices=list(cluster.FAMILIES), default="ipv4", help="IP families (default %(default)s)"
+    )
+    for what, place in (("pod", 0), ("service", 1), ("node", 2)):
+        words = ", ".join(ranges[place] for ranges in cluster.RANGES.values())
+        parser.add_argument(
+            f"--{what}-cidr", default=None, help=f"{what} addresses, a range a family (default {words})"
+        )
+    parser.add_argument(
+        "--apiserver-cert-extra-sans", default="", help="further names and addresses of the API server, comma-separated"
+    )
+    parser.add_argument(
+        "--node-monitor-grace-period",
+        type=float,
+        default=50.0,
+        help="seconds of silence after which a node is unknown (default %(default)s)",
+    )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for Ready (default %(default)s)")
     parser.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
 
@@ -49,6 +64,10 @@ async def up(layout: Layout, arguments: argparse.Namespace) -> int:
             print(f"{time.monotonic() - started:6.2f}s  {words}", flush=True)
 
     config = cluster.load(layout)
+    if config is not None and config.remote:
+        raise UserError(
+            f"the node in {layout.data} belongs to the cluster of {config.remote}: `longshore join` starts it"
+        )
     if config is None:
         config = cluster.plan(
             nodes=arguments.nodes or 1,
@@ -57,8 +76,9 @@ async def up(layout: Layout, arguments: argparse.Namespace) -> int:
             registry_port=arguments.registry_port,
             ingress_http_port=arguments.ingress_http_port,
             ingress_https_port=arguments.ingress_https_port,
-            service_cidr=arguments.service_cidr,
-            pod_cidr=arguments.pod_cidr,
+            extra_names=[name.strip() for name in arguments.apiserver_cert_extra_sans.split(",") if name.strip()],
+            node_monitor_grace_period=arguments.node_monitor_grace_period,
+            **ranges_of(arguments),
         )
         cluster.save(layout, config)
         say(f"a new cluster in {layout.data}: {len(config.nodes)} node(s)")
@@ -87,6 +107,24 @@ async def up(layout: Layout, arguments: argparse.Namespace) -> int:
         command = os.path.basename(sys.argv[0]) if sys.argv[0].startswith("/usr") else sys.argv[0]
         print(f'\nTo point kubectl and docker at it:  eval "$({command} env)"')
     return 0
+
+
+def ranges_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The ranges that were asked for, with the families' own where none was. Raises UserError."""
+    names = ("pod_cidr", "service_cidr", "node_cidr")
+    try:
+        given = {name: cluster.networks(getattr(arguments, name) or "") for name in names}
+    except ValueError as error:
+        raise UserError(f"not a range of addresses: {error}") from None
+    asked = next((found for found in (given["service_cidr"], given["pod_cidr"]) if found), None)
+    families = [network.version for network in asked] if asked else list(cluster.FAMILIES[arguments.ip_family])
+    made = dict(zip(names, cluster.default_ranges(families), strict=True))
+    for name, found in given.items():
+        if found and [network.version for network in found] != families:
+            raise UserError("pods, Services and nodes need a range of each IP family, in the same order")
+        if found:
+            made[name] = ",".join(map(str, found))
+    return made
 
 
 def start_supervisor(layout: Layout) -> None:

@@ -75,6 +75,12 @@ class Service(Strategy):
             spec.setdefault("internalTrafficPolicy", "Cluster")
         if kind == "LoadBalancer":
             spec.setdefault("allocateLoadBalancerNodePorts", True)
+            for entry in ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ():
+                if entry.get("ip"):
+                    entry.setdefault("ipMode", "VIP")
+            for entry in ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ():
+                if entry.get("ip"):
+                    entry.setdefault("ipMode", "VIP")
 
     def prepare_create(self, obj: Object) -> None:
         spec = obj["spec"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longshore.cli.cluster import load
+from longshore.cli.cluster import load, networks
 from longshore.cli.main import UserError, layout_of
 from longshore.cli.parts.health import healthy
 from longshore.machinery.run import run_part
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
     if arguments.docker and port:
         # Nodes that are namespaces reach the registry at the host's address on their bridge.
-        hosts = ["127.0.0.1"] + ([config.host_ip] if config and config.bridge else [])
+        hosts = ["127.0.0.1"] + (config.host_ips if config and config.bridge else [])
         beside = [lambda host=host: serve_registry(data_dir=layout.registry, host=host, port=port) for host in hosts]  # type: ignore[misc]
 
     async def main() -> None:
@@ -132,4 +132,5 @@ def _ranges(config: Any) -> tuple[str, ...]:
     """Ranges to which pods keep their own address: pods, Services and the nodes' bridge."""
     if config is None:
         return (PODS, SERVICES)
-    return (config.pod_cidr, config.service_cidr, *((config.node_cidr,) if config.bridge else ()))
+    nodes = f",{config.node_cidr}" if config.bridge or config.ways else ""
+    return tuple(map(str, networks(f"{config.pod_cidr},{config.service_cidr}{nodes}")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from longshore.cli.cluster import host_name, load
+from longshore.cli.cluster import host_name, load, networks
 from longshore.cli.main import UserError, layout_of
 from longshore.cli.parts.health import healthy
 from longshore.machinery.run import run_part
@@ -37,9 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     pki = layout.pki
     options = Options(
         controllers=tuple(arguments.controllers.split(",")),
-        cluster_cidr=(config.pod_cidr,),
-        service_cluster_ip_range=(config.service_cidr,),
-        load_balancer_pool=tuple(filter(None, (config.load_balancer_pool,))),
+        cluster_cidr=tuple(map(str, networks(config.pod_cidr))),
+        service_cluster_ip_range=tuple(map(str, networks(config.service_cidr))),
+        load_balancer_pool=tuple(map(str, networks(config.load_balancer_pool))),
+        node_monitor_grace_period=config.node_monitor_grace_period,
         root_ca_file=layout.pki / "ca.crt",
         service_account_private_key_file=layout.pki / "sa.key",
         cluster_signing_cert_file=layout.pki / "ca.crt",
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
                     client=Client(client_config.load(layout.kubeconfig("metrics-server")), user_agent="metrics-server"),
                     kubelet_tls=client_context(ca=pki / "ca.crt", certificate=who[0], key=who[1]),
                     tls=server_context(*own, client_ca=pki / "front-proxy-ca.crt"),
+                    host="::" if 6 in config.families else "0.0.0.0",
                 )
             )
 

@@ -25,16 +25,20 @@ def run(arguments: argparse.Namespace) -> int:
     from longshore.client.informer import InformerFactory
     from longshore.client.resources import NODES
     from longshore.client.rest import Client
-    from longshore.machinery.http import server_context
+    from longshore.machinery.http import Client as HTTPClient
+    from longshore.machinery.http import client_context, server_context
     from longshore.node.dns.server import serve as serve_dns
     from longshore.node.ingress.server import serve as serve_ingress
     from longshore.node.kubelet.server import serve as serve_kubelet
+    from longshore.node.logs.journald import folder_of as journal_folder
+    from longshore.node.logs.server import DEFAULT_PORT as LOGS_PORT
     from longshore.node.logs.server import serve as serve_logs
     from longshore.node.overlay.server import serve as serve_overlay
     from longshore.node.policy.server import serve as serve_policy
     from longshore.node.proxy.server import serve as serve_proxy
 
     folders = layout.node(node.name)
+    everywhere = "::" if 6 in config.families else "0.0.0.0"
     pki = layout.pki
     certificate, key = pki / f"kubelet-server-{node.name}.crt", pki / f"kubelet-server-{node.name}.key"
 
@@ -42,14 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
         proxy = Client(client_config.load(layout.kubeconfig("proxy")), user_agent="longshore-proxy")
         dns = Client(client_config.load(layout.kubeconfig("dns")), user_agent="longshore-dns")
         ingress = Client(client_config.load(layout.kubeconfig("ingress")), user_agent="longshore-ingress")
-        kubelet = Client(client_config.load(layout.kubeconfig(f"kubelet-{node.name}")), user_agent="longshore-logs")
-        # The parts' own logs and the cluster's Events are kept once, by the first node.
+        logs = Client(client_config.load(layout.kubeconfig("logs")), user_agent="longshore-logs")
+        peers = HTTPClient(
+            ssl=client_context(ca=pki / "ca.crt", certificate=pki / "logs.crt", key=pki / "logs.key"),
+            connect_timeout=5.0,
+        )
+        # What the machine and the cluster have once is kept by the first node.
         first = node.name == config.nodes[0].name
-        events = None
-        if first and layout.kubeconfig().exists():
-            admin = client_config.load(layout.kubeconfig())
-            admin.server = config.server
-            events = Client(admin, user_agent="longshore-logs")
         shared = InformerFactory(proxy)
         shared.start()
         async with healthy(folders.run / "node.sock"), asyncio.TaskGroup() as tasks:
@@ -57,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
                 serve_kubelet(
                     kubeconfig=layout.kubeconfig(f"kubelet-{node.name}"),
                     node_name=node.name,
-                    node_ip=node.ip,
+                    node_ip=node.ips,
+                    address=everywhere,
                     cri_endpoint=f"unix://{folders.cri_socket}",
                     root_dir=folders.kubelet,
                     pod_logs_dir=folders.pod_logs,
@@ -72,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
                 serve_proxy(
                     client=proxy,
                     node_name=node.name,
-                    node_ip=node.ip,
+                    node_ip=",".join(node.ips),
                     service_cidr=config.service_cidr,
                     pod_cidr=config.pod_cidr,
                     load_balancer_pool=config.load_balancer_pool,
@@ -90,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
             tasks.create_task(
-                serve_dns(client=dns, addresses=[config.cluster_dns], domain=config.cluster_domain, informers=shared)
+                serve_dns(client=dns, addresses=config.dns_addresses, domain=config.cluster_domain, informers=shared)
             )
             tasks.create_task(
                 serve_logs(
@@ -98,15 +102,23 @@ def run(arguments: argparse.Namespace) -> int:
                     folder=folders.log_store,
                     node=node.name,
                     tls=server_context(certificate, key, client_ca=pki / "ca.crt"),
-                    client=kubelet,
+                    client=logs,
                     pod_labels=True,
                     parts=layout.logs if first else None,
-                    events=events,
+                    audit=layout.audit if first else None,
+                    journald=journal_folder() if first else None,
+                    events=logs if first else None,
+                    peers=peers,
+                    addresses=lambda: {
+                        n.name: f"https://{n.ip}:{LOGS_PORT}" for n in config.nodes if n.name != node.name
+                    },
                     forward=("127.0.0.1", 24224),
+                    host=everywhere,
                     fluent_conf=layout.data / "fluent.conf",
                 )
             )
-            if len(config.nodes) > 1:
+            if len(config.nodes) > 1 or config.bridge is None:
+                # A node with an address of its own may have other machines' nodes beside it.
                 tasks.create_task(serve_overlay(nodes=shared.informer(NODES), node_name=node.name, node_ip=node.ip))
 
     return run_part(main)

@@ -6,6 +6,7 @@ A plugin answers a query or hands it on with `await next(query)`. Source of the 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -119,7 +120,7 @@ class Cache:
         if task is None:
             # Questions that come while one is under way share its answer.
             task = self._asking[key] = asyncio.ensure_future(next(question))
-            task.add_done_callback(lambda _: self._asking.pop(key, None))
+            task.add_done_callback(functools.partial(self._asked, key))
         reply = await asyncio.shield(task)
         seconds = self._lifetime(reply)
         if seconds > 0:
@@ -128,6 +129,11 @@ class Cache:
                     del self._kept[old]
             self._kept[key] = (now, now + seconds, reply)
         return reply
+
+    def _asked(self, key: tuple[str, int], task: asyncio.Task[Reply]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen, though nobody may wait for it any more
 
     def _lifetime(self, reply: Reply) -> int:
         if reply.rcode not in (dns.NOERROR, dns.NXDOMAIN):

@@ -1,7 +1,8 @@
-"""Keeps one route a node: to its pod ranges, through its address or through the VXLAN tunnel to it.
+"""Keeps one route a node and pod range: through its address where a link is shared, else through the VXLAN tunnel to it.
 
-Both ends of a tunnel work out each other's hardware address from the node's IP address, so that nothing has to be
-announced. VXLAN: RFC 7348, port 8472 as flannel and the kernel's default have it.
+Both ends of a tunnel work out each other's hardware and link-local addresses from the node's IP address, so that nothing
+has to be announced, and a range of one IP family crosses a network that has only the other. VXLAN: RFC 7348, port 8472 as
+flannel and the kernel's default have it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import ipaddress
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,8 @@ DEVICE = "pods-vxlan"
 VNI, PORT = 1, 8472
 #: Better than the fence (an unreachable route of a far higher metric) and told apart from an administrator's routes.
 METRIC = 50
+#: What VXLAN puts around a frame, by the IP family of the outside: Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40.
+OVERHEAD = {4: 50, 6: 70}
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -31,39 +35,69 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one pod range of another node is reached. direct: over a link that both nodes share."""
+    """How one pod range of another node is reached: through `gateway`, on a link that both share (direct) or in the tunnel.
+
+    end: the node's address outside the tunnel.
+    """
 
     destination: Network
     gateway: Address
     direct: bool
+    end: Address
 
 
 def hardware_address(node_ip: str) -> str:
-    """A tunnel end's hardware address: locally administered, made from the node's IPv4 address."""
-    return "0a:58:" + ":".join(f"{octet:02x}" for octet in ipaddress.IPv4Address(node_ip).packed)
+    """A tunnel end's hardware address: locally administered, made from the node's address."""
+    address = ipaddress.ip_address(node_ip)
+    raw = address.packed if address.version == 4 else hashlib.blake2b(address.packed, digest_size=4).digest()
+    return f"0a:{58 if address.version == 4 else 66}:" + ":".join(f"{octet:02x}" for octet in raw)
 
 
-def ways(nodes: Iterator[dict[str, Any]] | list[dict[str, Any]], own: str, links: list[Network]) -> set[Way]:
+def inside(end: Address, version: int) -> Address:
+    """The address by which a tunnel end is the gateway to a range of this IP family: its own, or a link-local one made from it."""
+    if end.version == version:
+        return end
+    raw = end.packed if version == 6 else hashlib.blake2b(end.packed, digest_size=2).digest()
+    return (
+        ipaddress.IPv6Address(b"\xfe\x80" + bytes(10) + raw)
+        if version == 6
+        else ipaddress.IPv4Address(b"\xa9\xfe" + raw)
+    )
+
+
+def ways(nodes: Iterable[dict[str, Any]], own: str, links: Sequence[Network]) -> set[Way]:
     """The ways to all other nodes' pods. nodes: Node objects; own: this node's name; links: networks joined directly."""
     found: set[Way] = set()
     for node in nodes:
         if node["metadata"]["name"] == own:
             continue
-        address = next(
-            (a["address"] for a in node.get("status", {}).get("addresses", []) if a["type"] == "InternalIP"), ""
-        )
         try:
-            gateway = ipaddress.ip_address(address)
+            addresses = [
+                ipaddress.ip_address(a["address"])
+                for a in node.get("status", {}).get("addresses", [])
+                if a["type"] == "InternalIP"
+            ]
             ranges = [ipaddress.ip_network(text) for text in node.get("spec", {}).get("podCIDRs", [])]
         except ValueError:
             continue
-        direct = any(gateway in link for link in links if link.version == gateway.version)
-        found.update(Way(r, gateway, direct) for r in ranges if r.version == gateway.version)
+        if not addresses:
+            continue
+        for network in ranges:
+            same = next((a for a in addresses if a.version == network.version), None)
+            direct = same is not None and any(same in link for link in links if link.version == same.version)
+            if same is not None and direct:
+                found.add(Way(network, same, True, same))
+            else:
+                # One tunnel for both families, from primary address to primary address.
+                found.add(Way(network, inside(addresses[0], network.version), False, addresses[0]))
     return found
 
 
 async def serve(*, nodes: Informer, node_name: str, node_ip: str) -> None:
-    """Follow the Nodes until cancelled; routes stay when this ends, for the pods go on talking."""
+    """Follow the Nodes until cancelled; routes stay when this ends, for the pods go on talking.
+
+    node_ip: this node's primary address, the tunnel's end.
+    """
     changed = asyncio.Event()
 
     def updated(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -97,14 +131,19 @@ def reconcile(nodes: list[dict[str, Any]], node_name: str, node_ip: str) -> None
         networks = [a.network for index, a in link.addresses() if a.network.prefixlen < a.network.max_prefixlen]
         wanted = ways(nodes, node_name, networks)
         device = _device(link, node_ip) if any(not way.direct for way in wanted) else 0
-        have = {(route.destination, route.gateway): route for route in link.routes() if route.metric == METRIC}
+        have = {
+            (route.destination, route.gateway): route
+            for version in (4, 6)
+            for route in link.routes(version)
+            if route.metric == METRIC
+        }
         for way in wanted:
             if (way.destination, way.gateway) in have:
                 continue
             if not way.direct:
-                mac = hardware_address(str(way.gateway))
+                mac = hardware_address(str(way.end))
                 link.set_neighbour(device, way.gateway, mac)
-                link.set_forwarding(device, mac, way.gateway)
+                link.set_forwarding(device, mac, way.end)
             link.add_route(
                 way.destination,
                 gateway=way.gateway,
@@ -113,7 +152,7 @@ def reconcile(nodes: list[dict[str, Any]], node_name: str, node_ip: str) -> None
                 onlink=not way.direct,
                 replace=True,
             )
-            log.info("pods of %s through %s%s", way.destination, way.gateway, "" if way.direct else " by VXLAN")
+            log.info("pods of %s through %s%s", way.destination, way.end, "" if way.direct else " by VXLAN")
         keep = {(way.destination, way.gateway) for way in wanted}
         for destination, gateway in have:
             if (destination, gateway) not in keep:
@@ -121,12 +160,28 @@ def reconcile(nodes: list[dict[str, Any]], node_name: str, node_ip: str) -> None
                     link.delete_route(destination, gateway=gateway, metric=METRIC)
 
 
+def clean_up() -> None:
+    """Take the routes and the tunnel away. Blocking."""
+    with Netlink() as link:
+        for version in (4, 6):
+            for route in link.routes(version):
+                if route.metric == METRIC and route.gateway is not None:
+                    with contextlib.suppress(NetlinkError):
+                        link.delete_route(route.destination, gateway=route.gateway, metric=METRIC)
+        found = link.link(DEVICE)
+        if found is not None:
+            link.delete_link(found.index)
+
+
 def _device(link: Netlink, node_ip: str) -> int:
-    """The tunnel's interface, made when missing."""
+    """The tunnel's interface, made when missing; frames fit into what the node's own link carries."""
+    local = ipaddress.ip_address(node_ip)
     found = link.link(DEVICE)
     if found is None:
+        outside = {index for index, address in link.addresses() if address.ip == local}
+        mtu = min((one.mtu for one in link.links() if one.index in outside), default=1500)
         try:
-            link.add_vxlan(DEVICE, VNI, port=PORT, local=ipaddress.ip_address(node_ip))
+            link.add_vxlan(DEVICE, VNI, port=PORT, local=local, mtu=max(mtu - OVERHEAD[local.version], 1280))
         except NetlinkError as error:
             if error.errno != errno.EEXIST:
                 raise

@@ -30,7 +30,8 @@ _SWITCHES = (
 def prepare(service_cidrs: Sequence[str], *, source: str = "", namespace: netns.Namespace | None = None) -> None:
     """Set the node up for Services; safe to repeat.
 
-    service_cidrs: ranges of cluster IPs. source: the node's address, from which it reaches them ("": the kernel chooses).
+    service_cidrs: ranges of cluster IPs. source: the node's addresses ("v4,v6"), from which it reaches them ("": the
+    kernel chooses).
     Raises NetlinkError where even the route cannot be made.
     """
     for name, value in _SWITCHES:
@@ -48,9 +49,8 @@ def prepare(service_cidrs: Sequence[str], *, source: str = "", namespace: netns.
         _answer_for(netlink, [ipaddress.ip_network(text) for text in service_cidrs], namespace)
         for text in service_cidrs:
             network = ipaddress.ip_network(text)
-            preferred = ipaddress.ip_address(source) if source else None
-            if preferred is not None and preferred.version != network.version:
-                preferred = None
+            own = [ipaddress.ip_address(text) for text in source.split(",") if text]
+            preferred = next((address for address in own if address.version == network.version), None)
             try:
                 netlink.add_route(network, link=index, source=preferred, replace=True)
             except NetlinkError as error:

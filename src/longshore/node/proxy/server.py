@@ -53,8 +53,8 @@ async def serve(
 ) -> None:
     """Keep this node's Services in force until cancelled; the rules stay, so that connections go on meanwhile.
 
-    service_cidr, pod_cidr: ranges of the cluster ("v4" or "v4,v6"). node_ip: the address from which the node itself talks
-    to Services. load_balancer_pool: ranges of load balancer addresses that the nodes themselves serve. informers: shared with other parts of the process (None: of its own). node_local: Services that a process
+    service_cidr, pod_cidr: ranges of the cluster ("v4" or "v4,v6"). node_ip: the addresses ("v4,v6") from which the node
+    itself talks to Services. load_balancer_pool: ranges of load balancer addresses that the nodes themselves serve. informers: shared with other parts of the process (None: of its own). node_local: Services that a process
     of this node answers itself. healthz: where /healthz, /metrics and /proxyMode are served (None: nowhere).
     ready: called when the first rules are in force. Raises NftablesUnavailable, PermissionError, NetlinkError.
     """
@@ -62,7 +62,8 @@ async def serve(
     ranges = [part for part in f"{service_cidr},{load_balancer_pool}".split(",") if part]
     await asyncio.to_thread(node.prepare, ranges, source=node_ip, namespace=namespace)
     figures = ProxyMetrics(metrics)
-    ports = HealthPorts(lambda: proxier.synced.is_set())
+    everywhere = "::" if any(dialect.family == 6 for dialect in families) else "0.0.0.0"
+    ports = HealthPorts(lambda: proxier.synced.is_set(), host=everywhere)
     proxier = Proxier(
         node_name, families, node_local=node_local, namespace=namespace, metrics=figures, health_changed=ports.set
     )
