@@ -7,7 +7,6 @@ import asyncio
 import os
 import re
 import sys
-import time
 import zlib
 from typing import Any
 from urllib.parse import urlencode
@@ -64,10 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
         context = client_context(ca=pki / "ca.crt", certificate=pki / "admin.crt", key=pki / "admin.key")
         http = Client(ssl=context)
         try:
-            addresses = await node_addresses(layout)
-            await past(http, addresses, query, arguments, show)
+            address = await answering(http, await node_addresses(layout))
+            if not query.lstrip().startswith("{"):
+                await metric_now(http, address, query)
+                return
+            await past(http, address, query, arguments, show)
             if arguments.follow:
-                await asyncio.gather(*(follow(http, address, query, show) for address in addresses))
+                await follow(http, address, query, show)
         except (OSError, ClientError, StatusError) as error:
             raise UserError(str(error)) from error
         finally:
@@ -103,54 +105,51 @@ async def node_addresses(layout: Any) -> list[str]:
     return [f"https://{address}:{DEFAULT_PORT}" for address in found]
 
 
-async def past(http: Client, addresses: list[str], query: str, arguments: argparse.Namespace, show: Any) -> None:
-    """Ask every node, merge by time, show the newest `limit` lines oldest first; of a metric its value now."""
-    if not query.lstrip().startswith("{"):
-        await metric_now(http, addresses, query)
-        return
+async def answering(http: Client, addresses: list[str]) -> str:
+    """The first node whose log part answers: it asks the others. Raises the last one's error."""
+    last: Exception = UserError("the cluster has no nodes")
+    for address in addresses:
+        try:
+            answer = await http.request("GET", f"{address}/ready", timeout=5)
+            await answer.read()
+            return address
+        except (OSError, ClientError, TimeoutError) as error:
+            last = error
+    raise last
+
+
+async def past(http: Client, address: str, query: str, arguments: argparse.Namespace, show: Any) -> None:
+    """Show the newest `limit` lines of all nodes, oldest first."""
     parameters = {"query": query, "since": arguments.since, "limit": arguments.limit, "direction": "backward"}
     lines: list[tuple[int, dict[str, str], str]] = []
-    for address in addresses:
-        result = await ask(http, f"{address}/loki/api/v1/query_range", parameters)
-        for stream in result["result"]:
-            lines.extend((int(when), stream["stream"], line) for when, line in stream["values"])
+    for stream in await ask(http, f"{address}/loki/api/v1/query_range", parameters):
+        lines.extend((int(when), stream["stream"], line) for when, line in stream["values"])
     lines.sort(key=lambda item: item[0])
-    for _, labels, line in lines[-arguments.limit :]:
+    for _, labels, line in lines:
         show(labels, line)
 
 
-async def metric_now(http: Client, addresses: list[str], query: str) -> None:
+async def metric_now(http: Client, address: str, query: str) -> None:
     """Print the series of a metric query over all nodes, one a line."""
-    from longshore.node.logs.logql.ast import LogQLError
-    from longshore.node.logs.logql.parser import parse
-    from longshore.node.logs.merge import instant
-
-    at = time.time_ns()
-
-    async def leaf(address: str, number: int) -> dict[str, Any]:
-        return await ask(http, f"{address}/loki/api/v1/query", {"query": query, "time": at, "leaf": number})
-
-    try:
-        series = await instant(parse(query), at, addresses, leaf)
-    except LogQLError as error:
-        raise UserError(str(error)) from error
-    for key, row in series.items():
-        if row[0] is not None:
-            print(orjson.dumps({"metric": dict(key), "value": [at / 1e9, f"{row[0]:.17g}"]}).decode())
+    for series in await ask(http, f"{address}/loki/api/v1/query", {"query": query}):
+        print(orjson.dumps(series).decode())
 
 
-async def ask(http: Client, url: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The `data` of one node's answer. Raises UserError with its words when it refuses."""
-    answer = await http.request("GET", f"{url}?{urlencode(parameters)}", timeout=60)
+async def ask(http: Client, url: str, parameters: dict[str, Any]) -> list[Any]:
+    """An answer's result; what it lacks is told on stderr. Raises UserError with the words of a refusal."""
+    answer = await http.request("GET", f"{url}?{urlencode(parameters)}", timeout=90)
     body = await answer.read()
     if answer.status != 200:
         raise UserError(body.decode(errors="replace").strip())
-    data: dict[str, Any] = orjson.loads(body)["data"]
-    return data
+    told = orjson.loads(body)
+    for warning in told.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    result: list[Any] = told["data"]["result"]
+    return result
 
 
 async def follow(http: Client, address: str, query: str, show: Any) -> None:
-    """Show what one node collects from now on."""
+    """Show what the nodes collect from now on."""
     answer = await http.request("GET", f"{address}/loki/api/v1/follow?{urlencode({'query': query})}")
     if answer.status != 200:
         raise UserError((await answer.read()).decode(errors="replace").strip())

@@ -31,6 +31,11 @@ class Layout:
         return self.data / "logs"
 
     @property
+    def audit(self) -> Path:
+        """The API server's audit log, where `audit-policy.yaml` beside it asks for one."""
+        return self.data / "audit"
+
+    @property
     def images(self) -> Path:
         """The image store: one for all nodes of the machine."""
         return self.data / "images"

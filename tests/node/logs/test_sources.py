@@ -1,21 +1,28 @@
 """The parts' own logs, Events, labels of pods, who may read them, and metrics over several nodes."""
 
 import asyncio
+import shutil
+import subprocess
 import time
-from types import SimpleNamespace
+from pathlib import Path
+from urllib.parse import urlencode
 
 import orjson
 import pytest
 
-from longshore.cli.logs import metric_now
+from longshore.client.delegated import Identity
 from longshore.machinery.http import Client, Server
+from longshore.node.logs.cluster import LOGS_USER, ClusterQuerier
 from longshore.node.logs.collector import Collector
+from longshore.node.logs.journald import Journald, folder_of
 from longshore.node.logs.loki import LokiAPI
 from longshore.node.logs.objects import EventLog, PodLabels, _line, _slim
-from longshore.node.logs.parts import PartLogs
+from longshore.node.logs.parts import AuditLog, PartLogs
 from longshore.node.logs.query import LogQuerier
 from longshore.node.logs.store.store import LogStore
 from node.logs.test_inputs import entries, settle
+
+REMOTE = "/lib/systemd/systemd-journal-remote"
 
 
 async def test_the_parts_logs_are_streams_and_go_on_after_a_restart(tmp_path):
@@ -94,7 +101,7 @@ class Rules:
     """Delegated, as far as LokiAPI uses it, with the answers of an API server that knows two people."""
 
     async def identify(self, request):
-        return SimpleNamespace(name=request.headers.get("x-user"))
+        return Identity(request.headers.get("x-user"))
 
     async def allowed(self, who, *, verb, resource, subresource="", namespace="", **_more):
         if who.name == "admin":
@@ -136,6 +143,42 @@ async def test_streams_of_the_house_are_for_cluster_admins(tmp_path):
     await store.close()
 
 
+async def cluster(tmp_path, names, rules=None):
+    """Nodes that ask one another, as log parts do that hold the same certificate."""
+    stores, servers, urls = {}, {}, {}
+    http = Client(headers=[("x-user", LOGS_USER)], connect_timeout=2)
+    for name in names:
+        store = stores[name] = LogStore(tmp_path / name)
+        querier = LogQuerier(store)
+        asks = ClusterQuerier(
+            querier, http, lambda name=name: {other: url for other, url in urls.items() if other != name}
+        )
+        servers[name] = Server(LokiAPI(querier, rules, store, name, asks).handle)
+        urls[name] = f"http://127.0.0.1:{await servers[name].listen_tcp('127.0.0.1', 0)}"
+
+    async def close():
+        await http.close()
+        for name in names:
+            await servers[name].close()
+            await stores[name].close()
+
+    return stores, urls, close
+
+
+async def pushed(client, url, labels, values, user="admin"):
+    body = orjson.dumps({"streams": [{"stream": labels, "values": values}]})
+    headers = [("content-type", "application/json"), ("x-user", user)]
+    answer = await client.request("POST", f"{url}/loki/api/v1/push", headers=headers, body=body)
+    assert answer.status == 204, await answer.read()
+
+
+async def get(client, url, user="admin", **parameters):
+    answer = await client.request("GET", f"{url}?{urlencode(parameters)}", headers=[("x-user", user)])
+    body = await answer.read()
+    assert answer.status == 200, body
+    return orjson.loads(body)
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -145,23 +188,136 @@ async def test_streams_of_the_house_are_for_cluster_admins(tmp_path):
         ("sum(count_over_time({app='a'} | drop node [1h])) / 2", {(): 3}),
         ("topk(1, sum by (node) (count_over_time({app='a'}[1h])))", {("n2",): 4}),
         ("absent_over_time({app='a'}[1h])", {}),
+        ("absent_over_time({app='b'}[1h])", {("b",): 1}),
     ],
 )
-async def test_metrics_over_two_nodes_are_those_of_one(tmp_path, capsys, query, expected):
-    now, client, places = time.time_ns() - 10**9, Client(), []
+async def test_metrics_over_two_nodes_are_those_of_one(tmp_path, query, expected):
+    now, client = time.time_ns() - 10**9, Client()
+    _, urls, close = await cluster(tmp_path, ["n1", "n2"])
     for name, numbers in (("n1", [0, 1]), ("n2", [2, 3, 4, 5])):
-        store, server, url = await node(tmp_path, name)
         values = [[str(now + n), orjson.dumps({"n": n, "level": "xxy"[n % 3]}).decode()] for n in numbers]
-        body = orjson.dumps({"streams": [{"stream": {"app": "a"}, "values": values}]})
-        answer = await client.request(
-            "POST", f"{url}/loki/api/v1/push", headers=[("content-type", "application/json")], body=body
-        )
-        assert answer.status == 204
-        places.append((store, server, url))
-    await metric_now(client, [url for _, _, url in places], query.replace("'", '"'))
-    found = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {tuple(v for k, v in s["metric"].items() if k != "stream"): float(s["value"][1]) for s in found} == expected
+        await pushed(client, urls[name], {"app": "a"}, values)
+    query = query.replace("'", '"')
+    for url in urls.values():
+        found = (await get(client, f"{url}/loki/api/v1/query", query=query))["data"]["result"]
+        told = {tuple(v for k, v in s["metric"].items() if k != "stream"): float(s["value"][1]) for s in found}
+        assert told == expected
+        told = await get(client, f"{url}/loki/api/v1/query_range", query=query, start=now, end=now + 10**10, step="5s")
+        last = {
+            tuple(v for k, v in s["metric"].items() if k != "stream"): float(s["values"][-1][1])
+            for s in told["data"]["result"]
+            if s["values"][-1][0] * 10**9 > now
+        }
+        assert last == expected
     await client.close()
-    for store, server, _ in places:
-        await server.close()
+    await close()
+
+
+async def test_one_query_asks_all_nodes_for_the_one_who_asks(tmp_path):
+    now, client = time.time_ns(), Client()
+    _stores, urls, close = await cluster(tmp_path, ["n1", "n2"], Rules())
+    for number, name in enumerate(urls):
+        await pushed(client, urls[name], {"namespace": "shop"}, [[str(now + number), f"shop {name}"]])
+        await pushed(client, urls[name], {"namespace": "bank"}, [[str(now + number), f"bank {name}"]])
+    for url in urls.values():
+        for user, words in (
+            ("shop", ["shop n1", "shop n2"]),
+            ("nobody", []),
+            ("admin", ["bank n1", "shop n1", "bank n2", "shop n2"]),
+        ):
+            found = (await get(client, f"{url}/loki/api/v1/query_range", user, query='{namespace=~".+"}'))["data"][
+                "result"
+            ]
+            lines = sorted((int(when), line) for stream in found for when, line in stream["values"])
+            assert [line for _, line in lines] == words
+            named = await get(client, f"{url}/loki/api/v1/label/namespace/values", user)
+            assert named["data"] == sorted({word.split()[0] for word in words})
+    newest = await get(client, f"{urls['n1']}/loki/api/v1/query_range", query='{namespace="shop"}', limit=1)
+    assert [v[1] for s in newest["data"]["result"] for v in s["values"]] == ["shop n2"]
+    # Only a log part is believed when it names another.
+    everything = urlencode({"query": '{namespace=~".+"}'})
+    answer = await client.request(
+        "GET",
+        f"{urls['n1']}/loki/api/v1/query_range?{everything}",
+        headers=[("x-user", "nobody"), ("impersonate-user", "admin")],
+    )
+    assert orjson.loads(await answer.read())["data"]["result"] == []
+    await client.close()
+    await close()
+
+
+async def test_what_another_node_collects_is_followed_and_a_dead_node_is_told(tmp_path):
+    now, client = time.time_ns(), Client()
+    stores, urls, close = await cluster(tmp_path, ["n1", "n2"])
+    answer = await client.request("GET", f"{urls['n1']}/loki/api/v1/follow?query=%7Bapp%3D%22a%22%7D")
+    await settle(lambda: stores["n1"].followers and stores["n2"].followers)
+    for name in urls:
+        await pushed(client, urls[name], {"app": "a"}, [[str(now), name]])
+    lines = b""
+    async for chunk in answer.chunks():
+        lines += chunk
+        if lines.count(b"\n") == 2:
+            break
+    assert sorted(orjson.loads(line)["line"] for line in lines.splitlines()) == ["n1", "n2"]
+    await answer.close()
+    await settle(lambda: not stores["n1"].followers and not stores["n2"].followers)
+    urls["n3"] = "http://127.0.0.1:1"
+    told = await get(client, f"{urls['n1']}/loki/api/v1/query_range", query='{app="a"}')
+    assert len(told["data"]["result"]) == 2 and "node n3 did not answer" in told["warnings"][0]
+    await client.close()
+    await close()
+
+
+async def test_audit_events_are_a_stream(tmp_path):
+    (tmp_path / "audit").mkdir()
+    file = tmp_path / "audit" / "audit.log"
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    for turn in range(2):
+        store = LogStore(tmp_path / "store")
+        audit = AuditLog(tmp_path / "audit", store, "n1")
+        with file.open("a") as out:
+            out.write(f'{{"verb":"create","n":{turn},"stageTimestamp":"{stamp}.{turn}00000Z"}}\n')
+        audit.start()
+        await settle(lambda store=store, turn=turn: len(entries(store, '{job="audit"}')) == turn + 1)
+        audit.close()
         await store.close()
+    store = LogStore(tmp_path / "store")
+    first, second = entries(store, '{job="audit"} | json | verb="create"')
+    assert (first.labels["n"], second.labels["n"]) == ("0", "1") and second.time - first.time == 10**8
+    await store.close()
+
+
+@pytest.mark.skipif(shutil.which("journalctl") is None, reason="no journalctl")
+@pytest.mark.skipif(not Path(REMOTE).exists(), reason="no systemd-journal-remote to make a journal with")
+async def test_journald_is_followed_and_goes_on_after_a_restart(tmp_path):
+    folder = tmp_path / "journal"
+    folder.mkdir()
+
+    def say(number):
+        stamp = int(time.time() * 1e6)
+        export = (
+            f"__REALTIME_TIMESTAMP={stamp}\n__MONOTONIC_TIMESTAMP={stamp}\n_BOOT_ID={'0' * 31}1\n_MACHINE_ID={'0' * 31}2\n"
+            f"_SYSTEMD_UNIT=shop.service\nPRIORITY={3 + number % 2}\nMESSAGE=turn {number}\n\n"
+        )
+        subprocess.run(
+            [REMOTE, "-o", str(folder / "remote.journal"), "-"], input=export.encode(), check=True, capture_output=True
+        )
+
+    say(0)
+    assert folder_of([tmp_path / "none", folder]) == folder
+    for turn in range(2):
+        store = LogStore(tmp_path / "store")
+        task = asyncio.ensure_future(Journald(folder, store, "n1", tmp_path / "cursor").run())
+        await settle(lambda store=store, turn=turn: len(entries(store, '{job="journald"}')) == 2 * turn + 1)
+        say(2 * turn + 1)
+        await settle(lambda store=store, turn=turn: len(entries(store, '{job="journald"}')) == 2 * turn + 2, 20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        say(2 * turn + 2)
+        await store.close()
+    store = LogStore(tmp_path / "store")
+    found = entries(store, '{unit="shop.service"}')
+    assert [(e.line, e.labels["stream"]) for e in found] == [
+        (f"turn {n}", ("stderr", "stdout")[n % 2]) for n in range(4)
+    ]
+    await store.close()

@@ -1,4 +1,4 @@
-"""Loki's HTTP API over one node's store, so that Grafana and logcli can be pointed at it.
+"""Loki's HTTP API over the logs of all nodes, so that Grafana and logcli can be pointed at it.
 
 Source: grafana.com/docs/loki "Loki HTTP API". Who may read which namespace's logs follows RBAC: `get` on `pods/log`.
 """
@@ -17,39 +17,50 @@ import orjson
 from longshore.client.delegated import Delegated, Identity
 from longshore.machinery.http import BodyTooLarge, Request, Response
 from longshore.machinery.streams.channel import Refused
-from longshore.node.logs.logql.ast import LogQLError, LogQuery, RangeAggregation, leaves, told_apart
-from longshore.node.logs.logql.lexer import duration
+from longshore.node.logs.cluster import Asker, ClusterQuerier, PeerRefused, acts_for, streams_of
+from longshore.node.logs.logql.ast import LogQLError, LogQuery, leaves
 from longshore.node.logs.logql.parser import parse, parse_log_query
 from longshore.node.logs.logql.pipeline import label_matcher
+from longshore.node.logs.parameters import (
+    SECOND,
+    BadRequest,
+    Parameters,
+    limit,
+    moment,
+    newest_first,
+    one,
+    span,
+    step_of,
+)
 from longshore.node.logs.push import BODY_LIMIT, PushRefused, push
 from longshore.node.logs.query import Entry, LogQuerier, MayRead
 from longshore.node.logs.store.store import LogStore
-from longshore.node.logs.tail import streams_of, tail
-from longshore.wire import crilog
+from longshore.node.logs.tail import tail
 
-SECOND = 1_000_000_000
-MOST_LINES = 5_000_000
 MOST_POINTS = 11_000
-
-
-class BadRequest(ValueError):
-    """A parameter that cannot be read: answered with 400 and its text, as Loki does."""
 
 
 class LokiAPI:
     """The routes. `delegated` tells who asks and what they may read; None (tests) lets everybody read all.
 
-    store: where pushes go (None: they answer 404); node: this node's name.
+    store: where pushes go (None: they answer 404); node: this node's name; cluster: asks the other nodes too (None:
+    there are none).
     """
 
     def __init__(
-        self, querier: LogQuerier, delegated: Delegated | None, store: LogStore | None = None, node: str = ""
+        self,
+        querier: LogQuerier,
+        delegated: Delegated | None,
+        store: LogStore | None = None,
+        node: str = "",
+        cluster: ClusterQuerier | None = None,
     ) -> None:
         self._querier = querier
+        self._cluster = cluster or ClusterQuerier(querier)
         self._store = store
         self._node = node
         self._delegated = delegated
-        self._routes: dict[str, Callable[[dict[str, list[str]], MayRead], Awaitable[Any]]] = {
+        self._routes: dict[str, Callable[[Parameters, Asker], Awaitable[Any]]] = {
             "/loki/api/v1/query_range": self._query_range,
             "/loki/api/v1/query": self._query,
             "/loki/api/v1/labels": self._labels,
@@ -68,9 +79,9 @@ class LokiAPI:
             identity = await self._delegated.identify(request)
             if identity is None:
                 return Response(401, b"Unauthorized\n", content_type="text/plain; charset=utf-8")
+            identity = acts_for(identity, request)
         if request.path == "/loki/api/v1/push" and self._store is not None:
             return await self._push(request, identity, self._store)
-        may_read = await self._may_read(identity)
         if request.path == "/loki/api/v1/status/buildinfo":
             return Response.json(
                 {"version": "3.0.0", "revision": "longshore", "branch": "", "buildDate": "", "goVersion": ""}
@@ -83,25 +94,30 @@ class LokiAPI:
                 body = (await request.read(2**20)).decode("utf-8", "replace")
                 for name, values in parse_query(body).items():
                     parameters.setdefault(name, []).extend(values)
+            local = parameters.get("local") == ["true"]
+            asker = Asker(identity, await self._may_read(identity), local)
             if request.path == "/loki/api/v1/follow":
-                await self._follow(request, parameters, may_read)
+                await self._follow(request, parameters, asker)
                 return None
             if request.path == "/loki/api/v1/tail":
-                query = parse_log_query(_one(parameters, "query"))
-                start = _time(parameters.get("start", [""])[0]) or time.time_ns() - 3600 * SECOND
-                await tail(self._querier, request, query, may_read, start=start, limit=_limit(parameters))
+                text = one(parameters, "query")
+                query = parse_log_query(text)
+                start = moment(parameters.get("start", [""])[0]) or time.time_ns() - 3600 * SECOND
+                await tail(self._cluster, request, query, text, asker, start=start, limit=limit(parameters))
                 return None
             route = self._routes.get(request.path)
             if route is not None:
-                answer = await route(parameters, may_read)
+                answer = await route(parameters, asker)
             elif match := re.fullmatch(r"/loki/api/v1/label/([^/]+)/values", request.path):
-                answer = self._values(match[1], parameters, may_read)
+                answer = await self._values(match[1], parameters, asker)
             else:
                 return Response(404, b"404 page not found\n", content_type="text/plain; charset=utf-8")
         except Refused as refused:
             return refused.response
-        except (LogQLError, BadRequest) as error:
+        except (LogQLError, BadRequest, PeerRefused) as error:
             return Response(400, f"{error}\n".encode(), content_type="text/plain; charset=utf-8")
+        if asker.warnings:
+            answer["warnings"] = asker.warnings
         return Response.json(answer)
 
     async def _push(self, request: Request, who: Identity | None, store: LogStore) -> Response:
@@ -149,23 +165,29 @@ class LokiAPI:
                     readable.add(namespace)
         return readable.__contains__
 
-    async def _query_range(self, parameters: dict[str, list[str]], may_read: MayRead) -> Any:
-        tree = parse(_one(parameters, "query"))
-        start, end = _span(parameters)
+    async def _query_range(self, parameters: Parameters, asker: Asker) -> Any:
+        text = one(parameters, "query")
+        tree = parse(text)
+        start, end = span(parameters)
         if isinstance(tree, LogQuery):
-            limit, newest = _limit(parameters), _direction(parameters)
-            entries = await asyncio.to_thread(
-                self._querier.entries, tree, start, end, may_read, limit=limit, newest_first=newest
+            entries = await self._cluster.entries(
+                tree, text, start, end, asker, limit=limit(parameters), newest_first=newest_first(parameters)
             )
             return _success("streams", streams_of(entries))
-        step = _step(parameters, start, end)
-        first = start - start % step
-        steps = list(range(first, end + 1, step))
-        if len(steps) > MOST_POINTS:
+        step = step_of(parameters, start, end)
+        leaf = parameters.get("leaf", [""])[0]
+        first = start if leaf else start - start % step
+        if (end - first) // step >= MOST_POINTS:
             raise BadRequest(
                 f"exceeded maximum resolution of {MOST_POINTS:,} points per time series. Try increasing the value of the step parameter"
             )
-        series = await asyncio.to_thread(self._querier.evaluate, tree, steps, may_read)
+        steps = list(range(first, end + 1, step))
+        if leaf:
+            found = leaves(tree)
+            if not leaf.isdigit() or int(leaf) >= len(found):
+                raise BadRequest(f"no leaf {leaf[:20]!r}")
+            return {"status": "success", "data": await self._cluster.leaf(found[int(leaf)], steps, asker)}
+        series = await self._cluster.evaluate(tree, text, steps, asker)
         matrix = [
             {
                 "metric": dict(key),
@@ -175,65 +197,39 @@ class LokiAPI:
         ]
         return _success("matrix", [m for m in matrix if m["values"]])
 
-    async def _query(self, parameters: dict[str, list[str]], may_read: MayRead) -> Any:
-        tree = parse(_one(parameters, "query"))
+    async def _query(self, parameters: Parameters, asker: Asker) -> Any:
+        text = one(parameters, "query")
+        tree = parse(text)
         if isinstance(tree, LogQuery):
             raise BadRequest(
                 "log queries are not supported as an instant query type, please change your query to a range query type"
             )
-        at = _time(parameters.get("time", [""])[0]) or time.time_ns()
-        if leaf := parameters.get("leaf", [""])[0]:
-            found = leaves(tree)
-            if not leaf.isdigit() or int(leaf) >= len(found):
-                raise BadRequest(f"no leaf {leaf[:20]!r}")
-            return await self._leaf(found[int(leaf)], at, may_read)
-        series = await asyncio.to_thread(self._querier.evaluate, tree, [at], may_read)
+        at = moment(parameters.get("time", [""])[0]) or time.time_ns()
+        series = await self._cluster.evaluate(tree, text, [at], asker)
         vector = [
             {"metric": dict(k), "value": [at / SECOND, _number(r[0])]} for k, r in series.items() if r[0] is not None
         ]
         return _success("vector", vector)
 
-    async def _leaf(self, leaf: RangeAggregation, at: int, may_read: MayRead) -> Any:
-        """One range aggregation of an expression for who puts several nodes' together (Longshore's own).
-
-        Its series where they cannot be another node's as well, else the lines that they come from.
-        """
-        if told_apart(leaf):
-            series = await asyncio.to_thread(self._querier.evaluate, leaf, [at], may_read)
-            return _success(
-                "vector",
-                [
-                    {"metric": dict(k), "value": [at / SECOND, repr(r[0])]}
-                    for k, r in series.items()
-                    if r[0] is not None
-                ],
-            )
-        last = at - leaf.offset
-        entries = await asyncio.to_thread(
-            self._querier.entries, leaf.query, last - leaf.range + 1, last + 1, may_read, limit=MOST_LINES + 1
-        )
-        if len(entries) > MOST_LINES:
-            raise BadRequest(f"the query needs more than {MOST_LINES} lines of one node")
-        return _success("streams", streams_of(entries))
-
-    async def _labels(self, _parameters: dict[str, list[str]], may_read: MayRead) -> Any:
-        names = {name for labels in self._querier.label_sets(may_read) for name in labels} | {"stream"}
+    async def _labels(self, _parameters: Parameters, asker: Asker) -> Any:
+        names = {name for labels in await self._cluster.label_sets(asker) for name in labels} | {"stream"}
         return {"status": "success", "data": sorted(names)}
 
-    def _values(self, name: str, parameters: dict[str, list[str]], may_read: MayRead) -> Any:
+    async def _values(self, name: str, parameters: Parameters, asker: Asker) -> Any:
         if name == "stream":
             return {"status": "success", "data": ["stderr", "stdout"]}
         keep = _selectors(parameters.get("query", []))
-        found = {labels[name] for labels in self._querier.label_sets(may_read) if name in labels and keep(labels)}
-        return {"status": "success", "data": sorted(found)}
+        sets = await self._cluster.label_sets(asker)
+        return {"status": "success", "data": sorted({s[name] for s in sets if name in s and keep(s)})}
 
-    async def _series(self, parameters: dict[str, list[str]], may_read: MayRead) -> Any:
+    async def _series(self, parameters: Parameters, asker: Asker) -> Any:
         keep = _selectors([*parameters.get("match[]", []), *parameters.get("match", [])])
-        return {"status": "success", "data": [labels for labels in self._querier.label_sets(may_read) if keep(labels)]}
+        return {"status": "success", "data": [s for s in await self._cluster.label_sets(asker) if keep(s)]}
 
-    async def _follow(self, request: Request, parameters: dict[str, list[str]], may_read: MayRead) -> None:
+    async def _follow(self, request: Request, parameters: Parameters, asker: Asker) -> None:
         """New lines as they come: JSON objects, one a line (Longshore's own, plainer than /tail's WebSocket)."""
-        query = parse_log_query(_one(parameters, "query"))
+        text = one(parameters, "query")
+        query = parse_log_query(text)
         writer = await request.start(200, [("content-type", "application/x-ndjson")])
         queue: asyncio.Queue[list[Entry]] = asyncio.Queue(1000)
         lost = 0
@@ -245,7 +241,7 @@ class LokiAPI:
             except asyncio.QueueFull:
                 lost += len(entries)
 
-        stop = self._querier.follow(query, may_read, deliver)
+        stop = self._cluster.follow(query, text, asker, deliver)
         gone = asyncio.ensure_future(request.disconnected())
         try:
             while not gone.done():
@@ -276,74 +272,6 @@ def _selectors(texts: list[str]) -> Callable[[dict[str, str]], bool]:
         return lambda _labels: True
     tests = [label_matcher(parse_log_query(text).matchers) for text in texts]
     return lambda labels: any(test(labels) for test in tests)
-
-
-def _one(parameters: dict[str, list[str]], name: str) -> str:
-    value = parameters.get(name, [""])[0]
-    if not value:
-        raise BadRequest("parse error : syntax error: unexpected $end" if name == "query" else f"{name} is missing")
-    return value
-
-
-def _time(text: str) -> int | None:
-    """Nanoseconds, seconds with a fraction, or RFC 3339, as nanoseconds; None for no text."""
-    if not text:
-        return None
-    try:
-        if re.fullmatch(r"[0-9]+", text):
-            return int(text) if len(text) > 10 else int(text) * SECOND
-        if re.fullmatch(r"[0-9]*\.[0-9]+", text):
-            return int(float(text) * SECOND)
-        return crilog.parse_time(text.encode())
-    except ValueError:
-        raise BadRequest(f"could not parse '{text}' as a time") from None
-
-
-def _span(parameters: dict[str, list[str]]) -> tuple[int, int]:
-    end = _time(parameters.get("end", [""])[0]) or time.time_ns()
-    since = parameters.get("since", [""])[0]
-    try:
-        back = duration(since) if since else 3600 * SECOND
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-    start = _time(parameters.get("start", [""])[0])
-    if start is None:
-        start = end - back
-    if start >= end:
-        raise BadRequest("end timestamp must not be before or equal to start time")
-    return start, end
-
-
-def _limit(parameters: dict[str, list[str]]) -> int:
-    text = parameters.get("limit", [""])[0] or "100"
-    if not text.isdigit() or int(text) == 0:
-        raise BadRequest("limit must be a positive value")
-    if int(text) > MOST_LINES:
-        raise BadRequest(
-            f"max entries limit per query exceeded, limit > max_entries_limit_per_query ({text} > {MOST_LINES})"
-        )
-    return int(text)
-
-
-def _direction(parameters: dict[str, list[str]]) -> bool:
-    """Whether newest first."""
-    text = (parameters.get("direction", [""])[0] or "backward").lower()
-    if text not in ("forward", "backward"):
-        raise BadRequest(f"invalid direction '{text}'")
-    return text == "backward"
-
-
-def _step(parameters: dict[str, list[str]], start: int, end: int) -> int:
-    text = parameters.get("step", [""])[0]
-    try:
-        if not text:
-            return max(SECOND, (end - start) // 250)
-        step = int(float(text) * SECOND) if re.fullmatch(r"[0-9.]+", text) else duration(text)
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-    if step <= 0:
-        raise BadRequest("zero or negative query resolution step widths are not accepted. Try a positive integer")
-    return step
 
 
 def _number(value: float | None) -> str:

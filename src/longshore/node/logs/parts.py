@@ -1,10 +1,11 @@
-"""The logs of Longshore's own parts: plain lines in `<data>/logs/PART.log`, each a stream `{job="longshore", part=PART}`."""
+"""Log files of plain lines on a machine: those of Longshore's own parts, and the API server's audit log."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ LONGEST_LINE = 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class _File:
     path: Path
     fd: int
     inode: int
@@ -31,17 +32,31 @@ class _Part:
     time: int = 0  # of the last line: what a traceback's lines have, which tell none
 
 
-class PartLogs:
-    """Follows the parts' log files of one machine into the store, from where it stood before."""
+class LineFiles:
+    """Follows the files of a folder into the store, from where it stood before.
+
+    Subclasses tell which files, the key and labels of each file's stream, and the time of a line.
+    """
+
+    PATTERN = "*.log"
 
     def __init__(self, folder: Path, store: LogStore, node: str) -> None:
         self._folder = folder
         self._store = store
         self._node = node
         self._inotify = Inotify()
-        self._parts: dict[Path, _Part] = {}
+        self._files: dict[Path, _File] = {}
         self._checkpoints = {c.file: c for c in store.index.checkpoints()}
         self._timer: asyncio.TimerHandle | None = None
+
+    def _labels(self, path: Path) -> tuple[str, dict[str, str]]:
+        """Key and labels of a file's stream."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _time(line: bytes) -> int:
+        """A line's time in nanoseconds. Raises ValueError: it tells none."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Begin to watch, and read what is there already."""
@@ -57,7 +72,7 @@ class PartLogs:
     def _read_all(self) -> None:
         self._timer = None
         more = False
-        for path in sorted(self._folder.glob("*.log")):
+        for path in sorted(self._folder.glob(self.PATTERN)):
             if self._store.full:
                 self._store.on_room(self._soon)
                 return
@@ -70,48 +85,77 @@ class PartLogs:
 
     def _read(self, path: Path) -> bool:
         """Read on in one file. Returns whether there is more."""
-        part = self._parts.get(path)
+        file = self._files.get(path)
         inode = path.stat().st_ino
-        if part is not None and part.inode != inode:
-            self._take(part)  # what the old file said at last
-            os.close(part.fd)
-            part = None
-        if part is None:
-            labels = {"job": "longshore", "part": path.stem, "node": self._node}
-            stream = self._store.stream(f"part/{path.stem}", labels)
+        if file is not None and file.inode != inode:
+            self._take(file)  # what the old file said at last
+            os.close(file.fd)
+            file = None
+        if file is None:
+            key, labels = self._labels(path)
+            stream = self._store.stream(key, {**labels, "node": self._node})
             before = self._checkpoints.get(str(path))
             position = before.position if before and before.inode == inode else 0
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            part = self._parts[path] = _Part(path, fd, inode, position, stream)
-        if os.fstat(part.fd).st_size < part.position:
-            part.position = 0  # truncated in place
-        return self._take(part)
+            file = self._files[path] = _File(path, fd, inode, position, stream)
+        if os.fstat(file.fd).st_size < file.position:
+            file.position = 0  # truncated in place
+        return self._take(file)
 
-    def _take(self, part: _Part) -> bool:
-        data = os.pread(part.fd, READ_SIZE, part.position)
+    def _take(self, file: _File) -> bool:
+        data = os.pread(file.fd, READ_SIZE, file.position)
         end = data.rfind(b"\n") + 1
         if end == 0:
             if len(data) < LONGEST_LINE:
                 return False
             end = len(data)
-        part.position += end
-        records = [self._record(part, line) for line in data[:end].split(b"\n") if line]
-        checkpoint = Checkpoint(str(part.path), part.inode, part.position)
-        self._store.append(part.stream, b"".join(records), checkpoint)
+        file.position += end
+        records = [self._record(file, line) for line in data[:end].split(b"\n") if line]
+        checkpoint = Checkpoint(str(file.path), file.inode, file.position)
+        self._store.append(file.stream, b"".join(records), checkpoint)
         return len(data) == READ_SIZE
 
-    @staticmethod
-    def _record(part: _Part, line: bytes) -> bytes:
+    def _record(self, file: _File, line: bytes) -> bytes:
         try:
-            part.time = crilog.parse_time(line[: line.find(b" ")])
+            file.time = self._time(line)
         except ValueError:
-            part.time = part.time or time.time_ns()
-        return crilog.format_line(part.time, b"stderr", line)
+            file.time = file.time or time.time_ns()
+        return crilog.format_line(file.time, b"stderr", line)
 
     def close(self) -> None:
         if self._timer:
             self._timer.cancel()
         self._inotify.close()
-        for part in self._parts.values():
-            os.close(part.fd)
-        self._parts.clear()
+        for file in self._files.values():
+            os.close(file.fd)
+        self._files.clear()
+
+
+class PartLogs(LineFiles):
+    """`<data>/logs/PART.log` as the streams `{job="longshore", part=PART}`."""
+
+    def _labels(self, path: Path) -> tuple[str, dict[str, str]]:
+        return f"part/{path.stem}", {"job": "longshore", "part": path.stem}
+
+    @staticmethod
+    def _time(line: bytes) -> int:
+        return crilog.parse_time(line[: line.find(b" ")])
+
+
+_STAGE_TIME = re.compile(rb'"stageTimestamp":"([^"]+)"')
+
+
+class AuditLog(LineFiles):
+    """The API server's audit log, a JSON audit.k8s.io Event a line, as the stream `{job="audit"}`."""
+
+    PATTERN = "audit.log"
+
+    def _labels(self, path: Path) -> tuple[str, dict[str, str]]:
+        return f"audit/{path.stem}", {"job": "audit"}
+
+    @staticmethod
+    def _time(line: bytes) -> int:
+        found = _STAGE_TIME.search(line)
+        if found is None:
+            raise ValueError("no stageTimestamp")
+        return crilog.parse_time(found[1])

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from longshore.client.delegated import Delegated
 from longshore.client.rest import Client
+from longshore.machinery.http import Client as HTTPClient
 from longshore.machinery.http import Server
+from longshore.node.logs.cluster import Addresses, ClusterQuerier
 from longshore.node.logs.collector import Collector, Describe
 from longshore.node.logs.inputs.emit import StoreEmit
 from longshore.node.logs.inputs.forward import ForwardInput
+from longshore.node.logs.journald import Journald
 from longshore.node.logs.loki import LokiAPI
 from longshore.node.logs.objects import EventLog, PodLabels
-from longshore.node.logs.parts import PartLogs
+from longshore.node.logs.parts import AuditLog, LineFiles, PartLogs
 from longshore.node.logs.query import LogQuerier
 from longshore.node.logs.store.store import LogStore, Retention
 
@@ -36,7 +39,11 @@ async def serve(
     describe: Describe | None = None,
     pod_labels: bool = False,
     parts: Path | None = None,
+    audit: Path | None = None,
+    journald: Path | None = None,
     events: Client | None = None,
+    peers: HTTPClient | None = None,
+    addresses: Addresses = dict,
     retention: Retention | None = None,
     forward: tuple[str, int] | None = None,
     fluent_conf: Path | None = None,
@@ -45,18 +52,27 @@ async def serve(
 
     pods: the pods' log folder; folder: of the store; client: asks the API server who may read (None: everybody may,
     for tests); describe: labels of a container beyond what its log's path tells; pod_labels: take them from the pods'
-    objects through `client` instead; parts: the folder of the parts' own logs; events: a client that may read the
-    cluster's Events, which become a stream; forward: where the forward protocol's
+    objects through `client` instead; parts: the folder of the parts' own logs; audit: that of the API server's audit
+    log; journald: the machine's journal; events: a client that may read the cluster's Events, which become a stream;
+    peers: what asks the other nodes' log parts, which `addresses` names, so that one query asks all; forward: where the forward protocol's
     input listens (a port that somebody else has is told in the log, and collecting goes on); fluent_conf: a Fluentd configuration, which takes the place of `forward` where the file is.
     """
     store = LogStore(folder, retention)
     labels = PodLabels(client, node) if client and pod_labels else None
     collector = Collector(pods, store, node, labels.describe if labels else describe)
     collector.start()
-    part_logs = PartLogs(parts, store, node) if parts else None
-    if part_logs:
-        part_logs.start()
-    server = Server(LokiAPI(LogQuerier(store), Delegated(client) if client else None, store, node).handle)
+    line_files: list[LineFiles] = []
+    if parts:
+        line_files.append(PartLogs(parts, store, node))
+    if audit:
+        line_files.append(AuditLog(audit, store, node))
+    for files in line_files:
+        files.start()
+    querier = LogQuerier(store)
+    api = LokiAPI(
+        querier, Delegated(client) if client else None, store, node, ClusterQuerier(querier, peers, addresses)
+    )
+    server = Server(api.handle)
     await server.listen_tcp(host, port, ssl=tls)
     log.info("collecting %s, answering on %s:%d", pods, host, port)
     if fluent_conf is not None and not fluent_conf.exists():
@@ -75,14 +91,16 @@ async def serve(
                 tasks.create_task(labels.run(collector.renew))
             if fluent_conf is not None:
                 tasks.create_task(_pipeline(fluent_conf, folder.parent / "fluentd", store, node))
+            if journald:
+                tasks.create_task(Journald(journald, store, node, folder / "journald.cursor").run())
             if events:
                 tasks.create_task(EventLog(events, store, node).run())
             await asyncio.get_running_loop().create_future()
     finally:
         if fluent:
             await fluent.close()
-        if part_logs:
-            part_logs.close()
+        for files in line_files:
+            files.close()
         collector.close()
         await server.close()
         await store.close()

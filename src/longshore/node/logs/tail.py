@@ -10,17 +10,18 @@ import orjson
 
 from longshore.machinery.http import Request
 from longshore.machinery.streams.websocket import WebSocket, accept
+from longshore.node.logs.cluster import Asker, ClusterQuerier, streams_of
 from longshore.node.logs.logql.ast import LogQuery
-from longshore.node.logs.query import Entry, LogQuerier, MayRead
+from longshore.node.logs.query import Entry
 
 #: Pieces that wait for a slow reader; what comes on top is dropped, and told.
 MOST_WAITING = 1000
 
 
 async def tail(
-    querier: LogQuerier, request: Request, query: LogQuery, may_read: MayRead, *, start: int, limit: int
+    querier: ClusterQuerier, request: Request, query: LogQuery, text: str, asker: Asker, *, start: int, limit: int
 ) -> None:
-    """Serve one tail until the peer goes. start: nanoseconds; limit: lines of the past. Raises Refused at a bad handshake."""
+    """Serve one tail until the peer goes. text: the query as it came; start: nanoseconds; limit: lines of the past. Raises Refused at a bad handshake."""
     socket = await accept(request, [""])
     queue: asyncio.Queue[list[Entry]] = asyncio.Queue(MOST_WAITING)
     dropped: list[dict[str, Any]] = []
@@ -31,9 +32,9 @@ async def tail(
         except asyncio.QueueFull:
             dropped.extend({"labels": e.labels, "timestamp": str(e.time)} for e in entries[: 100 - len(dropped)])
 
-    stop = querier.follow(query, may_read, deliver)
+    stop = querier.follow(query, text, asker, deliver)
     reader = asyncio.ensure_future(_until_gone(socket))
-    sender = asyncio.ensure_future(_send(querier, socket, query, may_read, start, limit, queue, dropped))
+    sender = asyncio.ensure_future(_send(querier, socket, query, text, asker, start, limit, queue, dropped))
     try:
         await asyncio.wait((reader, sender), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -51,18 +52,17 @@ async def _until_gone(socket: WebSocket) -> None:
 
 
 async def _send(
-    querier: LogQuerier,
+    querier: ClusterQuerier,
     socket: WebSocket,
     query: LogQuery,
-    may_read: MayRead,
+    text: str,
+    asker: Asker,
     start: int,
     limit: int,
     queue: asyncio.Queue[list[Entry]],
     dropped: list[dict[str, Any]],
 ) -> None:
-    past = await asyncio.to_thread(
-        querier.entries, query, start, time.time_ns() + 10**9, may_read, limit=limit, newest_first=True
-    )
+    past = await querier.entries(query, text, start, time.time_ns() + 10**9, asker, limit=limit, newest_first=True)
     past.reverse()
     # What came between the subscription and the look back is in both.
     seen = {(entry.time, entry.line) for entry in past}
@@ -85,13 +85,3 @@ def _message(socket: WebSocket, entries: list[Entry], dropped: list[dict[str, An
         body["dropped_entries"] = list(dropped)
         dropped.clear()
     socket.send(orjson.dumps(body), text=True)
-
-
-def streams_of(entries: list[Entry]) -> list[dict[str, Any]]:
-    """Entries as Loki's `streams` result: grouped by their labels, order kept."""
-    groups: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-    for entry in entries:
-        key = tuple(sorted(entry.labels.items()))
-        group = groups.setdefault(key, {"stream": entry.labels, "values": []})
-        group["values"].append([str(entry.time), entry.line])
-    return list(groups.values())
