@@ -21,6 +21,11 @@ def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     return [*_dns(config), *_policies(), *_ingress(), *_logs(), *_metrics(config, ca), STORAGE_CLASS]
 
 
+def rights(config: ClusterConfig) -> list[Object]:
+    """Roles and bindings alone: what the API server makes before it answers anybody."""
+    return [obj for obj in manifests(config, b"") if obj["apiVersion"].startswith(RBAC)]
+
+
 def _cluster_role(name: str, rules: list[Object], user: str = "", labels: dict[str, str] | None = None) -> list[Object]:
     """A ClusterRole, and its binding to a user where one is named."""
     metadata: Object = {"name": name, **({"labels": labels} if labels else {})}

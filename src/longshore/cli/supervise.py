@@ -73,6 +73,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
     first = config.nodes[0]
     audit_policy = layout.data / "audit-policy.yaml"
     audit: list[str] = []
+    rights = layout.data / "rbac.json"
     if audit_policy.exists():
         layout.audit.mkdir(parents=True, exist_ok=True)
         audit = ["--audit-policy-file", str(audit_policy), "--audit-log-path", str(layout.audit / "audit.log")]
@@ -87,6 +88,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
                 *("--secure-port", str(config.secure_port)),
                 *("--advertise-address", config.host_ip),
                 *("--service-cluster-ip-range", config.service_cidr),
+                *(["--bootstrap-rbac-file", str(rights)] if rights.exists() else []),
                 *("--client-ca-file", str(pki / "ca.crt")),
                 *("--tls-cert-file", str(pki / "apiserver.crt")),
                 *("--tls-private-key-file", str(pki / "apiserver.key")),

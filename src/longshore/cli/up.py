@@ -8,9 +8,12 @@ import os
 import sys
 import time
 
-from longshore.cli import certificates, cluster, control, hostnet
+import orjson
+
+from longshore.cli import addons, certificates, cluster, control, hostnet
 from longshore.cli.main import UserError, layout_of
 from longshore.machinery.paths import Layout
+from longshore.machinery.pki import write_file
 from longshore.machinery.process import spawn
 
 
@@ -87,6 +90,7 @@ async def up(layout: Layout, arguments: argparse.Namespace) -> int:
             f"the cluster in {layout.data} has {len(config.nodes)} node(s): `longshore down --purge` first, or another --data-dir"
         )
     certificates.ensure(layout, config)
+    write_file(layout.data / "rbac.json", orjson.dumps(addons.rights(config)), 0o644)
     if await control.is_running(layout):
         say("the supervisor runs already")
     else:

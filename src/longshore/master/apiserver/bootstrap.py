@@ -76,6 +76,16 @@ class Bootstrap:
             if error.reason != "AlreadyExists":
                 log.warning("%s %s could not be made: %s", resource, obj["metadata"]["name"], error.message)
 
+    async def rbac(self, file: Path) -> None:
+        """Roles and bindings of this cluster's own parts, so that none of them is ever told "forbidden"."""
+        group = "rbac.authorization.k8s.io"
+        found: list[Object] = orjson.loads(await asyncio.to_thread(file.read_bytes))
+        work = [
+            self.ensure(group, obj["kind"].lower() + "s", obj["metadata"].get("namespace", ""), obj, "longshore")
+            for obj in found
+        ]
+        await asyncio.gather(*work)
+
     async def namespace(self, name: str) -> None:
         await self.ensure(
             "", "namespaces", "", {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}}

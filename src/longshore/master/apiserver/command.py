@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     add("--proxy-client-cert-file", type=Path)
     add("--proxy-client-key-file", type=Path)
     add("--authorization-mode", default="Node,RBAC")
+    add(
+        "--bootstrap-rbac-file",
+        type=Path,
+        help="JSON list of roles and bindings to make, where missing, before serving",
+    )
     add("--anonymous-auth", type=_boolean, default=True)
     add("--enable-admission-plugins", default="")
     add("--disable-admission-plugins", default="")
@@ -134,6 +139,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
     first, _, last = args.service_node_port_range.partition("-")
     config.node_ports = (int(first), int(last or first))
     config.authorization_modes = args.authorization_mode.split(",")
+    config.bootstrap_rbac = args.bootstrap_rbac_file
     config.anonymous = args.anonymous_auth
     config.enable_admission = [p for p in args.enable_admission_plugins.split(",") if p]
     config.disable_admission = [p for p in args.disable_admission_plugins.split(",") if p]

@@ -63,7 +63,8 @@ class Config:
 
     service_cidrs: one range, or an IPv4 and an IPv6 one; node_ports: first and last; advertise: (address, port) under
     which Pods reach this server through the `kubernetes` Service; kubelet_certificate, kubelet_key: this server's client
-    certificate at kubelets; service_account_keys: PEM keys, the first one signs.
+    certificate at kubelets; service_account_keys: PEM keys, the first one signs. bootstrap_rbac: a JSON list of roles and
+    bindings that are made, where they are missing, before anybody is answered.
     """
 
     certificate: Path | None = None
@@ -82,6 +83,7 @@ class Config:
     node_ports: tuple[int, int] = (30000, 32767)
     advertise: tuple[str, int] = ("127.0.0.1", 6443)
     authorization_modes: list[str] = field(default_factory=lambda: ["Node", "RBAC"])
+    bootstrap_rbac: Path | None = None
     anonymous: bool = True
     event_ttl: int = 3600
     max_in_flight: int = 400
@@ -200,6 +202,8 @@ class APIServer:
         await self.bootstrap.run()
         await self.hub.fresh()
         await self.access.bootstrap()
+        if self.config.bootstrap_rbac is not None:
+            await self.bootstrap.rbac(self.config.bootstrap_rbac)
         await self.allocator.repair()
         assert self.definitions is not None
         await self.definitions.start()
