@@ -62,6 +62,26 @@ async def test_connections_are_kept() -> None:
     await server.close()
 
 
+async def test_an_answer_is_its_own_though_its_connection_serves_the_next() -> None:
+    def handler(request: Request) -> Response:
+        return Response(200, request.path.encode() * 100_000)
+
+    server = Server(handler)
+    port = await server.listen_tcp("127.0.0.1", 0)
+    async with Client() as client:
+        urls = [f"http://127.0.0.1:{port}/{n}" for n in range(4)]
+        answers = []
+        for url in urls:
+            answers.append(await client.request("GET", url))
+            await asyncio.sleep(0.02)  # the body comes whole, and the connection is free before anybody has read it
+        unread = await client.request("GET", urls[0])
+        await unread.close()
+        pieces = [piece async for piece in answers[0].chunks()]
+        assert b"".join(pieces) == b"/0" * 100_000
+        assert [await answer.read() for answer in answers[1:]] == [b"/%d" % n * 100_000 for n in range(1, 4)]
+    await server.close()
+
+
 async def test_limit_per_host() -> None:
     now = most = 0
 

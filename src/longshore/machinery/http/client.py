@@ -28,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 class ClientResponse:
     """An answer. Read it to its end or close it, so that its connection can serve again."""
 
-    __slots__ = ("_connection", "_deadline", "_sender", "headers", "reason", "status")
+    __slots__ = ("_connection", "_deadline", "_inbox", "_sender", "headers", "reason", "status")
 
     def __init__(
         self, head: Head, connection: Connection, deadline: float | None, sender: asyncio.Task[None] | None
@@ -37,12 +37,14 @@ class ClientResponse:
         self.reason: str = head.reason
         self.headers: Headers = head.headers
         self._connection = connection
+        # Its own: once the body has come whole the connection serves the next request, read or not.
+        self._inbox = connection.inbox
         self._deadline = deadline
         self._sender = sender
 
     async def read(self, limit: int | None = None) -> bytes:
         """The whole body, within the request's timeout. BodyTooLarge past `limit`; ProtocolError when it is cut."""
-        inbox = self._connection.inbox
+        inbox = self._inbox
         if inbox is None:
             return b""
         parts: list[bytes] = []
@@ -55,30 +57,30 @@ class ClientResponse:
                         raise BodyTooLarge(limit)
                     parts.append(data)
         except BaseException:
-            self._connection.abort()
+            self._give_up()
             raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, with back-pressure and without a time limit. Leaving early cuts the connection."""
-        inbox = self._connection.inbox
+        inbox = self._inbox
         if inbox is None:
             return
-        done = False
         try:
             while data := await inbox.get():
                 yield data
-            done = True
         finally:
-            if not done:
-                self._connection.abort()
+            self._give_up()
 
     async def close(self) -> None:
         """Gives the connection up, unless the whole body has come already."""
         if self._sender is not None and not self._sender.done():
             self._sender.cancel()
-        inbox = self._connection.inbox
-        if inbox is None or not inbox.eof:
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Cut the connection while it is still this answer's."""
+        if self._inbox is None or not self._inbox.eof:
             self._connection.abort()
 
     async def __aenter__(self) -> ClientResponse:

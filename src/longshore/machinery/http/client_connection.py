@@ -205,6 +205,8 @@ class Connection(FlowProtocol):
             self._message_end()
 
     def _message_end(self) -> None:
+        if self.inbox is not None:
+            self.inbox.unthrottle()  # what is read of this answer no longer concerns the connection
         finished, self._finished = self._finished, None
         if finished is not None:
             finished()

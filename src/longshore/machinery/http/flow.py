@@ -39,6 +39,12 @@ class Inbox:
         self.eof = True
         self._wake()
 
+    def unthrottle(self) -> None:
+        """Reading from the transport goes on, however much lies here; nothing more will be fed."""
+        if self._paused:
+            self._paused = False
+            self._resume()
+
     def fail(self, error: BaseException) -> None:
         if not self.eof and self.error is None:
             self.error = error
