@@ -53,7 +53,7 @@ def test_the_api_server_reaches_the_pods_and_services_of_every_node(shop):
     for pod in items:
         path = f"/api/v1/namespaces/shop/pods/{pod['metadata']['name']}:8080/proxy/healthz"
         assert shop.kubectl("get", "--raw", path) == "ok\n"
-    assert shop.kubectl("get", "--raw", "/api/v1/namespaces/shop/services/back:8080/proxy/healthz") == "ok\n"
+    assert shop.kubectl("get", "--raw", "/api/v1/namespaces/shop/services/back:http/proxy/healthz") == "ok\n"
 
 
 def test_one_log_query_asks_all_nodes(shop):

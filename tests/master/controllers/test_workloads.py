@@ -176,6 +176,25 @@ async def test_stateful_set_updates_from_the_last_down_to_the_partition(manager:
     )
 
 
+async def test_a_place_whose_pods_end_at_once_is_filled_with_growing_pauses(manager: Any) -> None:
+    await manager.start("statefulset-controller")
+    await manager.api.create(STATEFUL_SETS, stateful_set(1))
+
+    def made() -> int:
+        """A node that takes no pod, as one whose port is in use; how many pods it saw."""
+        for pod in manager.api.all(PODS):
+            if (pod.get("status") or {}).get("phase") == "Pending" and not pod["metadata"].get("deletionTimestamp"):
+                manager.set_pod(pod, "Failed", ready=False)
+        manager.run_pods()
+        return manager.api.calls.count(("POST", "/api/v1/namespaces/default/pods"))
+
+    await manager.settle(lambda: made() == 2, pods=False)
+    for _ in range(60):
+        await asyncio.sleep(0.005)
+        assert made() == 2  # the first is replaced at once, the second a second later
+    assert any(e.startswith("RecreatingFailedPod: StatefulSet default/sts is recreating") for e in manager.events())
+
+
 async def test_parallel_and_claims_that_go_with_the_set(manager: Any) -> None:
     await manager.start("statefulset-controller")
     policy = {"whenDeleted": "Delete", "whenScaled": "Retain"}

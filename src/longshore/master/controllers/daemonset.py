@@ -122,7 +122,7 @@ class DaemonSetController(Controller):
 
     def setup(self) -> None:
         self.expectations = Expectations()
-        self._kills: dict[str, tuple[float, int]] = {}  # set and node -> (not before, how often so far)
+        self.pauses = pod_control.Pauses(KILL_PAUSE_MOST)
         self.sets = self.watch(DAEMON_SETS, add=self.enqueue, update=self.enqueue_update, delete=self._set_gone)
         self.revisions = self.watch_owned(CONTROLLER_REVISIONS)
         self.nodes = self.watch(NODES, add=self._node, update=self._node_changed, delete=self._node)
@@ -136,6 +136,7 @@ class DaemonSetController(Controller):
 
     def _set_gone(self, obj: Object) -> None:
         self.expectations.forget(key_of(obj))
+        self.pauses.forget(key_of(obj))
         self.enqueue(obj)
 
     def _node(self, node: Object) -> None:
@@ -292,7 +293,7 @@ class DaemonSetController(Controller):
                     if is_deleting(pod):
                         continue
                     if phase(pod) in ("Failed", "Succeeded"):
-                        pause = self._pause(key, name)
+                        pause = self.pauses.left(key, name)
                         if pause > 0:
                             wait = min(wait or pause, pause)
                             continue
@@ -324,18 +325,6 @@ class DaemonSetController(Controller):
         if new and old and is_available(new[0], self._min_ready(ds), time.time()):
             extra.append(old[0])
         return extra
-
-    def _pause(self, key: str, node: str) -> float:
-        """Seconds before a failed pod of this node may be killed (again)."""
-        item = f"{key} {node}"
-        until, times = self._kills.get(item, (0.0, 0))
-        at = time.monotonic()
-        if at < until:
-            return until - at
-        if at - until > 2 * KILL_PAUSE_MOST:
-            times = 0
-        self._kills[item] = (at + min(2.0**times, KILL_PAUSE_MOST), times + 1)
-        return 0.0
 
     async def _carry_out(
         self, key: str, ds: Object, create: list[str], delete: list[Object], letters: str

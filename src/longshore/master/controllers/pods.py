@@ -58,6 +58,34 @@ async def delete(client: Client, recorder: EventRecorder, owner: Object, pod: Ob
     recorder.event(owner, "Normal", "SuccessfulDelete", f"Deleted pod: {name}")
 
 
+class Pauses:
+    """Growing pauses between two removals in one place (a set's pod on a node, or of a number), when what comes
+    instead fails as well: 1 s, 2 s, 4 s ... up to `most`; forgotten after twice `most` without one.
+
+    Source: kubernetes pkg/controller/daemon, failedPodsBackoff.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self._until: dict[tuple[str, str], tuple[float, int]] = {}  # -> (not before, how often so far)
+
+    def left(self, key: str, place: str) -> float:
+        """Seconds until the next removal may be; 0 means now, and counts as one."""
+        until, times = self._until.get((key, place), (0.0, 0))
+        at = time.monotonic()
+        if at < until:
+            return until - at
+        if at - until > 2 * self.most:
+            times = 0
+        self._until[key, place] = (at + min(2.0**times, self.most), times + 1)
+        return 0.0
+
+    def forget(self, key: str) -> None:
+        """The owner has gone."""
+        for item in [item for item in self._until if item[0] == key]:
+            del self._until[item]
+
+
 def text(error: BaseException) -> str:
     """An error's message as upstream would print it."""
     return error.message if isinstance(error, StatusError) else str(error) or type(error).__name__

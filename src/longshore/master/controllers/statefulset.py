@@ -18,11 +18,12 @@ from longshore.master.controllers import history
 from longshore.master.controllers.adoption import claim
 from longshore.master.controllers.base import Controller
 from longshore.master.controllers.expectations import Expectations
-from longshore.master.controllers.pods import text
+from longshore.master.controllers.pods import Pauses, text
 from longshore.master.controllers.rollout import percent
 
 POD_NAME = "statefulset.kubernetes.io/pod-name"
 POD_INDEX = "apps.kubernetes.io/pod-index"
+REMOVAL_PAUSE_MOST = 60.0  # seconds between two removals of one place's pods that end at once
 _ORDINAL = re.compile(r"^(.*)-([0-9]+)$")
 
 
@@ -79,6 +80,7 @@ class StatefulSetController(Controller):
 
     def setup(self) -> None:
         self.expectations = Expectations()
+        self.pauses = Pauses(REMOVAL_PAUSE_MOST)
         self.sets = self.watch(STATEFUL_SETS, add=self.enqueue, update=self.enqueue_update, delete=self.enqueue)
         self.revisions = self.watch_owned(CONTROLLER_REVISIONS)
         self.claims = self.watch(PERSISTENT_VOLUME_CLAIMS)
@@ -125,6 +127,7 @@ class StatefulSetController(Controller):
         s = self.sets.store.named(namespace, name)
         if s is None:
             self.expectations.forget(key)
+            self.pauses.forget(key)
             return None
         if not self.expectations.satisfied(key):
             return None  # pods have names here: what is not yet seen would be made again, and refused
@@ -146,9 +149,9 @@ class StatefulSetController(Controller):
         await run.truncate()
         if failure is not None and not is_namespace_terminating(failure):
             raise failure
-        if any(is_ready(p) for p in pods) and int(s["spec"].get("minReadySeconds") or 0):
-            return 1.0 if any(is_ready(p) and not run.available(p) for p in pods) else None
-        return None
+        if any(is_ready(p) and not run.available(p) for p in pods):
+            return 1.0 if run.wait is None else min(1.0, run.wait)
+        return run.wait
 
 
 class Run:
@@ -165,6 +168,7 @@ class Run:
         self.start, self.replicas = start_of(s), int(s["spec"].get("replicas", 1))
         self.ordered = s["spec"].get("podManagementPolicy", "OrderedReady") != "Parallel"
         self.now = time.time()
+        self.wait: float | None = None  # seconds until an ended pod may be replaced
 
     def available(self, pod: Object) -> bool:
         return is_available(pod, int(self.s["spec"].get("minReadySeconds") or 0), self.now)
@@ -261,6 +265,10 @@ class Run:
         pod = places.get(number)
         if pod is not None and phase(pod) in ("Failed", "Succeeded"):
             name = pod["metadata"]["name"]
+            pause = 0.0 if is_deleting(pod) else self.c.pauses.left(self.key, name)
+            if pause:
+                self.wait = min(self.wait or pause, pause)
+                return False
             if phase(pod) == "Failed":
                 message = f"StatefulSet {self.key} is recreating failed Pod {name}"
                 self.c.event(self.s, "Warning", "RecreatingFailedPod", message)
