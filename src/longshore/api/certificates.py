@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import datetime
 from typing import Any
 
@@ -151,6 +152,9 @@ class CertificateSigningRequest(Strategy):
     def validate_status(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate(new, errors, old)
         was, now = (old.get("status") or {}).get("certificate"), (new.get("status") or {}).get("certificate")
+        problem = _certificate_problem(now) if now and now != was else ""
+        if problem:
+            errors.invalid("status.certificate", now, problem)
         if was and now != was:
             errors.forbidden(
                 "status.certificate",
@@ -189,6 +193,26 @@ class CertificateSigningRequest(Strategy):
 
     def selectable(self, obj: Object) -> dict[str, str]:
         return {"spec.signerName": obj["spec"].get("signerName", "")}
+
+
+def _certificate_problem(encoded: str) -> str:
+    """Why base64 of PEM text is no chain of certificates; "" when it is one (pkg/apis/certificates/validation)."""
+    from cryptography import x509
+
+    text = base64.b64decode(encoded).decode("utf-8", "replace")
+    blocks = re.findall(r"-----BEGIN ([^-\n]*)-----\n(.*?)-----END \1-----", text, re.DOTALL)
+    if not blocks:
+        return "must contain at least one CERTIFICATE PEM block"
+    for kind, body in blocks:
+        if kind != "CERTIFICATE":
+            return f'only CERTIFICATE PEM blocks are allowed, found "{kind}"'
+        if ":" in body:
+            return "no PEM block headers are permitted"
+        try:
+            x509.load_der_x509_certificate(base64.b64decode(body))
+        except ValueError:
+            return "x509: malformed certificate"
+    return ""
 
 
 def _parse_problem(text: str) -> str:

@@ -35,7 +35,7 @@ class Converter(BaseHTTPRequestHandler):
             if obj["apiVersion"].endswith("/v1") and wanted.endswith("/v2"):
                 new["host"], new["port"] = new.pop("hostPort").split(":")
             elif obj["apiVersion"].endswith("/v2") and wanted.endswith("/v1"):
-                new["hostPort"] = f"{new.pop('host')}:{new.pop('port')}"
+                new["hostPort"] = f"{new.pop('host')}:{new.pop('port', '')}"
             out.append(new)
         result = {"status": "Failed", "message": "broken"} if Converter.failing else {"status": "Success"}
         answer = {**review, "response": {"uid": request["uid"], "convertedObjects": out, "result": result}}
@@ -137,3 +137,43 @@ def test_conversion(server: Any, webhook: Any) -> None:
     assert until(lambda: server.send("GET", f"{v2}/a").json.get("host") == "z")
     assert server.send("GET", f"{v1}/a").json["hostPort"] == "z:3"
     assert server.send("DELETE", f"{CRDS}/places.hosts.example.com").status == 200
+
+
+def test_selectable_fields_are_those_of_the_version_asked_for(server: Any, webhook: Any) -> None:
+    wanted = definition(webhook, "v1")
+    wanted["metadata"]["name"], wanted["spec"]["names"] = "spots.hosts.example.com", {"plural": "spots", "kind": "Spot"}
+    for version, fields in zip(wanted["spec"]["versions"], ((".hostPort",), (".host", ".port")), strict=True):
+        version["selectableFields"] = [{"jsonPath": f} for f in fields]
+    assert server.send("POST", CRDS, wanted).status == 201
+    v1, v2 = (f"{GROUP}/{v}/namespaces/default/spots" for v in ("v1", "v2"))
+    assert until(lambda: server.send("GET", v2).status == 200)
+    connections = []
+
+    def watch(path: str, selector: str) -> Any:
+        connections.append(server.connect(10))
+        connections[-1].request("GET", f"{path}?watch=1&fieldSelector={selector}")
+        return connections[-1].getresponse()
+
+    hosts, pairs, old = watch(v2, "host%3Dh1"), watch(v2, "host%3Dh1,port%3D80"), watch(v1, "hostPort%3Dh1:80")
+    head = {"apiVersion": "hosts.example.com/v2", "kind": "Spot"}
+    for name, host, port in (("a", "h1", "80"), ("b", "h1", "81"), ("c", "h2", "80")):
+        assert server.send("POST", v2, {**head, "metadata": {"name": name}, "host": host, "port": port}).status == 201
+
+    def names(path: str, selector: str) -> list[str]:
+        return [i["metadata"]["name"] for i in server.send("GET", f"{path}?fieldSelector={selector}").json["items"]]
+
+    assert names(v2, "host%3Dh1") == ["a", "b"] and names(v2, "host%3Dh1,port%3D80") == ["a"]
+    assert names(v1, "hostPort%3Dh1:81") == ["b"]
+    assert server.send("GET", f"{v1}?fieldSelector=host%3Dh1").status == 400
+    assert server.send("DELETE", f"{v2}?fieldSelector=host%3Dh1,port%3D80").status == 200
+    merge = "application/merge-patch+json"
+    assert server.send("PATCH", f"{v2}/b", {"host": "h2"}, Content_Type=merge).status == 200
+    assert names(v2, "host%3Dh1") == []
+    seen = [json.loads(hosts.readline()) for _ in range(4)]
+    told = [(e["type"], e["object"]["metadata"]["name"], e["object"]["host"]) for e in seen]
+    assert told == [("ADDED", "a", "h1"), ("ADDED", "b", "h1"), ("DELETED", "a", "h1"), ("DELETED", "b", "h1")]
+    for stream in (pairs, old):
+        events = [json.loads(stream.readline()) for _ in range(2)]
+        assert [(e["type"], e["object"]["metadata"]["name"]) for e in events] == [("ADDED", "a"), ("DELETED", "a")]
+    for connection in connections:
+        connection.close()

@@ -78,9 +78,6 @@ class Service(Strategy):
             for entry in ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ():
                 if entry.get("ip"):
                     entry.setdefault("ipMode", "VIP")
-            for entry in ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ():
-                if entry.get("ip"):
-                    entry.setdefault("ipMode", "VIP")
 
     def prepare_create(self, obj: Object) -> None:
         spec = obj["spec"]

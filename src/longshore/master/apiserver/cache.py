@@ -51,14 +51,16 @@ def change_version(body: bytes, old: int, new: int) -> bytes:
 class Item:
     """One version of one object. Never changed; what is derived from it is kept with it."""
 
-    __slots__ = ("_fields", "_labels", "_meta", "body", "key", "version")
+    __slots__ = ("_labels", "_meta", "body", "fields", "key", "version")
 
     def __init__(self, key: str, version: int, body: bytes) -> None:
         self.key = key
         self.version = version
         self.body = body
         self._labels: Any = None
-        self._fields: dict[str, str] | None = None
+        self.fields: dict[str, dict[str, str]] | None = (
+            None  # version ("" for built-in kinds) -> what selectors ask for
+        )
 
     def decode(self) -> dict[str, Any]:
         """A fresh dict of the object, without kind and apiVersion."""

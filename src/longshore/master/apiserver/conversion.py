@@ -81,6 +81,25 @@ class Conversions:
             for obj in await self.convert(missing, self.resource.api_version(version)):
                 self.keep(obj, version, obj["metadata"].get("resourceVersion", ""))
 
+    async def trees(self, version: str, items: Iterable[Item]) -> list[Object]:
+        """These states of objects in a version, older ones too; what selectors ask of them is noted with each."""
+        head = {"kind": self.resource.kind, "apiVersion": self.resource.api_version(self.resource.storage_version)}
+        chosen = list(items)
+        out: list[Object | None] = []
+        missing = []
+        for item in chosen:
+            obj = item.decode()
+            held = self._held.get((obj["metadata"].get("uid", ""), version))
+            known = held is not None and held[0] == str(item.version)
+            out.append(self.take(obj, version) if known else None)
+            if not known:
+                missing.append({**head, **obj})
+        asked = iter(await self.convert(missing, self.resource.api_version(version)) if missing else ())
+        found = [next(asked) if tree is None else tree for tree in out]
+        for item, tree in zip(chosen, found, strict=True):
+            item.fields = {**(item.fields or {}), version: self.resource.selectable(tree)}
+        return found
+
     async def convert(self, objects: list[Object], api_version: str) -> list[Object]:
         """Ask the webhook. StatusError when it cannot be reached or answers nonsense."""
         uid = str(uuid.uuid4())

@@ -154,6 +154,8 @@ class Definitions:
             await self.server.hub.attach(storage.cache)
         else:
             storage.cache = present
+            for item in present.items.values():
+                item.fields = None  # the definition may name others now
         before = self.server.scheme.storages.get((resource.group, resource.plural))
         if storage.conversions is not None:
             assert storage.cache is not None

@@ -185,8 +185,6 @@ class Discovery:
             version = params.get("v", "")
             if params.get("g") != "apidiscovery.k8s.io" or version not in ("v2", "v2beta1"):
                 continue
-            if media == PROTOBUF:
-                continue
             key = (root, version, media)
             if key not in self._kept:
                 document = {
@@ -200,6 +198,10 @@ class Discovery:
                     from longshore.master.apiserver import yamlout
 
                     body = yamlout.dump(document)
+                elif media == PROTOBUF:
+                    from longshore.master.apiserver.protobuf import envelope
+
+                    body = envelope(document)
                 self._kept[key] = (body, '"' + hashlib.sha512(body).hexdigest().upper() + '"')
             body, etag = self._kept[key]
             headers = [("Cache-Control", "public"), ("ETag", etag), ("Vary", "Accept")]

@@ -16,7 +16,7 @@ from longshore.master.apiserver.negotiation import negotiate
 from longshore.master.apiserver.patching import Patcher
 from longshore.master.apiserver.paths import PathInfo
 from longshore.master.apiserver.reads import Reader
-from longshore.master.apiserver.scheme import Scheme
+from longshore.master.apiserver.scheme import Endpoint, Scheme
 from longshore.master.apiserver.watching import Watcher
 from longshore.master.apiserver.writes import Writer
 
@@ -25,6 +25,8 @@ CallHandler = Callable[[Call], Awaitable[Response | None]]
 Answer = Response | None
 _WRITE_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _OBJECT_SUBRESOURCES = frozenset(("status", "finalize", "approval", "ephemeralcontainers", "resize"))
+_REVIEWS = frozenset(("authentication.k8s.io", "authorization.k8s.io"))
+_NO_COLUMNS = frozenset(("binding", "eviction", "token"))
 
 
 def verb_of(request: Request, info: PathInfo) -> str:
@@ -42,6 +44,11 @@ def verb_of(request: Request, info: PathInfo) -> str:
     if verb == "delete" and not info.name:
         return "deletecollection"
     return verb
+
+
+def _without_columns(endpoint: Endpoint, subresource: str) -> bool:
+    """Whether no table can show the answer: reviews, bindings, evictions and tokens."""
+    return endpoint.group in _REVIEWS or endpoint.plural == "bindings" or subresource in _NO_COLUMNS
 
 
 class Dispatcher:
@@ -115,7 +122,8 @@ class Dispatcher:
             special = self.scale
         if special is None or info.subresource not in ("proxy", "log", "exec", "attach", "portforward"):
             lists = not info.name or verb == "watch"
-            call.form = negotiate(call.request.headers.get("accept") or "", lists, endpoint.custom)
+            accept = call.request.headers.get("accept") or ""
+            call.form = negotiate(accept, lists, endpoint.custom, not _without_columns(endpoint, info.subresource))
         if special is not None:
             return special(call)
         if endpoint.cache is None:

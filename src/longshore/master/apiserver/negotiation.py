@@ -33,25 +33,28 @@ def _route_not_acceptable(lists: bool) -> StatusError:
 
 
 @lru_cache(maxsize=512)
-def negotiate(accept: str, lists: bool = False, custom: bool = False) -> Form:
-    """The form for an Accept field; lists: the path also answers watches; custom: no protobuf. StatusError 406."""
+def negotiate(accept: str, lists: bool = False, custom: bool = False, tables: bool = True) -> Form:
+    """The form for an Accept field; lists: the path also answers watches; custom: objects have no protobuf form;
+    tables: what is answered has columns. StatusError 406."""
     if not accept or accept == JSON:
         return PLAIN
     clauses = _clauses(accept)
     offered = (JSON, YAML) if custom else ACCEPTED
-    if not any(media in offered or media == "*/*" for media, _ in clauses):
+    if not any(media in ACCEPTED or media == "*/*" for media, _ in clauses):
         raise _route_not_acceptable(lists)
     for media, params in clauses:
         if media in ("*/*", "application/*"):
             media = JSON
-        if media not in offered:
-            continue
         kind = params.get("as", "")
+        if media not in (ACCEPTED if kind else offered):
+            continue
         if kind:
             group, version = params.get("g", ""), params.get("v", "")
             if group != "meta.k8s.io" or version not in ("v1", "v1beta1"):
                 continue
             if kind not in ("Table", "PartialObjectMetadata", "PartialObjectMetadataList"):
+                continue
+            if kind == "Table" and (not tables or media == PROTOBUF):
                 continue
             return Form(media, kind, version)
         if "g" in params or "v" in params:

@@ -178,6 +178,9 @@ class Reader:
             found: Items = [items[k] for k in keys[first:last]]
         else:
             found = await self._from_store(call, version, start)
+        conversions = call.endpoint.storage.conversions if call.endpoint.foreign else None
+        if conversions is not None and chosen:
+            await conversions.trees(call.endpoint.version, found)
         page: Items = []
         at = 0
         while at < len(found) and not (limit and len(page) == limit):
@@ -189,8 +192,8 @@ class Reader:
         if limit and at < len(found) and page:
             following = tokens.encode(found[at - 1].key, version)
             remaining = None if chosen else len(found) - at
-        if call.endpoint.foreign and call.endpoint.storage.conversions is not None:
-            await call.endpoint.storage.conversions.fill(call.endpoint.version, page)
+        if conversions is not None:
+            await conversions.fill(call.endpoint.version, page)
         return rendering.list_answer(call, page, version, following, remaining)
 
     async def _from_store(self, call: Call, version: int, start: str) -> Items:

@@ -33,17 +33,25 @@ class Selection:
             if self.plain:
                 values = {"metadata.name": item.name, "metadata.namespace": item.namespace}
             else:
-                found = item._fields
+                # Built-in kinds: the fields of the stored form, whichever version is asked for.
+                known, version = item.fields, endpoint.version if endpoint.custom else ""
+                found = known.get(version) if known is not None else None
                 if found is None:
-                    # Fields are those of the stored form, whichever version is asked for.
-                    stored = endpoint.storage.resource
-                    found = item._fields = stored.selectable(
-                        {"kind": stored.kind, "apiVersion": endpoint.stored_head, **item.decode()}
-                    )
+                    found = _values(endpoint, item)
+                    item.fields = {**(known or {}), version: found}
                 values = found
             if not self.fields.matches(values):
                 return False
         return self.labels is None or self.labels.matches(item.labels)
+
+
+def _values(endpoint: Endpoint, item: Item) -> dict[str, str]:
+    stored = endpoint.storage.resource
+    obj = {"kind": stored.kind, "apiVersion": endpoint.stored_head, **item.decode()}
+    if endpoint.custom:
+        obj = endpoint.convert(obj, endpoint.version)
+    found: dict[str, str] = stored.selectable(obj)
+    return found
 
 
 def selection(call: Call) -> Selection:

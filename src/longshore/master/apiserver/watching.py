@@ -66,11 +66,26 @@ class Watch:
         while self.pending:
             events, self.pending = self.pending, []
             for event in events:
+                if self.chosen and not self.chosen.plain and await self._left(conversions, event):
+                    continue
                 if event.type != "DELETED":
                     await conversions.fill(self.endpoint.version, [event.item])
                 elif event.previous is not None and not conversions.knows(event.previous, self.endpoint.version):
                     await conversions.fill(self.endpoint.version, [event.previous])
                 self._take(event)
+
+    async def _left(self, conversions: Any, event: CacheEvent) -> bool:
+        """Convert what the selectors look at; whether the event was that an object left the selection, now told."""
+        version, previous = self.endpoint.version, event.previous
+        shown = (await conversions.trees(version, [previous]))[0] if previous is not None else None
+        if event.type != "DELETED":
+            await conversions.trees(version, [event.item])
+        if shown is None or event.type == "DELETED" or self._transition(event) != "DELETED":
+            return False
+        if not self._namespace or event.item.key.startswith(self._namespace):
+            shown["metadata"]["resourceVersion"] = str(event.version)
+            self._queue(self.encode_tree("DELETED", shown))
+        return True
 
     def _take(self, event: CacheEvent) -> None:
         item = event.item

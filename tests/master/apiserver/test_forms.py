@@ -1,0 +1,76 @@
+"""In which form an answer comes: tables only where there are columns, aggregated discovery as protobuf."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.master.apiserver import protobuf
+
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+REVIEW = {
+    "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+    "spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}},
+}  # fmt: skip
+TABLE = "application/{};as=Table;v=v1;g=meta.k8s.io"
+
+
+def test_what_has_no_columns_is_no_table(server: Any) -> None:
+    refused = server.send("POST", REVIEWS, REVIEW, Accept=TABLE.format("json"))
+    assert (refused.status, refused.json["reason"]) == (406, "NotAcceptable")
+    either = server.send("POST", REVIEWS, REVIEW, Accept=TABLE.format("json") + ",application/json")
+    assert either.json["kind"] == "SelfSubjectAccessReview"
+    nodes = "/api/v1/nodes"
+    assert server.send("GET", nodes, Accept=TABLE.format("json")).json["kind"] == "Table"
+    assert server.send("GET", nodes, Accept=TABLE.format("vnd.kubernetes.protobuf")).status == 406
+
+
+def test_aggregated_discovery_as_protobuf(server: Any) -> None:
+    form = "application/{};g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+    for path in ("/api", "/apis"):
+        answer = server.send("GET", path, Accept=form.format("vnd.kubernetes.protobuf"))
+        assert answer.headers["Content-Type"] == form.format("vnd.kubernetes.protobuf")
+        told = protobuf.decode(answer.raw)
+        plain = server.send("GET", path, Accept=form.format("json")).json
+        assert told["kind"] == plain["kind"] == "APIGroupDiscoveryList"
+
+        def shown(document: Any) -> list[Any]:
+            return [
+                (g["metadata"].get("name", ""), v["version"], r["resource"], r["verbs"], r["scope"])
+                for g in document["items"] for v in g["versions"] for r in v.get("resources", ())
+            ]  # fmt: skip
+
+        assert shown(told) == shown(plain) != []
+
+
+@pytest.fixture
+def request_pem(tmp_path: Path) -> bytes:
+    command = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a",
+               "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "csr")]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return (tmp_path / "csr").read_bytes()
+
+
+def test_a_status_takes_only_certificates(server: Any, request_pem: bytes) -> None:
+    path = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+    spec = {"request": base64.b64encode(request_pem).decode(), "signerName": "example.com/x", "usages": ["client auth"]}
+    body = {"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "a"}}
+    assert server.send("POST", path, {**body, "spec": spec}).status == 201
+    merge = "application/merge-patch+json"
+
+    def issue(text: bytes) -> Any:
+        patch = {"status": {"certificate": base64.b64encode(text).decode()}}
+        return server.send("PATCH", f"{path}/a/status", patch, Content_Type=merge)
+
+    for wrong, why in (
+        (b"nothing", "must contain at least one CERTIFICATE PEM block"),
+        (request_pem, 'only CERTIFICATE PEM blocks are allowed, found "CERTIFICATE REQUEST"'),
+        (b"-----BEGIN CERTIFICATE-----\nMIIC\n-----END CERTIFICATE-----\n", "x509"),
+    ):
+        refused = issue(wrong)
+        assert refused.status == 422 and why in refused.json["message"], refused.raw
+    assert issue(server.certificate.read_bytes()).status == 200
