@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from longshore.machinery import pki
 from longshore.machinery.http import Client, Request, Response, Server, server_context
-from longshore.machinery.streams import Options, Refused, accept_command, exit_status, serve_port_forward
+from longshore.machinery.streams import Options, Refused, accept_command, exit_status, serve_port_forward, websocket
 from longshore.master.apiserver.server import APIServer, Config
 from longshore.master.etcd.embedded import EmbeddedStore
 
@@ -227,6 +228,21 @@ async def kubectl(place: Place, *words: str, stdin: bytes | None = None) -> tupl
 
 
 @needs_kubectl
+@pytest.mark.parametrize("protocol", ["", "binary.k8s.io", "base64.binary.k8s.io"])
+async def test_logs_over_a_websocket(place: Place, protocol: str) -> None:
+    url = f"{place.url}/api/v1/namespaces/default/pods/p/log?container=c"
+    response, socket = await websocket.connect(place.client, url, [protocol] if protocol else ())
+    assert response.status == 101 and socket is not None and socket.protocol == protocol
+    messages = []
+    while (message := await socket.receive()) is not None:
+        messages.append(base64.b64decode(message.data) if protocol.startswith("base64") else message.data)
+    assert messages[0] == b"" and b"".join(messages) == b"line 0\nline 1\nline 2\n"
+    assert socket.close_code == 1000
+    socket.stream.close()
+    response, socket = await websocket.connect(place.client, url, ["v4.channel.k8s.io"])
+    assert response.status == 403 and socket is None
+
+
 async def test_kubectl_logs(place: Place) -> None:
     assert await kubectl(place, "logs", "p", "--tail=5", "-f") == (0, b"line 0\nline 1\nline 2\n", b"")
     target = place.kubelet.asked[-1].target

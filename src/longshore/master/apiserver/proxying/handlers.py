@@ -16,7 +16,7 @@ from longshore.machinery.errors import (
     not_found,
 )
 from longshore.machinery.http import ClientError, Duplex, Response
-from longshore.machinery.streams import Options, Refused, connect_command, spdy, translate
+from longshore.machinery.streams import Options, Refused, connect_command, spdy, translate, websocket
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.auth.authorization import refusal
 from longshore.master.apiserver.call import Call
@@ -155,6 +155,8 @@ class Proxying:
         async with response:
             if not 200 <= response.status <= 206:
                 raise _log_error(response.status, call.name, await response.read(MAX_ERROR))
+            if websocket.is_websocket(request):
+                return await podstreams.log_messages(request, response)
             # as long as a log may flow, each piece goes out when it comes
             writer = await request.start(200, [("Content-Type", "text/plain"), ("Cache-Control", "no-cache, private")])
             async for piece in response.chunks():

@@ -5,12 +5,15 @@ Source: k8s.io/kubernetes/pkg/registry/core/pod/strategy.go (LogLocation, stream
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from longshore.api import times
 from longshore.machinery.errors import Cause, StatusError, bad_request, invalid, not_found
-from longshore.machinery.http import Request
+from longshore.machinery.http import ClientResponse, Request, Response
+from longshore.machinery.streams import Refused, websocket
 from longshore.master.apiserver.context import Object
 
 from .kubelets import Kubelets, Location
@@ -180,3 +183,41 @@ def log_url(pod: Object, options: Object, kubelets: Kubelets) -> str | None:
     if options.get("stream") in ("Stdout", "Stderr"):
         query.append(("stream", options["stream"]))
     return _url(location, "containerLogs", pod, container, query)
+
+
+async def log_messages(request: Request, log: ClientResponse) -> Response | None:
+    """A log as messages of a WebSocket: what the client says is read over, an empty message shows that it stands.
+
+    Returns the refusal of a handshake that is wrong. Source: k8s.io/streaming wsstream.Reader, a streamer's protocols.
+    """
+    try:
+        socket = await websocket.accept(request, ("", "binary.k8s.io", "base64.binary.k8s.io"))
+    except Refused as refused:
+        return refused.response
+    text = socket.protocol == "base64.binary.k8s.io"
+    socket.send(b"", text=text)
+
+    async def listen() -> None:
+        while await socket.receive() is not None:
+            pass
+
+    async def send() -> None:
+        async for piece in log.chunks():
+            socket.send(base64.b64encode(piece) if text else piece, text=text)
+            await socket.drain()
+
+    tasks = [asyncio.create_task(send()), asyncio.create_task(listen())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.exception()
+        socket.close()
+        await socket.drain()
+    except ConnectionError:
+        pass
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        socket.stream.close()
+    return None
