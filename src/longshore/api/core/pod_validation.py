@@ -7,12 +7,14 @@ from typing import Any
 from longshore.api.core import container_validation as containers
 from longshore.api.core import scheduling_validation as scheduling
 from longshore.api.core.security_validation import pod_security
+from longshore.api.core.templates import Known, digest
 from longshore.api.core.volume_validation import pod_volumes
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_label, dns1123_subdomain, in_range, ip, qualified_name
 
 Object = dict[str, Any]
+_GOOD = Known()
 _DNS_POLICIES = ("ClusterFirstWithHostNet", "ClusterFirst", "Default", "None")
 
 
@@ -229,12 +231,18 @@ def validate_pod(obj: Object, errors: Errors) -> None:
     """A new pod, metadata excepted."""
     _annotations(obj, errors)
     spec = obj["spec"]
+    known = digest(spec)
+    if known in _GOOD:
+        return
+    before = len(errors)
     validate_spec(spec, errors, "spec")
     _only_pods(obj, errors)
     if spec.get("ephemeralContainers"):
         errors.forbidden("spec.ephemeralContainers", "cannot be set on create")
     if spec.get("schedulingGates") and spec.get("nodeName"):
         errors.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared")
+    if len(errors) == before:
+        _GOOD.add(known)
 
 
 def _only_pods(obj: Object, errors: Errors) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from longshore.api.core.templates import Known, digest
 from longshore.api.validation.names import label_value
 from longshore.machinery import quantity
 
 Object = dict[str, Any]
+_QUIET = Known()
 _LABELS = {
     "beta.kubernetes.io/arch": 'deprecated since v1.14; use "kubernetes.io/arch" instead',
     "beta.kubernetes.io/os": 'deprecated since v1.14; use "kubernetes.io/os" instead',
@@ -24,6 +26,9 @@ _ANNOTATIONS = {
 
 def pod_warnings(spec: Object, meta: Object, path: str, old: Object | None = None) -> list[str]:
     """Warnings about a pod's spec at path with the metadata of the pod or template."""
+    known = digest(spec)
+    if known in _QUIET:
+        return _annotations(meta, path) if meta.get("annotations") else []
     found: list[str] = []
     for key in spec.get("nodeSelector") or ():
         if key in _LABELS:
@@ -44,6 +49,26 @@ def pod_warnings(spec: Object, meta: Object, path: str, old: Object | None = Non
             found.append(
                 f"{path}.topologySpreadConstraints[{i}].topologyKey: {constraint['topologyKey']} is {_LABELS[constraint['topologyKey']]}"
             )
+    found.extend(_annotations(meta, path))
+    _volumes(found, spec, path)
+    _duplicate_aliases(found, spec, path)
+    _pull_secrets(found, spec, path)
+    for kind in ("initContainers", "containers", "ephemeralContainers"):
+        for i, container in enumerate(spec.get(kind) or ()):
+            _container(found, container, f"{path}.{kind}[{i}]")
+    if (spec.get("terminationGracePeriodSeconds") or 0) < 0:
+        found.append(
+            f"{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
+        )
+    for kind in ("podAffinity", "podAntiAffinity"):
+        _affinity(found, (spec.get("affinity") or {}).get(kind) or {}, f"{path}.affinity.{kind}")
+    if not found:
+        _QUIET.add(known)
+    return found
+
+
+def _annotations(meta: Object, path: str) -> list[str]:
+    found: list[str] = []
     annotations = meta.get("annotations") or {}
     meta_path = path.removesuffix("spec") + "metadata"
     for key, text in _ANNOTATIONS.items():
@@ -60,18 +85,6 @@ def pod_warnings(spec: Object, meta: Object, path: str, old: Object | None = Non
             found.append(
                 f'{meta_path}.annotations[{key}]: deprecated since v1.30; use the "appArmorProfile" field instead'
             )
-    _volumes(found, spec, path)
-    _duplicate_aliases(found, spec, path)
-    _pull_secrets(found, spec, path)
-    for kind in ("initContainers", "containers", "ephemeralContainers"):
-        for i, container in enumerate(spec.get(kind) or ()):
-            _container(found, container, f"{path}.{kind}[{i}]")
-    if (spec.get("terminationGracePeriodSeconds") or 0) < 0:
-        found.append(
-            f"{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
-        )
-    for kind in ("podAffinity", "podAntiAffinity"):
-        _affinity(found, (spec.get("affinity") or {}).get(kind) or {}, f"{path}.affinity.{kind}")
     return found
 
 

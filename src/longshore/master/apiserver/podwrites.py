@@ -17,9 +17,8 @@ from longshore.master.apiserver.context import LOOPBACK
 from longshore.master.apiserver.deletion import Deleter
 from longshore.master.apiserver.keys import path
 from longshore.master.apiserver.local import LocalAPI
-from longshore.master.apiserver.options import WriteOptions
 from longshore.master.apiserver.scale import KindOnly
-from longshore.master.apiserver.writes import Writer, copy_tree
+from longshore.master.apiserver.writes import Writer
 
 Object = dict[str, Any]
 _BINDING = KindOnly("", "v1", "Binding")
@@ -53,17 +52,20 @@ class PodWrites:
             problems.append("target.name: Required value")
         if problems:
             raise StatusError(500, "", problems[0] if len(problems) == 1 else "[" + ", ".join(problems) + "]")
-        await self._assign(call, name, target["name"], metadata, chosen)
+        request = self.writer.admission.request(
+            call, "CREATE", binding, None, chosen.as_object(), chosen.dry_run, ("", "v1", "Binding")
+        )
+        await self.writer.admission.admit(request)
+        await self.writer.admission.validate(request)
+        await self._assign(
+            call, name, target["name"], (request.object or binding).get("metadata") or {}, chosen.dry_run
+        )
         return rendering.status_success(call, status=201, code=201)
 
-    async def _assign(self, call: Call, name: str, node: str, metadata: Object, chosen: WriteOptions) -> None:
-        pods = self.api.endpoint("", "pods")
-        info = call.info._replace(resource="pods", name=name)
-        inner = Call(call.request, info, pods, "create", call.user, call.form, call.warnings, call.annotations)
+    async def _assign(self, call: Call, name: str, node: str, metadata: Object, dry_run: bool) -> None:
         uid = metadata.get("uid") or ""
 
-        def change(pod: Object | None) -> Object:
-            assert pod is not None
+        def change(pod: Object) -> None:
             if uid and uid != pod["metadata"].get("uid"):
                 why = (
                     f"Precondition failed: UID in precondition: {uid}, UID in object meta: {pod['metadata'].get('uid')}"
@@ -76,21 +78,18 @@ class PodWrites:
                 )
             if pod["metadata"].get("deletionTimestamp"):
                 raise conflict("", "pods/binding", name, f"pod {name} is being deleted, cannot be assigned to a host")
-            spec = pod.get("spec") or {}
+            spec = pod["spec"]
             if spec.get("nodeName"):
                 raise conflict("", "pods/binding", name, f'pod {name} is already assigned to node "{spec["nodeName"]}"')
             if spec.get("schedulingGates"):
                 raise conflict("", "pods/binding", name, f"pod {name} has non-empty .spec.schedulingGates")
-            new: Object = copy_tree(pod)
-            new["metadata"].pop("resourceVersion", None)
-            new["spec"]["nodeName"] = node
+            spec["nodeName"] = node
             for field in ("annotations", "labels"):
                 if metadata.get(field):
-                    new["metadata"].setdefault(field, {}).update(metadata[field])
-            _set_condition(new, "PodScheduled", "True")
-            return new
+                    pod["metadata"].setdefault(field, {}).update(metadata[field])
+            _set_condition(pod, "PodScheduled", "True")
 
-        await self.writer.guaranteed_update(inner, change, chosen, "binding", operation="CREATE")
+        await self.writer.change_stored(self.api.endpoint("", "pods"), call.info.namespace, name, change, dry_run)
 
     async def evict(self, call: Call) -> Response:
         """Delete a pod if its disruption budgets allow it."""
@@ -114,10 +113,25 @@ class PodWrites:
                 await self._spend(call, pod, budget, wanted.dry_run)
                 if wanted.version is None and wanted.uid is None:
                     wanted.uid = pod["metadata"]["uid"]
+        if not wanted.dry_run:
+            await self._mark(call, wanted.uid)
         info = call.info._replace(subresource="")
         inner = Call(call.request, info, call.endpoint, "delete", LOOPBACK, call.form, call.warnings, call.annotations)
         await self.deleter.delete_one(inner, wanted)
         return rendering.status_success(call, status=201, code=201)
+
+    async def _mark(self, call: Call, uid: str | None) -> None:
+        """Write into the pod's status why it goes: what a Job's failure policy and people look at."""
+
+        def change(pod: Object) -> None:
+            if uid and pod["metadata"].get("uid") != uid:
+                why = (
+                    f"Precondition failed: UID in precondition: {uid}, UID in object meta: {pod['metadata'].get('uid')}"
+                )
+                raise conflict("", "pods", call.name, why)
+            _set_condition(pod, "DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting")
+
+        await self.writer.change_stored(self.api.endpoint("", "pods"), call.info.namespace, call.name, change, False)
 
     def _pod(self, call: Call) -> Object:
         cache = call.endpoint.cache
@@ -200,14 +214,16 @@ def _healthy_unneeded(pod: Object, budget: Object) -> bool:
     return bool(status.get("currentHealthy", 0) >= status.get("desiredHealthy", 0) > 0)
 
 
-def _set_condition(pod: Object, kind: str, value: str) -> None:
+def _set_condition(pod: Object, kind: str, value: str, reason: str = "", message: str = "") -> None:
     conditions = pod.setdefault("status", {}).setdefault("conditions", [])
-    for condition in conditions:
-        if condition.get("type") == kind:
-            if condition.get("status") != value:
-                condition["lastTransitionTime"] = times.now()
-                condition.pop("reason", None)
-                condition.pop("message", None)
-            condition["status"] = value
-            return
-    conditions.append({"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": times.now()})
+    condition = next((c for c in conditions if c.get("type") == kind), None)
+    if condition is None:
+        condition = {"type": kind, "lastProbeTime": None}
+        conditions.append(condition)
+    if condition.get("status") != value:
+        condition["lastTransitionTime"] = times.now()
+    condition["status"] = value
+    for field, words in (("reason", reason), ("message", message)):
+        condition.pop(field, None)
+        if words:
+            condition[field] = words

@@ -36,6 +36,7 @@ from longshore.master.apiserver.fieldtypes import FieldTypes
 from longshore.master.apiserver.keys import path
 from longshore.master.apiserver.metadata import clear_system, dedup_owners, keep_reset, keep_system, settle_times
 from longshore.master.apiserver.options import WriteOptions
+from longshore.master.apiserver.ownership import Ownership
 from longshore.master.apiserver.scheme import Endpoint, Scheme, kept, reset_metadata
 
 Object = dict[str, Any]
@@ -76,6 +77,7 @@ class Writer:
         self.admission = admission
         self.hooks: dict[tuple[str, str], Any] = {}
         self.ttl: dict[tuple[str, str], Callable[[Object], Awaitable[int]]] = {}
+        self.ownership = Ownership()
         self._types: dict[tuple[Endpoint, str], FieldTypes] = {}
 
     def field_types(self, endpoint: Endpoint, subresource: str = "") -> FieldTypes:
@@ -105,9 +107,7 @@ class Writer:
         clear_system(metadata)
         converted(endpoint, obj)
         if not owned:
-            managedfields.update(
-                self.field_types(endpoint), None, obj, options.manager, endpoint.api_version, "", times.now()
-            )
+            self.ownership.of_new(self.field_types(endpoint), endpoint, obj, options.manager, times.now())
         generated = False
         if not metadata.get("name") and metadata.get("generateName"):
             generated = True
@@ -293,6 +293,38 @@ class Writer:
             current = newest
         raise modified(endpoint.group, endpoint.plural, info.name)
 
+    async def change_stored(
+        self, endpoint: Endpoint, namespace: str, name: str, change: Callable[[Object], None], dry_run: bool
+    ) -> Item | None:
+        """Read, change and write a built-in object as it is stored, past its kind's strategy, as a binding does.
+
+        change: changes the object in place, or refuses it; called again when somebody else was faster. The item (None
+        for a dry run).
+        """
+        cache = endpoint.cache
+        assert cache is not None
+        key = path(namespace, name)
+        current = cache.items.get(key)
+        if not self.hub.current() and not self._newest(endpoint, key, current):
+            await self.hub.fresh()
+            current = cache.items.get(key)
+        for _ in range(_RETRIES * 4):
+            if current is None:
+                raise not_found(endpoint.group, endpoint.plural, name)
+            obj = {"kind": endpoint.kind, "apiVersion": endpoint.stored_head, **current.decode()}
+            change(obj)
+            if dry_run:
+                return None
+            value = rendering.encode_stored(obj)
+            _check_size(value)
+            result = await self.hub.store.update(cache.prefix + key.encode(), value, current.version)
+            if result.succeeded:
+                return Item(key, result.revision, with_version(value, result.revision))
+            await self.hub.fresh()
+            newest = cache.items.get(key)
+            current = await self.read(endpoint, key) if newest is current else newest
+        raise modified(endpoint.group, endpoint.plural, name)
+
     def _newest(self, endpoint: Endpoint, key: str, item: Item | None) -> bool:
         """Whether the cache has an object as it is stored, though it may lag with others: then nobody need wait for it.
 
@@ -362,12 +394,9 @@ class Writer:
         resource = endpoint.resource
         hook = self.hooks.get((endpoint.group, endpoint.plural))
         undo = None
-        generation = old_stored["metadata"].get("generation")
         resource.prepare_update(stored, old_stored, endpoint.version, subresource)
         metadata = stored["metadata"]
-        if subresource == "binding" and generation is not None:
-            metadata["generation"] = generation
-        elif subresource == "status":
+        if subresource == "status":
             keep_reset(metadata, old_stored["metadata"], reset_metadata(endpoint))
         try:
             if hook is not None:
