@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from longshore.machinery.http import Request, Response, Server
+from longshore.node.kubelet.handlers import Handlers
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.runtime import PodState
 
@@ -114,3 +116,36 @@ async def test_a_timeout_that_comes_late_is_tried_again() -> None:
             await asyncio.sleep(0.01)
     assert changes == [] and probes.result("liveness", "id-main") is True
     await probes.close()
+
+
+async def test_a_redirect_to_another_host_passes_with_a_warning() -> None:
+    def answer(request: Request) -> Response:
+        if request.path == "/far":
+            return Response(302, b"there", [("Location", "http://0.0.0.0/")])
+        if request.path == "/near":
+            return Response(302, b"", [("Location", "gone?x=1")])
+        if request.path == "/round":
+            return Response(307, b"", [("Location", f"/round?{request.raw_query}x")])
+        return Response(404 if request.path == "/gone" else 200, b"")
+
+    server = Server(answer)
+    port = await server.listen_tcp("127.0.0.1", 0)
+    handlers = Handlers(None)  # type: ignore[arg-type]
+    told: list[str] = []
+    probes = ProbeManager(
+        handlers, changed=told.append, event=lambda _p, _c, *words: told.append(words[2]), pod_ip=lambda _: "127.0.0.1"
+    )
+    one = ran("main")
+
+    async def probe(path: str) -> bool:
+        spec = {"httpGet": {"path": path, "port": port}}
+        return await probes._probe(pod(True, True), {"name": "main"}, one, "liveness", spec)
+
+    assert await probe("/far")
+    assert told == ["Liveness probe warning: Probe terminated redirects, Response body: there"]
+    assert not await probe("/near")
+    assert told[1] == "Liveness probe failed: HTTP probe failed with statuscode: 404"
+    assert not await probe("/round")
+    assert told[2].endswith("stopped after 10 redirects")
+    await handlers.close()
+    await server.close()

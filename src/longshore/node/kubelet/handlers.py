@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from longshore.machinery.grpc import Client as GrpcClient
 from longshore.machinery.grpc import RpcError, Status
@@ -102,16 +103,15 @@ class Handlers:
                             break
                 finally:
                     await response.close()
-                target = response.headers.get("location")
-                if response.status not in (301, 302, 303, 307, 308) or not target:
-                    break
-                if target.startswith("/"):
-                    target = f"{scheme}://{shown}:{port}{target}"
-                elif not target.startswith(f"{scheme}://{shown}:") and not target.startswith(f"{scheme}://{shown}/"):
+                target = urljoin(url, response.headers.get("location") or "")
+                if response.status not in (301, 302, 303, 307, 308) or target == url:
+                    return response.status, body[:BODY_LIMIT], url
+                where = urlsplit(target)
+                if where.scheme not in ("http", "https") or where.hostname != urlsplit(url).hostname:
                     # Another host is not asked: the redirect itself counts.
-                    break
-                url = target
-            return response.status, body[:BODY_LIMIT], url
+                    return response.status, body[:BODY_LIMIT], url
+                scheme, url = where.scheme, target
+            raise OSError(f"stopped after {MAX_REDIRECTS} redirects")
 
     async def tcp(self, action: Mapping[str, Any], container: Mapping[str, Any], pod_ip: str, timeout: float) -> None:
         """Connect and close. Raises OSError, TimeoutError, ValueError."""

@@ -196,7 +196,7 @@ class ProbeManager:
         problem: Exception | None = None
         for attempt in range(_RETRIES):
             try:
-                passed, output = await self._once(pod, container, known, spec)
+                passed, output = await self._once(pod, container, known, kind, spec)
                 break
             except Late as late:
                 if attempt == _RETRIES - 1:
@@ -216,7 +216,7 @@ class ProbeManager:
         return passed
 
     async def _once(
-        self, pod: Pod, container: dict[str, Any], known: Container, spec: Mapping[str, Any]
+        self, pod: Pod, container: dict[str, Any], known: Container, kind: str, spec: Mapping[str, Any]
     ) -> tuple[bool, str]:
         timeout = float(spec.get("timeoutSeconds") or 1)
         begin = time.monotonic()
@@ -232,7 +232,11 @@ class ProbeManager:
         try:
             if "httpGet" in spec:
                 status, body, _ = await self._handlers.http(spec["httpGet"], container, ip, timeout)
-                if 200 <= status < 400:
+                if 300 <= status < 400:
+                    words = f"Probe terminated redirects, Response body: {body.decode(errors='replace')}"
+                    self._event(pod, container, "Warning", "ProbeWarning", f"{kind.capitalize()} probe warning: {words}")  # fmt: skip
+                    return True, words
+                if 200 <= status < 300:
                     return True, body.decode(errors="replace")
                 return False, f"HTTP probe failed with statuscode: {status}"
             if "tcpSocket" in spec:
