@@ -190,3 +190,14 @@ def test_label_selectors_as_objects() -> None:
     )
     assert selector.matches({"a": "b", "e": ""}) and not selector.matches({"a": "b", "e": "", "c": "d"})
     assert selectors.from_object({}).matches({}) and not selectors.from_object(None).matches({"a": "b"})
+
+
+def test_complaints_come_in_the_order_of_the_document() -> None:
+    text = b"""{"wrong": {"a": 1, "a": 2}, "data": {"b": "1", "b": "2", "b": "3"}, "metadata": {"name": "x", "odd": 1},
+               "immutable": true, "immutable": true, "wrong": 3}"""
+    with pytest.raises(decoding.BodyError) as refused:
+        decoding.read(CONFIG_MAPS, "v1", text, yaml_body=False, validation="Strict")
+    complaints = [
+        'unknown field "wrong"', 'duplicate field "data.b"', 'unknown field "metadata.odd"', 'duplicate field "immutable"',
+    ]  # fmt: skip
+    assert str(refused.value).endswith("strict decoding error: " + ", ".join(complaints))

@@ -94,6 +94,37 @@ def _duplicates(data: bytes) -> list[str]:
     return found
 
 
+def _as_met(data: bytes, duplicates: list[str], unknown: list[str]) -> list[str]:
+    """Complaints about a built-in kind's fields, in the order in which a decoder meets them.
+
+    What is below an unknown field is not looked at.
+    """
+    places: dict[str, int] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, _Pairs):
+            for key, child in value:
+                here = f"{path}.{key}" if path else key
+                first = f'unknown field "{here}"'
+                if first not in places:
+                    places[first] = len(places)
+                else:
+                    places.setdefault(f'duplicate field "{here}"', len(places))
+                walk(child, here)
+        elif isinstance(value, list):
+            for index, child in enumerate(value):
+                walk(child, f"{path}[{index}]")
+
+    walk(json.loads(data, object_pairs_hook=_Pairs), "")
+    heads = tuple(text.removeprefix("unknown")[:-1] for text in unknown)
+    kept = [d for d in duplicates if not any(_below(d.removeprefix("duplicate"), head) for head in heads)]
+    return sorted(kept + unknown, key=lambda text: places.get(text, len(places)))
+
+
+def _below(text: str, head: str) -> bool:
+    return text.startswith(head) and text[len(head)] in '".['
+
+
 _VALUE = "looking for beginning of value"
 
 
@@ -427,7 +458,9 @@ def admit(
         obj: dict[str, Any] = resource.decode(value, version, unknown)
     except DecodeError as error:
         raise BodyError(f'{kind} in version "{version}" cannot be handled as a {kind}: {error}') from None
-    warnings = strict + [f'unknown field "{path}"' for path in unknown or ()]
+    unknowns = [f'unknown field "{path}"' for path in unknown or ()]
+    met = bool(data and strict and unknowns and resource.builtin and not yaml_body)
+    warnings = _as_met(data, strict, unknowns) if met else strict + unknowns
     obj["apiVersion"], obj["kind"] = want, kind
     if yaml_body and strict:
         warnings_text = ["yaml: unmarshal errors:\n  " + "\n  ".join(strict), *warnings[len(strict) :]]
