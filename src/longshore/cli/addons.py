@@ -6,7 +6,10 @@ Applied by `up` with server-side apply, so that what a person changed stays thei
 from __future__ import annotations
 
 import base64
+from dataclasses import asdict
 from typing import Any
+
+import orjson
 
 from longshore.cli.cluster import ClusterConfig
 
@@ -18,7 +21,15 @@ def manifests(config: ClusterConfig, ca: bytes) -> list[Object]:
     """The objects, in the order in which they are applied. ca: the cluster's CA certificate, PEM."""
     from longshore.master.controllers.localpath import STORAGE_CLASS
 
-    return [*_dns(config), *_policies(), *_ingress(), *_logs(), *_metrics(config, ca), STORAGE_CLASS]
+    return [
+        *_dns(config),
+        *_joining(config, ca),
+        *_policies(),
+        *_ingress(),
+        *_logs(),
+        *_metrics(config, ca),
+        STORAGE_CLASS,
+    ]
 
 
 def rights(config: ClusterConfig) -> list[Object]:
@@ -82,6 +93,114 @@ def _dns(config: ClusterConfig) -> list[Object]:
             },
         },
     ]
+
+
+def _joining(config: ClusterConfig, ca: bytes) -> list[Object]:
+    """What machines that join may see and have: the public cluster-info, the cluster's facts, certificates of a node."""
+    from longshore.cli.joining import FACTS, GROUP, INFO, INFO_NAMESPACE
+
+    signing = "system:certificates.k8s.io:certificatesigningrequests"
+    asked = "certificatesigningrequests"
+    facts = asdict(config)
+    told = {name: facts[name] for name in (*SHARED_FACTS, "host_ip", "host_also", "bridge")}
+    told["pool"] = config.load_balancer_pool
+    return [
+        *_bound("longshore:kubelet-bootstrap", "system:node-bootstrapper", [GROUP]),
+        *_bound("longshore:node-autoapprove-bootstrap", f"{signing}:nodeclient", [GROUP]),
+        *_bound("longshore:node-autoapprove-certificate-rotation", f"{signing}:selfnodeclient", ["system:nodes"]),
+        *_cluster_role(
+            "longshore:node-certificates",
+            [
+                {
+                    "apiGroups": ["certificates.k8s.io"],
+                    "resources": [f"{asked}/nodeserving", f"{asked}/nodeparts"],
+                    "verbs": ["create"],
+                }
+            ],
+        ),
+        *_bound("longshore:node-certificates", "longshore:node-certificates", ["system:nodes"]),
+        *_cluster_role("longshore:get-nodes", [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]),
+        *_bound("longshore:get-nodes", "longshore:get-nodes", [GROUP]),
+        *_cluster_role("longshore:leave", [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["delete"]}]),
+        *_bound("longshore:leave", "longshore:leave", ["system:nodes"]),
+        *_cluster_role(
+            "longshore:node-certificate-approver",
+            [
+                {
+                    "apiGroups": ["certificates.k8s.io"],
+                    "resources": ["signers"],
+                    "resourceNames": ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client"],
+                    "verbs": ["approve"],
+                },
+                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
+            ],
+        ),
+        _binding(
+            "longshore:node-certificate-approver",
+            "longshore:node-certificate-approver",
+            [{"kind": "ServiceAccount", "name": "certificate-controller", "namespace": "kube-system"}],
+        ),
+        *_readable(
+            "kube-system", FACTS, [{"apiGroup": RBAC, "kind": "Group", "name": g} for g in (GROUP, "system:nodes")]
+        ),
+        *_readable(INFO_NAMESPACE, INFO, [{"apiGroup": RBAC, "kind": "User", "name": "system:anonymous"}]),
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": FACTS, "namespace": "kube-system"},
+            "data": {"cluster": orjson.dumps(told, option=orjson.OPT_SORT_KEYS).decode()},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": INFO, "namespace": INFO_NAMESPACE},
+            "data": {"kubeconfig": _cluster_info(config, ca)},
+        },
+    ]
+
+
+SHARED_FACTS = (
+    *("pod_cidr", "service_cidr", "node_cidr", "cluster_domain"),
+    *("ingress_http_port", "ingress_https_port"),
+)
+
+
+def _cluster_info(config: ClusterConfig, ca: bytes) -> str:
+    """A kubeconfig without a user: where the API server is and what CA it has."""
+    data = base64.b64encode(ca).decode()
+    return (
+        "apiVersion: v1\nclusters:\n- cluster:\n"
+        f"    certificate-authority-data: {data}\n    server: {config.server}\n"
+        '  name: ""\ncontexts: null\ncurrent-context: ""\nkind: Config\npreferences: {}\nusers: null\n'
+    )
+
+
+def _binding(name: str, role: str, subjects: list[Object], namespace: str = "") -> Object:
+    return {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "RoleBinding" if namespace else "ClusterRoleBinding",
+        "metadata": {"name": name, **({"namespace": namespace} if namespace else {})},
+        "roleRef": {"apiGroup": RBAC, "kind": "Role" if namespace else "ClusterRole", "name": role},
+        "subjects": subjects,
+    }
+
+
+def _bound(name: str, role: str, groups: list[str]) -> list[Object]:
+    """A ClusterRole for groups."""
+    return [_binding(name, role, [{"apiGroup": RBAC, "kind": "Group", "name": group} for group in groups])]
+
+
+def _readable(namespace: str, config_map: str, subjects: list[Object]) -> list[Object]:
+    """One ConfigMap that these may read."""
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [config_map], "verbs": ["get"]}
+    name = f"longshore:{config_map}"
+    role = {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "Role",
+        "metadata": {"name": name, "namespace": namespace},
+        "rules": [rule],
+    }
+    return [role, _binding(name, name, subjects, namespace)]
 
 
 def _policies() -> list[Object]:

@@ -63,7 +63,8 @@ class ClusterConfig:
     bridge: the host's bridge that joins the nodes, with host_ip on it. Networks are CIDR texts ("v4,v6" for two families,
     the primary first), ports TCP ports. host_also: the host's address in the other family. remote: the API server of
     another machine whose cluster this machine has joined ("": the cluster is this machine's own). ways: ranges of that
-    cluster that are reached through the API server's machine (its nodes that are namespaces), and its address.
+    cluster that are reached through the API server's machine (its nodes that are namespaces), and its address. pool: that
+    cluster's addresses for load balancers.
     """
 
     nodes: list[NodeConfig]
@@ -82,6 +83,7 @@ class ClusterConfig:
     host_also: list[str] = field(default_factory=list)
     remote: str = ""
     ways: list[str] = field(default_factory=list)
+    pool: str | None = None
     node_monitor_grace_period: float = 50.0
 
     @property
@@ -109,6 +111,8 @@ class ClusterConfig:
 
         Nothing of a range that is the machine's own network, whose addresses are not ours to give; "" where none is left.
         """
+        if self.pool is not None:
+            return self.pool
         own = [ipaddress.ip_address(ip) for ip in self.host_ips]
         found = []
         for network in networks(self.node_cidr):

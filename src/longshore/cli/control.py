@@ -58,25 +58,43 @@ async def wait_ready(layout: Layout, config: ClusterConfig, say: Callable[[str],
             except (OSError, ClientError, StatusError):
                 await asyncio.sleep(RETRY_SECONDS)
         say("API server ready")
-        for obj in addons.manifests(config, (layout.pki / "ca.crt").read_bytes()):
-            await apply(client, obj)
-        missing = {node.name for node in config.nodes}
-        while missing:
-            try:
-                found = await client.list(NODES)
-                for node in found["items"]:
+        wanted = addons.manifests(config, (layout.pki / "ca.crt").read_bytes())
+        await asyncio.gather(*(apply(client, obj) for obj in wanted))
+        await _nodes(client, config, say)
+    finally:
+        await client.close()
+
+
+async def wait_nodes(
+    layout: Layout, config: ClusterConfig, identity: client_config.Config, say: Callable[[str], None]
+) -> None:
+    """Return when this machine's node is Ready, as the node itself sees it in the cluster that it has joined."""
+    client = APIClient(identity, user_agent="longshore")
+    try:
+        await _nodes(client, config, say)
+    finally:
+        await client.close()
+
+
+async def _nodes(client: APIClient, config: ClusterConfig, say: Callable[[str], None]) -> None:
+    missing = {node.name for node in config.nodes}
+    # A node may look at itself alone.
+    only = f"metadata.name={config.nodes[0].name}" if config.remote else ""
+    while missing:
+        try:
+            found = await client.list(NODES, field_selector=only)
+            for node in found["items"]:
+                _note(node, missing, say)
+            if not missing:
+                return
+            version = found["metadata"]["resourceVersion"]
+            async for batch in client.watch(NODES, resource_version=version, field_selector=only):
+                for _, node in batch:
                     _note(node, missing, say)
                 if not missing:
                     return
-                async for batch in client.watch(NODES, resource_version=found["metadata"]["resourceVersion"]):
-                    for _, node in batch:
-                        _note(node, missing, say)
-                    if not missing:
-                        return
-            except (OSError, ClientError, StatusError):
-                await asyncio.sleep(RETRY_SECONDS)
-    finally:
-        await client.close()
+        except (OSError, ClientError, StatusError):
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 def _note(node: dict[str, Any], missing: set[str], say: Callable[[str], None]) -> None:

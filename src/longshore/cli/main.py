@@ -17,6 +17,9 @@ from longshore.machinery.paths import DATA_DIR, RUN_DIR, Layout
 #: name -> (module, one line of help); in the order in which help shows them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("longshore.cli.up", "start a cluster on this machine and wait until its nodes are Ready"),
+    "token": ("longshore.cli.token", "bootstrap tokens, with which other machines join"),
+    "join": ("longshore.cli.join", "make this machine a node of another machine's cluster"),
+    "leave": ("longshore.cli.leave", "take this machine's node out of the cluster that it has joined"),
     "down": ("longshore.cli.down", "stop it; nothing stays but its state (--purge takes that too)"),
     "status": ("longshore.cli.status", "every part: pid, memory, health"),
     "env": ("longshore.cli.env", "how to point kubectl, docker and others at it"),

@@ -112,6 +112,9 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
         ),
         Part("manager", [*command, "manager", *folders], _socket_health(layout.run / "manager.sock", "/healthz")),
     ]
+    if config.remote:
+        # What a cluster has once runs on the machine that this one has joined.
+        found = [part for part in found if part.name == "engine"]
     # Images come to every node from where this machine finds its registries: its own loopback, resolver and routes.
     outside = ["--registry-netns", f"/proc/{os.getpid()}/ns/net"]
     for node in config.nodes:

@@ -175,6 +175,21 @@ def issue(
     return KeyPair(_certificate_pem(builder.sign(ca_key, hashes.SHA256())), _pem(key))  # type: ignore[arg-type]
 
 
+def signing_request(
+    common_name: str, *, organizations: Sequence[str] = (), names: Sequence[str] = ()
+) -> tuple[bytes, bytes]:
+    """A new private key and a request (PKCS #10) to have it certified, both PEM. names: as in `issue`."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(common_name, organizations))
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName([_general(n) for n in names]), critical=False)
+    return _pem(key), builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
 def _general(name: str) -> x509.GeneralName:
     from cryptography import x509
 

@@ -10,9 +10,14 @@ from longshore.cli.main import UserError, layout_of
 from longshore.cli.parts.health import healthy
 from longshore.machinery.run import run_part
 
+#: All that are on by default, and those with which other machines join.
+CONTROLLERS = "*,bootstrap-signer-controller,token-cleaner-controller,node-certificate-approving-controller"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--controllers", default="*", help="comma-separated: '*', NAME or -NAME (default %(default)s)")
+    parser.add_argument(
+        "--controllers", default=CONTROLLERS, help="comma-separated: '*', NAME or -NAME (default %(default)s)"
+    )
     parser.add_argument(
         "--no-leader-elect", action="store_true", help="do not wait for the lease: only one manager runs"
     )

@@ -45,7 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         proxy = Client(client_config.load(layout.kubeconfig("proxy")), user_agent="longshore-proxy")
         dns = Client(client_config.load(layout.kubeconfig("dns")), user_agent="longshore-dns")
-        ingress = Client(client_config.load(layout.kubeconfig("ingress")), user_agent="longshore-ingress")
         logs = Client(client_config.load(layout.kubeconfig("logs")), user_agent="longshore-logs")
         peers = HTTPClient(
             ssl=client_context(ca=pki / "ca.crt", certificate=pki / "logs.crt", key=pki / "logs.key"),
@@ -84,15 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
             tasks.create_task(serve_policy(client=proxy, node_name=node.name))
-            tasks.create_task(
-                serve_ingress(
-                    client=ingress,
-                    host=node.ip,
-                    http_port=config.ingress_http_port,
-                    https_port=config.ingress_https_port,
-                    informers=shared,
+            if layout.kubeconfig("ingress").exists():
+                # It may read every Secret: a machine that has joined is not given that unasked.
+                ingress = Client(client_config.load(layout.kubeconfig("ingress")), user_agent="longshore-ingress")
+                tasks.create_task(
+                    serve_ingress(
+                        client=ingress,
+                        host=node.ip,
+                        http_port=config.ingress_http_port,
+                        https_port=config.ingress_https_port,
+                        informers=shared,
+                    )
                 )
-            )
             tasks.create_task(
                 serve_dns(client=dns, addresses=config.dns_addresses, domain=config.cluster_domain, informers=shared)
             )
@@ -107,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
                     parts=layout.logs if first else None,
                     audit=layout.audit if first else None,
                     journald=journal_folder() if first else None,
-                    events=logs if first else None,
+                    events=logs if first and not config.remote else None,
                     peers=peers,
                     addresses=lambda: {
                         n.name: f"https://{n.ip}:{LOGS_PORT}" for n in config.nodes if n.name != node.name
@@ -117,8 +119,6 @@ def run(arguments: argparse.Namespace) -> int:
                     fluent_conf=layout.data / "fluent.conf",
                 )
             )
-            if len(config.nodes) > 1 or config.bridge is None:
-                # A node with an address of its own may have other machines' nodes beside it.
-                tasks.create_task(serve_overlay(nodes=shared.informer(NODES), node_name=node.name, node_ip=node.ip))
+            tasks.create_task(serve_overlay(nodes=shared.informer(NODES), node_name=node.name, node_ip=node.ip))
 
     return run_part(main)

@@ -46,5 +46,7 @@ class Options:
     local_path: Path = Path("/var/lib/longshore/volumes")
     service_accounts: bool = True  # --use-service-account-credentials
     disabled_by_default: frozenset[str] = field(
-        default=frozenset({"bootstrap-signer-controller", "token-cleaner-controller"})
+        default=frozenset(
+            {"bootstrap-signer-controller", "token-cleaner-controller", "node-certificate-approving-controller"}
+        )
     )

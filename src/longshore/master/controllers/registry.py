@@ -21,6 +21,7 @@ from longshore.master.controllers.legacytokens import LegacyTokenController
 from longshore.master.controllers.localpath import LocalPathProvisioner
 from longshore.master.controllers.mirroring import EndpointSliceMirroring
 from longshore.master.controllers.namespace import NamespaceController
+from longshore.master.controllers.nodecertificates import NodeCertificateApprover
 from longshore.master.controllers.nodeipam import NodeIPAMController
 from longshore.master.controllers.nodelifecycle import NodeLifecycleController
 from longshore.master.controllers.nodettl import NodeTTLController
@@ -72,6 +73,7 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     CSRSigner,
     CSRApprover,
     CSRCleaner,
+    NodeCertificateApprover,
     ServiceCIDRController,
     ServiceLoadBalancerController,
     ResourceClaimController,

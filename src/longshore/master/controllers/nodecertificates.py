@@ -1,0 +1,78 @@
+"""Certificates of nodes that join: their kubelets' serving certificates and those of the parts beside the kubelet.
+
+Upstream leaves kubelet-serving requests to administrators and their own approvers; this is ours. Who may have such
+certificates is RBAC's to say: `create` on certificatesigningrequests/nodeserving and /nodeparts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from longshore.client.resources import CERTIFICATE_SIGNING_REQUESTS, NODES
+from longshore.client.store import Object
+from longshore.master.controllers.certificates import (
+    CLIENT,
+    KUBELET_SERVING,
+    CSRApprover,
+    Request,
+    has,
+    unfit,
+)
+
+#: Users of what runs on every node beside the kubelet.
+PARTS = frozenset({"system:kube-proxy", "system:coredns", "longshore:logs"})
+
+
+class NodeCertificateApprover(CSRApprover):
+    """Approves what a joined machine asks for, where RBAC lets the requester have it."""
+
+    name = "node-certificate-approving-controller"
+    account = "certificate-controller"
+    component = "csrapproving"
+
+    def setup(self) -> None:
+        self.requests = self.watch(
+            CERTIFICATE_SIGNING_REQUESTS, add=self.enqueue, update=lambda old, new: self.enqueue(new)
+        )
+        self.nodes = self.watch(NODES)
+
+    async def reconcile(self, key: str) -> float | None:
+        csr = self.requests.store.get(key)
+        if csr is None or (csr.get("status") or {}).get("certificate") or has(csr, "Approved") or has(csr, "Denied"):
+            return None
+        signer = csr["spec"].get("signerName")
+        if signer not in (KUBELET_SERVING, CLIENT):
+            return None
+        try:
+            request = Request(csr)
+        except ValueError:
+            return None
+        if unfit(request, signer, set(csr["spec"].get("usages") or ())):
+            return None
+        if signer == KUBELET_SERVING:
+            if self._is_own(csr, request) and await self._may(csr, "nodeserving"):
+                await self._approve(csr, "Auto approving the serving certificate of a kubelet for its own addresses.")
+        elif request.common_name in PARTS and not request.organizations and request.alternatives is None:
+            if await self._may(csr, "nodeparts"):
+                await self._approve(csr, "Auto approving a client certificate of a node's parts.")
+        return None
+
+    def _is_own(self, csr: Object, request: Request) -> bool:
+        """Whether a kubelet asks for itself, under its own name and addresses that nobody else has."""
+        name = request.common_name.removeprefix("system:node:")
+        if csr["spec"].get("username") != request.common_name or any(dns != name for dns in request.dns):
+            return False
+        ranges = [
+            ipaddress.ip_network(text) for text in (*self.options.cluster_cidr, *self.options.service_cluster_ip_range)
+        ]
+        asked = [ipaddress.ip_address(text) for text in request.addresses]
+        if any(address in network for address in asked for network in ranges) or any(a.is_loopback for a in asked):
+            return False
+        mine: set[str] | None = None
+        for node in self.nodes.store:
+            held = {a["address"] for a in (node.get("status") or {}).get("addresses") or () if "IP" in a["type"]}
+            if node["metadata"]["name"] == name:
+                mine = held
+            elif held & set(request.addresses):
+                return False
+        return not mine or set(request.addresses) <= mine
