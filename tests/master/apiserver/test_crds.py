@@ -184,3 +184,32 @@ def test_published_documents(server: Any, kubectl: Any) -> None:
     assert name not in shown() and "com.example.things.v1.FooList" not in shown()
     assert server.send("DELETE", url).status == 200
     assert until(lambda: "com.example.things.v2.Foo" not in shown())
+
+
+def test_embedded_objects_are_published_with_what_every_object_has(server: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"part": {"type": "object", "x-kubernetes-embedded-resource": True, "properties": {"n": {"type": "integer"}}}},
+    }  # fmt: skip
+    body = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "wraps.emb.example.com"},
+        "spec": {"group": "emb.example.com", "scope": "Cluster", "names": {"plural": "wraps", "kind": "Wrap"},
+                 "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}]},
+    }  # fmt: skip
+    assert server.send("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body).status == 201
+    path = "/apis/emb.example.com/v1/wraps"
+    deadline = time.monotonic() + 10
+    while server.send("GET", path).status != 200 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    part = server.send("GET", "/openapi/v2").json["definitions"]["com.example.emb.v1.Wrap"]["properties"]["part"]
+    assert set(part["properties"]) == {"apiVersion", "kind", "metadata", "n"} and part["required"] == [
+        "kind",
+        "apiVersion",
+    ]
+    wrap = {"apiVersion": "emb.example.com/v1", "kind": "Wrap", "metadata": {"name": "x"}}
+    wrap["part"] = {"apiVersion": "v1", "kind": "A", "metadata": {"odd": "y"}}
+    apply = {"Content_Type": "application/apply-patch+yaml"}
+    refused = server.send("PATCH", f"{path}/x?fieldManager=m", wrap, **apply)
+    assert refused.status == 500 and ".part.metadata.odd: field not declared in schema" in refused.json["message"]
+    wrap["part"]["metadata"] = {"name": "y", "labels": {"a": "b"}}
+    assert server.send("PATCH", f"{path}/x?fieldManager=m", wrap, **apply).status == 201

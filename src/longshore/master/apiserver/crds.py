@@ -267,11 +267,24 @@ def _node(version: Object) -> Node:
     builder = SchemaBuilder(lambda name: definitions.definition(name)[0])
     text = {"type": "string"}
     meta = {"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
-    whole = {
-        **schema,
-        "properties": {**(schema.get("properties") or {}), "apiVersion": text, "kind": text, "metadata": meta},
-    }
-    return builder.build(whole)
+    own = {"apiVersion": text, "kind": text, "metadata": meta}
+    schema = _with_embedded(schema, own)
+    return builder.build({**schema, "properties": {**(schema.get("properties") or {}), **own}})
+
+
+def _with_embedded(schema: Object, head: Object) -> Object:
+    """A schema in which objects with x-kubernetes-embedded-resource have what every object has."""
+    out = dict(schema)
+    if isinstance(out.get("properties"), dict):
+        out["properties"] = {k: _with_embedded(v, head) for k, v in out["properties"].items()}
+    for name in ("items", "additionalProperties"):
+        if isinstance(out.get(name), dict):
+            out[name] = _with_embedded(out[name], head)
+    if out.get("x-kubernetes-embedded-resource"):
+        out["properties"] = {**(out.get("properties") or {}), **head}
+        required = list(out.get("required") or ())
+        out["required"] = required + [n for n in ("kind", "apiVersion") if n not in required]
+    return out
 
 
 _CONVENTIONS = "More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#"
@@ -297,6 +310,7 @@ def _published(spec: Object, version: Object) -> dict[str, Object]:
         "description": "Standard object's metadata. " + _CONVENTIONS + "metadata",
         "allOf": [{"$ref": _META + "ObjectMeta"}],
     }
+    schema = _with_embedded(schema, {**head, "metadata": metadata})
     own = {k: v for k, v in schema.items() if k != "properties"}
     own |= {"type": "object", "x-kubernetes-group-version-kind": [gvk]}
     if schema:
