@@ -1,82 +1,27 @@
-"""Control groups of containers, on unified (v2), legacy and hybrid (v1) machines: figures, members, removal.
+"""Figures of containers' control groups. Where the groups are, and their end: machinery.cgroups, offered here too.
 
-Source: kernel documentation cgroup-v1 and cgroup-v2; OCI runtime specification, config-linux.md "Control groups".
+Source: kernel documentation cgroup-v1 and cgroup-v2.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import signal
 import time
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
-
-
-@cache
-def unified() -> bool:
-    """Whether /sys/fs/cgroup is the unified hierarchy (v2)."""
-    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-
-
-@cache
-def mounts() -> dict[str, Path]:
-    """Where each v1 controller is mounted ("" names the unified hierarchy of a v2 machine)."""
-    if unified():
-        return {"": Path("/sys/fs/cgroup")}
-    found: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup2":
-            # Hybrid: no controller we use is there, but runtimes make groups in it as well.
-            found.setdefault("unified", Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), left.split()[4])))
-        if kind != "cgroup":
-            continue
-        where = Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), left.split()[4]))
-        for option in options.split(","):
-            name = option.removeprefix("name=")
-            if option in ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb",
-                          "net_cls", "net_prio", "perf_event", "rdma", "misc") or option.startswith("name="):  # fmt: skip
-                found.setdefault(name, where)
-    return found
-
-
-@cache
-def beside() -> tuple[Path, ...]:
-    """Unified hierarchies mounted beside the v1 ones (hybrid machines): runc makes every cgroup there as well."""
-    if unified():
-        return ()
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if right.split(" ", 1)[0] == "cgroup2":
-            found.append(Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), left.split()[4])))
-    return tuple(found)
-
-
-def folders(path: str) -> list[Path]:
-    """Every folder of the cgroup `path` ("/longshore/ID") that exists."""
-    seen = dict.fromkeys(where / path.lstrip("/") for where in (*mounts().values(), *beside()))
-    return [folder for folder in seen if folder.is_dir()]
-
-
-def _folder(path: str, controller: str) -> Path | None:
-    where = mounts().get("" if unified() else controller)
-    return where / path.lstrip("/") if where else None
-
-
-def _read(folder: Path | None, name: str) -> str:
-    if folder is None:
-        return ""
-    try:
-        return (folder / name).read_text()
-    except OSError:
-        return ""
+from longshore.machinery.cgroups import folder as _folder
+from longshore.machinery.cgroups import (
+    folders,
+    frozen,
+    kill_all,
+    mounts,
+    processes,
+    remove,
+    remove_empty,
+    thaw,
+    unified,
+)
+from longshore.machinery.cgroups import read as _read
 
 
 def _number(text: str) -> int:
@@ -91,93 +36,6 @@ def _table(text: str) -> dict[str, int]:
         if value.strip().lstrip("-").isdigit():
             result[name] = int(value)
     return result
-
-
-def processes(path: str) -> list[int]:
-    """The pids in a cgroup and in those below it, in the order of their numbers."""
-    pids: set[int] = set()
-    folder = _folder(path, "pids") or _folder(path, "memory")
-    if folder is None:
-        return []
-    for where, _, files in os.walk(folder):
-        if "cgroup.procs" in files:
-            pids.update(int(pid) for pid in _read(Path(where), "cgroup.procs").split())
-    return sorted(pids)
-
-
-def kill_all(path: str) -> None:
-    """SIGKILL to every process of a cgroup."""
-    folder = _folder(path, "pids")
-    if unified() and folder is not None:
-        with contextlib.suppress(OSError):
-            (folder / "cgroup.kill").write_text("1")
-            return
-    for pid in processes(path):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def remove(path: str, patience: float = 2.0) -> bool:
-    """Remove a cgroup and those below it; processes still inside are killed first. Blocking: call from a thread.
-
-    patience: seconds to wait for killed processes to leave. Returns whether it is gone.
-    """
-    deadline = time.monotonic() + patience
-    killed = False
-    pause = 0.001
-    while True:
-        left = False
-        for top in folders(path):
-            for where, _, _ in os.walk(top, topdown=False):
-                try:
-                    os.rmdir(where)
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    left = True
-        if not left:
-            return True
-        if time.monotonic() > deadline:
-            return False
-        if not killed:
-            thaw(path)
-            kill_all(path)
-            killed = True
-        # The kernel tells nobody when a v1 cgroup has emptied; the wait is bounded and rarely more than a millisecond.
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
-
-
-def remove_empty(path: str) -> None:
-    """Remove a cgroup, those below it and those above it, as far as they hold nothing; others' are left alone. Blocking."""
-    for top in folders(path):
-        for where, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(where)
-    above = os.path.dirname(path.rstrip("/"))
-    if above not in ("", "/"):
-        for folder in folders(above):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
-
-
-def frozen(path: str) -> bool:
-    """Whether the cgroup is paused."""
-    if unified():
-        return _read(_folder(path, ""), "cgroup.freeze").strip() == "1"
-    return _read(_folder(path, "freezer"), "freezer.state").strip() in ("FROZEN", "FREEZING")
-
-
-def thaw(path: str) -> None:
-    """Let a paused cgroup go on, so that signals reach its processes."""
-    folder = _folder(path, "freezer")
-    if folder is None:
-        return
-    with contextlib.suppress(OSError):
-        if unified():
-            (folder / "cgroup.freeze").write_text("0")
-        else:
-            (folder / "freezer.state").write_text("THAWED")
 
 
 def oom_kills(path: str) -> int:
@@ -282,3 +140,19 @@ def stats(path: str) -> Stats:
     s.pids, s.pids_limit = _number(_read(pids, "pids.current")), _number(_read(pids, "pids.max"))
     s.io = _io_v1(_folder(path, "blkio"))
     return s
+
+
+__all__ = [
+    "Stats",
+    "folders",
+    "frozen",
+    "kill_all",
+    "mounts",
+    "oom_kills",
+    "processes",
+    "remove",
+    "remove_empty",
+    "stats",
+    "thaw",
+    "unified",
+]

@@ -8,50 +8,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from longshore.machinery.cgroups import folder as _folder
+from longshore.machinery.cgroups import mounts, unified
 from longshore.node.kubelet import resources
 
 log = logging.getLogger("longshore.kubelet.cgroups")
 Pod = dict[str, Any]
 ROOT = "kubepods"
+#: the hierarchies in which the kubelet makes groups itself
 _V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "hugetlb", "devices", "freezer", "blkio")
 
 
-@cache
-def unified() -> bool:
-    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-
-
-@cache
-def hierarchies() -> dict[str, Path]:
+def _hierarchies() -> dict[str, Path]:
     """Controller -> where its hierarchy is mounted ("" on a unified machine)."""
-    if unified():
-        return {"": Path("/sys/fs/cgroup")}
-    found: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup":
-            for name in options.split(","):
-                if name in _V1:
-                    found.setdefault(name, Path(left.split()[4]))
-    return found
-
-
-@cache
-def everywhere() -> tuple[Path, ...]:
-    """Every cgroup file system, also those whose figures are not ours: runtimes make a pod's cgroups in all of them."""
-    found = [Path("/sys/fs/cgroup")] if unified() else []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if right.split(" ", 1)[0] in ("cgroup", "cgroup2"):
-            found.append(Path(left.split()[4]))
-    return tuple(dict.fromkeys(found))
+    return {name: where for name, where in mounts().items() if not name or name in _V1}
 
 
 def pod_path(root: str, pod: Pod, per_qos: bool = True) -> str:
@@ -63,14 +36,9 @@ def pod_path(root: str, pod: Pod, per_qos: bool = True) -> str:
     return f"{root.rstrip('/')}/{ROOT}{middle}/pod{pod['metadata']['uid']}"
 
 
-def _folder(path: str, controller: str) -> Path | None:
-    where = hierarchies().get("" if unified() else controller)
-    return where / path.lstrip("/") if where else None
-
-
 def make(path: str) -> None:
     """Make a cgroup in every hierarchy, with controllers passed down. Raises OSError."""
-    for controller, top in hierarchies().items():
+    for controller, top in _hierarchies().items():
         current = top
         for part in path.strip("/").split("/"):
             if unified():
@@ -158,38 +126,6 @@ def ensure_qos(root: str, milli_cpu: int, memory: int) -> None:
     for quality in (resources.BURSTABLE, resources.BEST_EFFORT):
         make(f"{top}/{quality.lower()}")
         set_limits(f"{top}/{quality.lower()}", shares=resources.MIN_SHARES)
-
-
-def remove(path: str, patience: float = 2.0) -> bool:
-    """Kill what is left inside, and remove a cgroup with all below it. Blocking. Returns whether it is gone."""
-    tops = [where / path.lstrip("/") for where in everywhere()]
-    deadline = time.monotonic() + patience
-    pause = 0.001
-    while True:
-        left = False
-        for top in tops:
-            for where, _, _ in os.walk(top, topdown=False):
-                try:
-                    os.rmdir(where)
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    left = True
-                    _kill(Path(where))
-        if not left:
-            return True
-        if time.monotonic() > deadline:
-            return False
-        # The kernel tells nobody when a v1 cgroup has emptied; bounded, and rarely more than a millisecond.
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
-
-
-def _kill(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        for pid in (folder / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
 
 
 def pods_present(root: str) -> dict[str, str]:

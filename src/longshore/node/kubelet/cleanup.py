@@ -10,6 +10,7 @@ import logging
 import shutil
 from typing import Any, Protocol
 
+from longshore.machinery.cgroups import remove as remove_cgroup
 from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet import cgroups
 from longshore.node.kubelet.config import Config
@@ -55,7 +56,7 @@ class Cleaner:
         await self.volumes()
         for uid, path in cgroups.pods_present(self._config.cgroup_root).items():
             if not self._wanted(uid):
-                await asyncio.to_thread(cgroups.remove, path)
+                await asyncio.to_thread(remove_cgroup, path)
         if self._config.pod_logs.is_dir():
             for folder in list(self._config.pod_logs.iterdir()):
                 if not self._wanted(folder.name.rpartition("_")[2]):
@@ -82,7 +83,7 @@ class Cleaner:
             await self._volumes.remove(uid)
             path = cgroups.pods_present(self._config.cgroup_root).get(uid)
             if path is not None:
-                await asyncio.to_thread(cgroups.remove, path)
+                await asyncio.to_thread(remove_cgroup, path)
         except (RpcError, OSError) as error:
             log.warning("orphaned pod %s: %s", uid, error)
 

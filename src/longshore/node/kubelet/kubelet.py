@@ -17,6 +17,7 @@ from longshore.client.informer import Informer
 from longshore.client.resources import NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, SERVICES, Resource
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery import selectors
+from longshore.machinery.cgroups import remove as remove_cgroup
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet import admission, cgroups, podspec, resources, shutdown
@@ -429,7 +430,7 @@ class Kubelet(StatusMaker):
         await self.volumes.remove(uid)
         path = cgroups.pod_path(self.config.cgroup_root, worker.pod, self.config.cgroups_per_qos)
         if self.config.cgroups_per_qos:
-            if not await asyncio.to_thread(cgroups.remove, path):
+            if not await asyncio.to_thread(remove_cgroup, path):
                 raise RuntimeError(f"cgroup {path} could not be removed yet")
         if worker.removed or worker.pod["metadata"].get("deletionTimestamp"):
             await self.cleaner.from_runtime(uid)
