@@ -63,6 +63,11 @@ class Collector:
         self._checkpoints = {c.inode: c for c in store.index.checkpoints() if c.inode}  # 0: the journal's
         self.bytes_read = 0
 
+    @property
+    def files(self) -> int:
+        """How many files are followed."""
+        return len(self._tails)
+
     def start(self) -> None:
         """Begin to watch, and read what is there already."""
         self._pods.mkdir(parents=True, exist_ok=True)

@@ -130,11 +130,12 @@ class LokiAPI:
             if not allowed:
                 return Response(403, b"Forbidden\n", content_type=text)
         kind = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if kind not in ("application/json", "application/x-protobuf"):
             return Response(415, f"Content-Type {kind!r} is not supported\n".encode(), content_type=text)
         try:
             body = await request.read(BODY_LIMIT)
-            await push(store, body, request.headers.get("content-encoding") or "", self._node)
+            encoding = request.headers.get("content-encoding") or ""
+            await push(store, body, encoding, self._node, protobuf=kind == "application/x-protobuf")
         except BodyTooLarge:
             return Response(413, b"the body is too large\n", content_type=text)
         except PushRefused as error:

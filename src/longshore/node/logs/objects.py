@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ def _slim(pod: Object) -> Object:
 
 
 class PodLabels:
-    """`app`, `owner` and `image` of the containers of one node's pods, live."""
+    """Labels, `app`, `owner` and `image` of the containers of one node's pods, live."""
 
     def __init__(self, client: Client, node: str) -> None:
         self._informer = Informer(client, PODS, field_selector=f"spec.nodeName={node}", transform=_slim)
@@ -67,11 +68,21 @@ class PodLabels:
         return {**found, "image": image} if image else found
 
 
+#: Labels that differ with each template: they would only multiply series.
+_HASHES = frozenset({"pod-template-hash", "controller-revision-hash", "pod-template-generation"})
+MOST_LABELS = 32
+_NOT_OF_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
+
+
 def _facts(pod: Object) -> tuple[tuple[str, str], ...]:
-    """`app` from the pod's label, `owner` as KIND/NAME: a Deployment for the pods of its ReplicaSets."""
+    """The pod's labels as `label_NAME`, `app` from them, `owner` as KIND/NAME: a Deployment for its ReplicaSets' pods."""
     meta = pod["metadata"]
     labels = meta.get("labels") or {}
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = [
+        (f"label_{_NOT_OF_A_NAME.sub('_', name)}", value)
+        for name, value in sorted(labels.items())[:MOST_LABELS]
+        if name not in _HASHES
+    ]
     app = labels.get("app.kubernetes.io/name") or labels.get("app") or labels.get("k8s-app")
     if app:
         found.append(("app", app))

@@ -1,10 +1,11 @@
-"""Loki's push: JSON (plain or gzip) to streams of the store, answered after it is synced.
+"""Loki's push: JSON (plain or gzip) or protobuf in Snappy, as Promtail and Grafana Alloy send it, to streams of the store, answered after it is synced.
 
 Source: grafana.com/docs/loki "Ingest logs", limits as Loki's defaults have them.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from typing import Any
@@ -31,10 +32,49 @@ class PushRefused(ValueError):
         self.status = status
 
 
-async def push(store: LogStore, body: bytes, encoding: str, node: str) -> None:
+@functools.cache
+def _schema() -> Any:
+    """Source: grafana/loki pkg/push/push.proto."""
+    from longshore.wire.protobuf import Schema
+
+    return Schema(
+        "logproto",
+        """
+        PushRequest: 1 streams *Stream
+        Stream: 1 labels string, 2 entries *Entry, 3 hash uint64
+        Entry: 1 timestamp Timestamp, 2 line string, 3 structuredMetadata *LabelPair
+        Timestamp: 1 seconds int64, 2 nanos int32
+        LabelPair: 1 name string, 2 value string
+        """.replace("\n        ", "\n"),
+    )
+
+
+def _of_protobuf(body: bytes) -> dict[str, Any]:
+    """A protobuf request in the JSON form. Raises ValueError."""
+    from google.protobuf.message import DecodeError
+
+    from longshore.node.logs.logql.parser import parse_log_query
+    from longshore.wire.snappy import decompress
+
+    request = _schema().PushRequest()
+    try:
+        request.ParseFromString(decompress(body, BODY_LIMIT))
+    except DecodeError as error:
+        raise ValueError(str(error)) from None
+    streams = []
+    for stream in request.streams:
+        query = parse_log_query(stream.labels)
+        if query.stages or any(matcher.op != "=" for matcher in query.matchers):
+            raise ValueError(f"error parsing labels {stream.labels[:200]!r}")
+        values = [[str(e.timestamp.seconds * 10**9 + e.timestamp.nanos), e.line] for e in stream.entries]
+        streams.append({"stream": {m.name: m.value for m in query.matchers}, "values": values})
+    return {"streams": streams}
+
+
+async def push(store: LogStore, body: bytes, encoding: str, node: str, *, protobuf: bool = False) -> None:
     """Keep every entry of a push request's body. Raises PushRefused, OSError; nothing is kept when it is refused."""
     try:
-        tree = orjson.loads(decoded(body, encoding, BODY_LIMIT))
+        tree = _of_protobuf(body) if protobuf else orjson.loads(decoded(body, encoding, BODY_LIMIT))
     except ValueError as error:
         raise PushRefused(400, str(error)) from None
     streams = tree.get("streams") if isinstance(tree, dict) else None

@@ -8,11 +8,13 @@ import ssl
 from pathlib import Path
 
 from longshore.client.delegated import Delegated
+from longshore.client.metrics import register
 from longshore.client.rest import Client
 from longshore.machinery.http import Client as HTTPClient
 from longshore.machinery.http import Server
 from longshore.node.logs.cluster import Addresses, ClusterQuerier
 from longshore.node.logs.collector import Collector, Describe
+from longshore.node.logs.figures import samples
 from longshore.node.logs.inputs.emit import StoreEmit
 from longshore.node.logs.inputs.forward import ForwardInput
 from longshore.node.logs.journald import Journald
@@ -85,18 +87,20 @@ async def serve(
             await fluent.start()
         except OSError as error:
             log.warning("no forward input: %s", error)
+    unregister = register(lambda: samples(collector, store, fluent))
     try:
         async with asyncio.TaskGroup() as tasks:
             if labels:
                 tasks.create_task(labels.run(collector.renew))
             if fluent_conf is not None:
-                tasks.create_task(_pipeline(fluent_conf, folder.parent / "fluentd", store, node))
+                tasks.create_task(_pipeline(fluent_conf, folder.parent / "fluentd", store, node, client))
             if journald:
                 tasks.create_task(Journald(journald, store, node, folder / "journald.cursor").run())
             if events:
                 tasks.create_task(EventLog(events, store, node).run())
             await asyncio.get_running_loop().create_future()
     finally:
+        unregister()
         if fluent:
             await fluent.close()
         for files in line_files:
@@ -106,11 +110,15 @@ async def serve(
         await store.close()
 
 
-async def _pipeline(conf: Path, folder: Path, store: LogStore, node: str) -> None:
+async def _pipeline(conf: Path, folder: Path, store: LogStore, node: str, client: Client | None) -> None:
     """Obey a Fluentd configuration beside the collector; one that is wrong is told, and collecting goes on."""
     from longshore.node.logs.fluentd import config, pipeline
+    from longshore.node.logs.fluentd.system import system_of
 
     try:
-        await pipeline.run(config.load(conf), folder, store, node)
+        root = config.load(conf)
+        if system_of(root).workers > 1:
+            raise root.error("a node has one worker: `longshore fluentd` runs several")
+        await pipeline.run(root, folder, store, node, client)
     except (config.ConfigError, OSError) as error:
         log.error("%s is not obeyed: %s", conf, error)

@@ -2,13 +2,15 @@
 
 A chunk is a file of frames (CRC-32, length, count, packed events) under one key: tag, time slot and chosen record keys. It is
 staged while it grows, queued when it is full or old, and removed after the output has taken it. After a kill every
-whole frame is found again; a chunk that was being sent is sent again.
+whole frame is found again; a chunk that was being sent is sent again, and its name tells (`.sent`), so that records
+which the other side may have twice are counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import os
 import random
@@ -29,10 +31,12 @@ from longshore.node.logs.fluentd.settings import (
     choice,
     integer,
     number,
+    offset_at,
     seconds,
     settings,
     size,
     string,
+    timezone,
 )
 from longshore.wire import forward
 from longshore.wire.forward import Event
@@ -52,7 +56,8 @@ FIELDS = {
     "flush_thread_count": Field(integer, 1),
     "timekey": Field(seconds, 86400.0),
     "timekey_wait": Field(seconds, 600.0),
-    "timekey_use_utc": Field(boolean, True),
+    "timekey_use_utc": Field(boolean, False),
+    "timekey_zone": Field(timezone, None),
     "overflow_action": Field(choice("throw_exception", "block", "drop_oldest_chunk"), "throw_exception"),
     "retry_type": Field(choice("exponential_backoff", "periodic"), "exponential_backoff"),
     "retry_wait": Field(seconds, 1.0),
@@ -64,6 +69,9 @@ FIELDS = {
     "retry_secondary_threshold": Field(number, 0.8),
     "retry_randomize": Field(boolean, True),
 }
+
+
+_SENT = ".sent"
 
 
 class BufferOverflow(OSError):
@@ -87,6 +95,8 @@ class Chunk:
     fd: int = -1
     size: int = 0
     records: int = 0
+    taken: bool = False  # by a flush
+    writing: bool = False  # the output has it at this moment
 
     def entries(self) -> bytes:
         """The packed events."""
@@ -114,7 +124,7 @@ Write = Callable[[Chunk], Awaitable[None]]
 class Buffer:
     """Takes events for one output and calls `write` with each chunk that is due."""
 
-    def __init__(self, element: Element, section: Element | None, folder: Path, write: Write, secondary: Write | None, *, by_time: bool) -> None:  # fmt: skip
+    def __init__(self, element: Element, section: Element | None, folder: Path, write: Write, secondary: Write | None, *, by_time: bool, workers: int = 1) -> None:  # fmt: skip
         self.set: dict[str, Any] = (
             settings(section, FIELDS) if section else {name: f.default for name, f in FIELDS.items()}
         )
@@ -126,6 +136,10 @@ class Buffer:
         if "time" in words and section and "timekey" not in section.parameters:
             raise section.error("<buffer ...> argument includes 'time', but timekey is not configured")
         self._folder = Path(self.set["path"]) if self.set["path"] else folder
+        if self.set["path"] and workers > 1:
+            self._folder /= folder.parent.parent.name  # worker0, worker1 ... have folders of their own
+        #: None: the machine's own.
+        self.zone = datetime.UTC if self.set["timekey_use_utc"] else self.set["timekey_zone"]
         self._write, self._secondary = write, secondary
         self._staged: dict[tuple[Any, ...], Chunk] = {}
         self._queue: list[Chunk] = []
@@ -133,7 +147,7 @@ class Buffer:
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._name = element.text("@id") or element.name
-        self.retries = self.written = self.dropped_records = self.errors = 0
+        self.retries = self.written = self.dropped_records = self.errors = self.overflows = self.resent_records = 0
         self.total = 0
 
     def start(self) -> None:
@@ -152,6 +166,8 @@ class Buffer:
             chunk = Chunk(path.stem, head["tag"], head["slot"], head["keys"], path, head["created"])
             chunk.records, chunk.size = sum(count for count, _ in frames), len(data)
             self.total += chunk.size
+            if chunk.id.endswith(_SENT):
+                self.resent_records += chunk.records
             self._queue.append(chunk)
         self._task = asyncio.ensure_future(self._run())
 
@@ -159,7 +175,7 @@ class Buffer:
         """Keep events. Raises BufferOverflow, or waits for room, or drops the oldest chunk: as configured."""
         groups: dict[tuple[Any, ...], list[Event]] = {}
         for event in events:
-            slot = int(event[0] // 10**9 // self.set["timekey"] * self.set["timekey"]) if self._by_time else 0
+            slot = self._slot(event[0] // 10**9) if self._by_time else 0
             keys = tuple(str(event[1].get(name, "")) for name in self._record_keys)
             groups.setdefault((tag, slot, keys), []).append(event)
         while self.total >= self.set["total_limit_size"]:
@@ -186,17 +202,24 @@ class Buffer:
         if files:
             await asyncio.to_thread(_sync, files)
 
+    def _slot(self, when: int) -> int:
+        """The beginning of a time's slot: a day begins at midnight of the buffer's zone."""
+        key = int(self.set["timekey"]) or 1
+        shift = offset_at(self.zone, when)
+        return (when + shift) // key * key - shift
+
     async def _overflow(self) -> None:
         action = self.set["overflow_action"]
+        self.overflows += 1
         if action == "throw_exception":
             self.errors += 1
             raise BufferOverflow("buffer space has too many data")
         if action == "drop_oldest_chunk":
             for key in list(self._staged)[:1] if not self._queue else ():
                 self._enqueue(key)
-            oldest = 0 if self.retries else 1  # the first is being written, unless it waits for its next try
-            if len(self._queue) > oldest:
-                chunk = self._queue.pop(oldest)
+            chunk = next((chunk for chunk in self._queue if not chunk.writing), None)
+            if chunk is not None:
+                self._queue.remove(chunk)
                 log.warning("dropping oldest chunk of %s: %d records", self._name, chunk.records)
                 self._drop(chunk)
                 return
@@ -248,17 +271,32 @@ class Buffer:
         return None if nearest is None else nearest - now
 
     async def _run(self) -> None:
-        while True:
-            self._changed.clear()
-            wait = self._due()
-            if self._queue:
-                await self._flush(self._queue[0])
-                continue
-            try:
-                async with asyncio.timeout(wait):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+        flushes: set[asyncio.Task[None]] = set()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            flushes.discard(task)
+            self._changed.set()
+
+        try:
+            while True:
+                self._changed.clear()
+                wait = self._due()
+                for chunk in [chunk for chunk in self._queue if not chunk.taken]:
+                    if len(flushes) >= self.set["flush_thread_count"]:
+                        break
+                    chunk.taken = True
+                    task = asyncio.ensure_future(self._flush(chunk))
+                    flushes.add(task)
+                    task.add_done_callback(ended)
+                try:
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in flushes:
+                task.cancel()
+            await asyncio.gather(*flushes, return_exceptions=True)
 
     async def _flush(self, chunk: Chunk) -> None:
         """Write one chunk, again and again as the rule says; then it is gone one way or the other."""
@@ -268,7 +306,12 @@ class Buffer:
                 self.set["retry_timeout"] * self.set["retry_secondary_threshold"]
             )
             try:
-                await (self._secondary if secondary and self._secondary else self._write)(chunk)
+                self._mark(chunk, again=tries > 0)
+                chunk.writing = True
+                try:
+                    await (self._secondary if secondary and self._secondary else self._write)(chunk)
+                finally:
+                    chunk.writing = False
                 self.written += 1
                 break
             except Unwritable as error:
@@ -309,6 +352,15 @@ class Buffer:
             self._queue.remove(chunk)
             self._remove(chunk)
 
+    def _mark(self, chunk: Chunk, *, again: bool) -> None:
+        """The output gets the chunk now: after a kill it may have it twice, as after a try that failed on the way."""
+        if again:
+            self.resent_records += chunk.records
+        elif not chunk.id.endswith(_SENT):
+            marked = chunk.path.with_name(f"{chunk.id}{_SENT}.chunk")
+            chunk.path.rename(marked)
+            chunk.path, chunk.id = marked, chunk.id + _SENT
+
     def _drop(self, chunk: Chunk) -> None:
         self.dropped_records += chunk.records
         self._remove(chunk)
@@ -342,8 +394,14 @@ class Buffer:
             "buffer_total_queued_size": self.total,
             "retry_count": self.retries,
             "num_errors": self.errors,
+            "rollback_count": self.errors,
             "write_count": self.written,
+            "buffer_available_buffer_space_ratios": round(
+                max(0.0, 1 - self.total / self.set["total_limit_size"]) * 100, 1
+            ),
+            "overflow_count": self.overflows,
             "dropped_records": self.dropped_records,
+            "resent_records": self.resent_records,
         }
 
 

@@ -177,7 +177,7 @@ class _Reader:
         if inner in ("Socket.gethostname", "hostname"):
             return socket.gethostname()
         if inner == "worker_id":
-            return "0"
+            return os.environ.get("SERVERENGINE_WORKER_ID", "0")
         match = _ENV.fullmatch(inner)
         if match is None:
             raise self._error(f"embedded Ruby is not supported: {text[:60]}")

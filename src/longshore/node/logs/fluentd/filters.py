@@ -1,6 +1,4 @@
-"""Filters. Source: docs.fluentd.org "Filter Plugins", and the READMEs' parameters of concat, throttle and
-kubernetes_metadata.
-"""
+"""Filters. Source: docs.fluentd.org "Filter Plugins", and the READMEs' parameters of concat and throttle."""
 
 from __future__ import annotations
 
@@ -213,34 +211,6 @@ class StdoutFilter(Filter):
         sys.stdout.buffer.write(b"".join(self._format(tag, when, record) for when, record in events))
         sys.stdout.buffer.flush()
         return events
-
-
-class KubernetesMetadata(Filter):
-    """Pod, namespace and container of a tag that in_tail made from a file below /var/log/containers."""
-
-    NAME = "kubernetes_metadata"
-    FIELDS = {
-        "tag_to_kubernetes_name_regexp": Field(
-            regexp,
-            regexp(
-                r"var\.log\.containers\.(?<pod_name>[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*)_"
-                r"(?<namespace>[^_]+)_(?<container_name>.+)-(?<docker_id>[a-z0-9]{64})\.log$"
-            ),
-        ),
-    }
-
-    def filter(self, tag: str, events: Sequence[Event]) -> Sequence[Event]:
-        match = self.set["tag_to_kubernetes_name_regexp"].search(tag)
-        if match is None:
-            return events
-        found = match.groupdict()
-        kubernetes = {
-            "pod_name": found.get("pod_name"),
-            "namespace_name": found.get("namespace"),
-            "container_name": found.get("container_name"),
-        }
-        docker = {"container_id": found.get("docker_id")}
-        return [(when, {**record, "docker": docker, "kubernetes": kubernetes}) for when, record in events]
 
 
 class Concat(Filter):

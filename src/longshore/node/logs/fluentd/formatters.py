@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,8 @@ from typing import Any
 import orjson
 
 from longshore.node.logs.fluentd.config import Element
-from longshore.node.logs.fluentd.settings import Field, array, boolean, choice, settings, string
+from longshore.node.logs.fluentd.settings import ZONE_FIELDS, Field, array, boolean, choice, settings, string, zone_of
 from longshore.node.logs.inputs.emit import json_of
-from longshore.wire import crilog
 
 #: (tag, time in nanoseconds, record) -> octets.
 Format = Callable[[str, int, dict[Any, Any]], bytes]
@@ -22,7 +22,7 @@ FORMATS: dict[str, dict[str, Field]] = {
     "json": {"add_newline": Field(boolean, True)},
     "ltsv": {"delimiter": Field(string, "\t"), "label_delimiter": Field(string, ":"), "add_newline": Field(boolean, True)},
     "csv": {"fields": Field(array, None, True), "delimiter": Field(string, ","), "force_quotes": Field(boolean, True), "add_newline": Field(boolean, True)},
-    "out_file": {"delimiter": Field(string, "\t"), "output_time": Field(boolean, True), "output_tag": Field(boolean, True), "newline": Field(choice("lf", "crlf"), "lf")},
+    "out_file": {"delimiter": Field(string, "\t"), "output_time": Field(boolean, True), "output_tag": Field(boolean, True), "newline": Field(choice("lf", "crlf"), "lf"), "time_format": Field(string, ""), **ZONE_FIELDS},
     "single_value": {"message_key": Field(string, "message"), "add_newline": Field(boolean, True)},
     "msgpack": {},
 }  # fmt: skip
@@ -83,10 +83,29 @@ def make_formatter(element: Element | None, default: str = "out_file") -> Format
         return rows
     line_end = b"\r\n" if found["newline"] == "crlf" else b"\n"
 
+    zone, pattern = zone_of(found, local=True), found["time_format"]
+    offsets: dict[int, bytes] = {}
+
+    def shown(when: int) -> bytes:
+        """The time as `time_format` has it, by default ISO 8601 in the zone; times of one second share their text."""
+        seconds = when // 10**9
+        if "%N" in pattern or "%L" in pattern:
+            moment = datetime.datetime.fromtimestamp(seconds, zone).astimezone(zone)
+            exact = pattern.replace("%L", f"{when % 10**9 // 10**6:03d}").replace("%N", f"{when % 10**9:09d}")
+            return moment.strftime(exact).encode()
+        text = offsets.get(seconds)
+        if text is None:
+            moment = datetime.datetime.fromtimestamp(seconds, zone).astimezone(zone)
+            text = (moment.strftime(pattern) if pattern else moment.isoformat(timespec="seconds")).encode()
+            if len(offsets) > 1024:
+                offsets.clear()
+            offsets[seconds] = text
+        return text
+
     def out_file(tag: str, when: int, record: dict[Any, Any]) -> bytes:
         parts = []
         if found["output_time"]:
-            parts.append(crilog.format_time(when)[:19] + b"+00:00")
+            parts.append(shown(when))
         if found["output_tag"]:
             parts.append(tag.encode("utf-8", "replace"))
         return bytes(delimiter.encode().join([*parts, json_line(record)]) + line_end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gzip
 import logging
 import os
@@ -47,7 +48,13 @@ class Buffered(Output):
         section = element.one("buffer")
         folder = context.folder / "buffer" / re.sub(r"[^\w.-]", "_", self.id)
         self.buffer = Buffer(
-            element, section, folder, self.write, self._second.write if self._second else None, by_time=self.BY_TIME
+            element,
+            section,
+            folder,
+            self.write,
+            self._second.write if self._second else None,
+            by_time=self.BY_TIME,
+            workers=context.workers,
         )
 
     async def start(self) -> None:
@@ -92,9 +99,9 @@ class FileOutput(Buffered):
         await asyncio.to_thread(self._write, chunk, data)
 
     def _write(self, chunk: Chunk, data: bytes) -> None:
-        path = place(self.set["path"], chunk)
+        path = place(self.set["path"], chunk, self.buffer.zone)
         if chunk.slot and not _TIME_PLACES.search(self.set["path"]):
-            path = path.removesuffix("*") + "." + time.strftime("%Y%m%d", time.gmtime(chunk.slot))
+            path = path.removesuffix("*") + "." + _local(chunk.slot, self.buffer.zone).strftime("%Y%m%d")
         suffix = self.set["path_suffix"] if self.set["add_path_suffix"] else ""
         if self.set["compress"] != "text":
             data, suffix = gzip.compress(data), suffix + ".gz"
@@ -125,7 +132,11 @@ class FileOutput(Buffered):
             fresh.rename(link)
 
 
-def place(text: str, chunk: Chunk) -> str:
+def _local(when: float, zone: datetime.tzinfo | None) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(when, zone)
+
+
+def place(text: str, chunk: Chunk, zone: datetime.tzinfo | None = None) -> str:
     """`${tag}`, `${tag[N]}`, `${key}`, `${chunk_id}` and strftime's letters filled in; nothing leads out of the folder."""
 
     def value(match: re.Match[str]) -> str:
@@ -136,13 +147,13 @@ def place(text: str, chunk: Chunk) -> str:
             parts = chunk.tag.split(".")
             found = parts[int(number[1])] if -len(parts) <= int(number[1]) < len(parts) else ""
         elif name == "chunk_id":
-            found = chunk.id
+            found = chunk.id.removesuffix(".sent")
         else:
             found = chunk.keys.get(name, "")
         return re.sub(r"[/\0]", "_", found).replace("..", "_").replace("%", "%%")
 
     filled = re.sub(r"\$\{([^}]*)\}", value, text)
-    return time.strftime(filled, time.gmtime(chunk.slot or chunk.created))
+    return _local(chunk.slot or chunk.created, zone).strftime(filled)
 
 
 class StoreOutput(Output):
@@ -308,7 +319,7 @@ class HTTPOutput(Buffered):
         client = Client()
         try:
             answer = await client.request(
-                self.set["http_method"].upper(), place(self.set["endpoint"], chunk), body=body,
+                self.set["http_method"].upper(), place(self.set["endpoint"], chunk, self.buffer.zone), body=body,
                 headers=[("content-type", kind), *((k, str(v)) for k, v in self.set["headers"].items())],
                 timeout=self.set["read_timeout"],
             )  # fmt: skip

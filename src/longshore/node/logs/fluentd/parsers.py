@@ -12,7 +12,18 @@ from typing import Any
 import orjson
 
 from longshore.node.logs.fluentd.config import Element
-from longshore.node.logs.fluentd.settings import Field, array, boolean, choice, mapping, regexp, settings, string
+from longshore.node.logs.fluentd.settings import (
+    ZONE_FIELDS,
+    Field,
+    array,
+    boolean,
+    choice,
+    mapping,
+    regexp,
+    settings,
+    string,
+    zone_of,
+)
 from longshore.wire import crilog, syslog
 from longshore.wire.forward import Event
 
@@ -24,9 +35,7 @@ COMMON = {
     "time_key": Field(string, ""),
     "time_type": Field(choice("float", "unixtime", "string", "mixed"), "string"),
     "time_format": Field(string, ""),
-    "timezone": Field(string, ""),
-    "utc": Field(boolean, False),
-    "localtime": Field(boolean, True),
+    **ZONE_FIELDS,
     "keep_time_key": Field(boolean, False),
     "types": Field(mapping, {}),
     "null_value_pattern": Field(regexp, None),
@@ -63,7 +72,7 @@ class Fields:
         self._keep = found["keep_time_key"]
         self._null = found["null_value_pattern"]
         self._empty = found["null_empty_string"]
-        self._utc = found["utc"] or not found["localtime"]
+        self._zone = zone_of(found, local=True)
         self._types: dict[str, Callable[[str], Any]] = {}
         for name, kind in found["types"].items():
             cast = _CASTS.get(str(kind).partition(":")[0])
@@ -111,8 +120,8 @@ class Fields:
             re.sub(r"(\.[0-9]{6})[0-9]+", r"\1", text),
             re.sub(r"%[0-9]?[NL]", "%f", self._format).replace("%T", "%H:%M:%S"),
         )
-        if moment.tzinfo is None and self._utc:
-            moment = moment.replace(tzinfo=datetime.UTC)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=self._zone)
         if moment.year == 1900:
             moment = moment.replace(year=time.localtime().tm_year)
         return int(moment.timestamp()) * SECOND + moment.microsecond * 1000

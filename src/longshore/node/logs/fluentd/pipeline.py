@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from longshore.client.rest import Client
 from longshore.node.logs.fluentd import plugins, tags
 from longshore.node.logs.fluentd.config import Element
 from longshore.node.logs.fluentd.plugin import Filter, Output, Plugin, Source
+from longshore.node.logs.fluentd.system import has, own_number, system_of
 from longshore.node.logs.store.store import LogStore
 from longshore.wire.forward import Event
 
@@ -49,16 +51,23 @@ class _Label:
 class Context:
     """What plugins have in common: where events go on, where buffers lie, the node's store where there is one."""
 
-    def __init__(self, folder: Path, store: LogStore | None, node: str) -> None:
+    def __init__(
+        self, folder: Path, store: LogStore | None, node: str, *, worker: int = 0, api: Client | None = None
+    ) -> None:
+        """folder: of buffers; store: of the node, if there is one; worker: this process's number; api: the cluster's API server."""
         self.folder = folder
         self.store = store
         self.node = node
+        self.worker = worker
+        self.workers = 1
+        self.api = api
         self._labels: dict[str, _Label] = {"": _Label()}
         self.plugins: list[tuple[str, Plugin]] = []
         self._warned: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.sources: list[Source] = []
         self.outputs: list[Output] = []
+        self._in_worker = False
 
     async def emit(self, label: str, tag: str, events: Sequence[Event], *, durable: bool) -> None:
         """Put events through a label. Raises OSError when their output cannot keep them."""
@@ -73,6 +82,9 @@ class Context:
         self, filters: Sequence[Filter], output: Output | None, tag: str, events: Sequence[Event], durable: bool
     ) -> None:
         for plugin in filters:
+            plugin.records_in += len(events)
+            if plugin.PREPARES:
+                await plugin.prepare(tag, events)
             events = plugin.filter(tag, events)
             plugin.records += len(events)
             if not events:
@@ -123,6 +135,8 @@ class Context:
             raise element.error(f"Missing '@type' parameter on <{element.name}> directive")
         for kind in kinds:
             if name == kind.NAME:
+                if self.workers > 1 and not kind.SEVERAL and not self._in_worker:
+                    raise element.error(f"Plugin '{name}' does not support multi workers configuration", "@type")
                 made = kind(element, self)
                 self.plugins.append((what, made))
                 return made
@@ -137,13 +151,29 @@ class Context:
                 "type": plugin.NAME,
                 "output_plugin": what == "output",
                 "emit_records": plugin.records,
+                **({"input_records": plugin.records_in} if isinstance(plugin, Filter) else {}),
                 **plugin.figures(),
             }
             for what, plugin in self.plugins
         ]
 
     def build(self, root: Element) -> None:
-        """Make every plugin of a configuration. Raises ConfigError."""
+        """Make every plugin of a configuration that this worker has. Raises ConfigError."""
+        system = system_of(root)
+        self.workers = system.workers
+        if system.root_dir:
+            self.folder = system.root_dir
+        if self.workers > 1 or system.root_dir:
+            self.folder /= f"worker{self.worker}"
+        self._build(root)
+        if system.without_source:
+            self.sources.clear()
+        for _, plugin in self.plugins:
+            label_name = plugin.element.text("@label")
+            if label_name and label_name not in self._labels:
+                raise plugin.element.error(f"{label_name} label not found", "@label")
+
+    def _build(self, root: Element) -> None:
         for name, value in root.parameters.items():
             del value
             raise root.error(f"unknown parameter '{name}' outside of a directive", name)
@@ -162,14 +192,12 @@ class Context:
                         raise child.error(f"unknown directive '<{child.name}>' in <label>")
                     self._step(element.argument, child)
             elif element.name == "worker":
-                if element.argument == "0" or element.argument.startswith("0-"):
-                    self.build(Element("ROOT", "", element.file, element.line, {}, element.children))
+                if has(element, self.worker, self.workers):
+                    self._in_worker = True
+                    self._build(Element("ROOT", "", element.file, element.line, {}, element.children))
+                    self._in_worker = False
             elif element.name != "system":
                 raise element.error(f"unknown directive '<{element.name}>'")
-        for _, plugin in self.plugins:
-            label_name = plugin.element.text("@label")
-            if label_name and label_name not in self._labels:
-                raise plugin.element.error(f"{label_name} label not found", "@label")
 
     def _step(self, label: str, element: Element) -> None:
         try:
@@ -203,9 +231,11 @@ class Context:
             await output.close()
 
 
-async def run(root: Element, folder: Path, store: LogStore | None = None, node: str = "") -> None:
+async def run(
+    root: Element, folder: Path, store: LogStore | None = None, node: str = "", api: Client | None = None
+) -> None:
     """Build a configuration's pipeline and run it until cancelled. Raises ConfigError, OSError."""
-    context = Context(folder, store, node)
+    context = Context(folder, store, node, worker=own_number(), api=api)
     context.build(root)
     try:
         await context.start()

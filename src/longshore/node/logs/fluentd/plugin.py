@@ -22,6 +22,8 @@ class Plugin:
     NAME: ClassVar[str] = ""
     FIELDS: ClassVar[dict[str, Field]] = {}
     SECTIONS: ClassVar[frozenset[str]] = frozenset()
+    #: Whether several workers may have it at once; what reads files or runs programs would do everything twice.
+    SEVERAL: ClassVar[bool] = True
 
     def __init__(self, element: Element, context: Context) -> None:
         self.element = element
@@ -52,6 +54,13 @@ class Source(Plugin):
 
 class Filter(Plugin):
     """Changes events on their way."""
+
+    records_in = 0
+    #: Whether `prepare` is to be awaited before `filter`.
+    PREPARES: ClassVar[bool] = False
+
+    async def prepare(self, tag: str, events: Sequence[Event]) -> None:
+        """Fetch what `filter` will need."""
 
     def filter(self, tag: str, events: Sequence[Event]) -> Sequence[Event]:
         """The events that go on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longshore.node.logs.fluentd import exceptions, filters, outputs, programs, sources, tail
+from longshore.node.logs.fluentd import exceptions, filters, kubernetes, monitor, outputs, programs, sources, tail
 from longshore.node.logs.fluentd.plugin import Filter, Output, Source
 
 SOURCES: list[type[Source]] = [
@@ -15,7 +15,8 @@ SOURCES: list[type[Source]] = [
     programs.ExecSource,
     sources.SampleSource,
     sources.DummySource,
-    sources.MonitorAgent,
+    monitor.MonitorAgent,
+    monitor.PrometheusSource,
 ]
 
 FILTERS: list[type[Filter]] = [
@@ -23,7 +24,7 @@ FILTERS: list[type[Filter]] = [
     filters.Grep,
     filters.ParserFilter,
     filters.StdoutFilter,
-    filters.KubernetesMetadata,
+    kubernetes.KubernetesMetadata,
     filters.Concat,
     filters.Throttle,
     exceptions.DetectExceptions,

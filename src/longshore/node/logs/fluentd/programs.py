@@ -29,6 +29,7 @@ class ExecSource(Source):
     """The lines that a command writes, run once or again and again."""
 
     NAME = "exec"
+    SEVERAL = False
     FIELDS = {
         "command": Field(string, None, True),
         "tag": Field(string, None, True),
@@ -81,7 +82,7 @@ class ExecOutput(Buffered):
         path = chunk.path.with_suffix(".exec")
         path.write_bytes(b"".join(self._format(chunk.tag, when, record) for when, record in chunk.events()))
         try:
-            command = f"{place(self.set['command'], chunk)} {shlex.quote(str(path))}"
+            command = f"{place(self.set['command'], chunk, self.buffer.zone)} {shlex.quote(str(path))}"
             async with asyncio.timeout(self.set["command_timeout"]):
                 await process.run(["/bin/sh", "-c", command])
         except process.ProcessFailed as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+import zoneinfo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +53,39 @@ def seconds(text: str) -> float:
     if match is None:
         raise ValueError(f"{text!r} is not a time")
     return float(match[1]) * _TIME[match[2]]
+
+
+def timezone(text: str) -> datetime.tzinfo:
+    """`+09:00`, `+0900`, `+09`, `Asia/Tokyo`, `UTC`."""
+    match = re.fullmatch(r"([+-])(\d\d)(?::?(\d\d))?", text)
+    if match:
+        sign = 1 if match[1] == "+" else -1
+        return datetime.timezone(sign * datetime.timedelta(hours=int(match[2]), minutes=int(match[3] or 0)))
+    if text in ("Z", "UTC"):
+        return datetime.UTC
+    try:
+        return zoneinfo.ZoneInfo(text)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"invalid timezone {text!r}") from None
+
+
+def zone_of(found: Mapping[str, Any], *, local: bool) -> datetime.tzinfo | None:
+    """The zone that `timezone`, `utc` and `localtime` parameters mean; None: the machine's own."""
+    if found["timezone"] is not None:
+        zone: datetime.tzinfo = found["timezone"]
+        return zone
+    if found["utc"] or not (found["localtime"] if found["localtime"] is not None else local):
+        return datetime.UTC
+    return None
+
+
+def offset_at(zone: datetime.tzinfo | None, when: int) -> int:
+    """Seconds east of UTC at a time (seconds since 1970)."""
+    if zone is datetime.UTC:
+        return 0
+    moment = datetime.datetime.fromtimestamp(when, zone) if zone else datetime.datetime.fromtimestamp(when).astimezone()
+    offset = moment.utcoffset()
+    return int(offset.total_seconds()) if offset else 0
 
 
 def array(text: str) -> list[str]:
@@ -128,3 +163,11 @@ def settings(element: Element, fields: Mapping[str, Field], sections: frozenset[
         if child.name not in sections:
             raise child.error(f"unknown section '<{child.name}>' in <{element.name}>")
     return found
+
+
+#: How a time's text is read or written.
+ZONE_FIELDS = {
+    "timezone": Field(timezone),
+    "utc": Field(boolean, False),
+    "localtime": Field(boolean),
+}

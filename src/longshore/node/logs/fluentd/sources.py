@@ -90,7 +90,7 @@ class ForwardSource(Network):
             if found["user_auth"]:
                 users = {child.text("username"): child.text("password") for child in security.all("user")}
         self.input = ForwardInput(
-            self._tagged, host=self.set["bind"], port=self.set["port"], tls=self.tls(), shared_key=key, users=users, hostname=name
+            self._tagged, host=self.set["bind"], port=self.set["port"], tls=self.tls(), shared=context.workers > 1, shared_key=key, users=users, hostname=name
         )  # fmt: skip
 
     async def _tagged(self, tag: str, events: Any, *, durable: bool = True) -> None:
@@ -112,7 +112,12 @@ class HTTPSource(Network):
     def __init__(self, element: Element, context: Context) -> None:
         super().__init__(element, context)
         self.input = HTTPInput(
-            self.emit, host=self.set["bind"], port=self.set["port"], tls=self.tls(), limit=self.set["body_size_limit"]
+            self.emit,
+            host=self.set["bind"],
+            port=self.set["port"],
+            tls=self.tls(),
+            shared=context.workers > 1,
+            limit=self.set["body_size_limit"],
         )
 
 
@@ -132,7 +137,7 @@ class SyslogSource(Network):
         transport = element.one("transport")
         tcp = (transport.argument if transport else self.set["protocol_type"]) in ("tcp", "tls")
         self.input = SyslogInput(
-            self.emit, tag=self.set["tag"], host=self.set["bind"], port=self.set["port"], udp=not tcp, tcp=tcp, tls=self.tls()
+            self.emit, tag=self.set["tag"], host=self.set["bind"], port=self.set["port"], udp=not tcp, tcp=tcp, tls=self.tls(), shared=context.workers > 1
         )  # fmt: skip
 
 
@@ -156,7 +161,7 @@ class TCPSource(Network):
         parse, _ = make_parser(section)
         self.input = TCPInput(
             self.emit, tag=self.set["tag"], host=self.set["bind"], port=self.set["port"],
-            delimiter=self.set["delimiter"].replace("\\n", "\n").encode(), tls=self.tls(),
+            delimiter=self.set["delimiter"].replace("\\n", "\n").encode(), tls=self.tls(), shared=context.workers > 1,
             parse=lambda raw: parse(raw.decode("utf-8", "replace")),
         )  # fmt: skip
 
@@ -174,7 +179,7 @@ class UDPSource(Source):
         if section is None:
             raise element.error("<parse> section is required")
         self._parse, _ = make_parser(section)
-        self._listener = Listener()
+        self._listener = Listener(shared=context.workers > 1)
         self._waiting: list[Event] = []
         self._task: asyncio.Task[None] | None = None
         self.port = self.set["port"]
@@ -251,28 +256,3 @@ class DummySource(SampleSource):
     """The older name of sample."""
 
     NAME = "dummy"
-
-
-class MonitorAgent(Source):
-    """What every plugin has done, as JSON at /api/plugins.json."""
-
-    NAME = "monitor_agent"
-    FIELDS = {"port": Field(integer, 24220), "bind": Field(string, "0.0.0.0"), "tag": Field(string, "")}
-
-    def __init__(self, element: Element, context: Context) -> None:
-        super().__init__(element, context)
-        from longshore.machinery.http import Request, Response, Server
-
-        def answer(request: Request) -> Response:
-            if request.path != "/api/plugins.json":
-                return Response(404, b"Not Found\n", content_type="text/plain; charset=utf-8")
-            return Response.json({"plugins": context.figures()})
-
-        self._server = Server(answer)
-        self.port = self.set["port"]
-
-    async def start(self) -> None:
-        self.port = await self._server.listen_tcp(self.set["bind"], self.set["port"])
-
-    async def close(self) -> None:
-        await self._server.close()

@@ -28,6 +28,7 @@ class TailSource(Source):
     """Follows files; `pos_file` tells where to go on, and moves on after the events are kept."""
 
     NAME = "tail"
+    SEVERAL = False
     FIELDS = {
         "path": Field(array, None, True),
         "exclude_path": Field(array, []),

@@ -24,7 +24,8 @@ MOST_KEEPING = 8
 class ForwardInput:
     """Listens on TCP (or TLS) for events, and on the same UDP port for heartbeats.
 
-    A chunk with an id is acknowledged after `emit` has kept it. shared_key, users: as the peer's configuration has them.
+    A chunk with an id is acknowledged after `emit` has kept it. shared_key, users: as the peer's configuration has them;
+    shared: other processes listen on the port too.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ForwardInput:
         users: Mapping[str, str] | None = None,
         hostname: str = "",
         limit: int = forward.DEFAULT_LIMIT,
+        shared: bool = False,
     ) -> None:
         self._emit = emit
         self._host = host
@@ -47,8 +49,8 @@ class ForwardInput:
         self._users = users
         self._hostname = hostname or socket.gethostname()
         self._limit = limit
-        self._listener = Listener()
-        self.records = 0
+        self._listener = Listener(shared=shared)
+        self.records = self.lost = 0
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
@@ -92,7 +94,11 @@ class ForwardInput:
             self.records += len(batch.events)
         chunks = [batch.chunk for batch in batches if batch.chunk is not None]
         for tag, events in by_tag.items():
-            await self._emit(tag, events, durable=bool(chunks))
+            try:
+                await self._emit(tag, events, durable=bool(chunks))
+            except OSError:
+                self.lost += len(events)
+                raise
         for chunk in chunks:
             writer.write(forward.encode_ack(chunk))
 

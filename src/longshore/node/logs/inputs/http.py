@@ -10,6 +10,7 @@ import orjson
 
 from longshore.machinery.http import BodyTooLarge, Request, Response, Server
 from longshore.node.logs.inputs.emit import Emit
+from longshore.node.logs.inputs.stream import shared_socket
 from longshore.wire import forward
 from longshore.wire.forward import Event
 
@@ -29,17 +30,20 @@ class HTTPInput:
         port: int = 9880,
         tls: ssl.SSLContext | None = None,
         limit: int = BODY_LIMIT,
+        shared: bool = False,
     ) -> None:
         self._emit = emit
         self._host = host
         self.port = port
         self._tls = tls
         self._limit = limit
+        self._shared = shared
         self._server = Server(self._handle)
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
-        self.port = await self._server.listen_tcp(self._host, self.port, ssl=self._tls)
+        sock = shared_socket(self._host, self.port) if self._shared else None
+        self.port = await self._server.listen_tcp(self._host, self.port, ssl=self._tls, sock=sock)
 
     async def _handle(self, request: Request) -> Response:
         tag = request.path.strip("/").replace("/", ".")

@@ -35,13 +35,14 @@ class SyslogInput:
         udp: bool = True,
         tcp: bool = True,
         tls: ssl.SSLContext | None = None,
+        shared: bool = False,
     ) -> None:
         self._emit = emit
         self._tag = tag
         self._host = host
         self.port = port
         self._udp, self._tcp, self._tls = udp, tcp, tls
-        self._listener = Listener()
+        self._listener = Listener(shared=shared)
         self._waiting: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
@@ -131,6 +132,7 @@ class TCPInput:
         delimiter: bytes = b"\n",
         parse: ParseLine = whole_line,
         tls: ssl.SSLContext | None = None,
+        shared: bool = False,
     ) -> None:
         self._emit = emit
         self._tag = tag
@@ -139,7 +141,7 @@ class TCPInput:
         self._delimiter = delimiter
         self._parse = parse
         self._tls = tls
-        self._listener = Listener()
+        self._listener = Listener(shared=shared)
 
     async def start(self) -> None:
         """Listen. Raises OSError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
@@ -16,16 +17,32 @@ Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Datagram = Callable[[bytes, tuple[str, int]], None]
 
 
+def shared_socket(host: str, port: int) -> socket.socket:
+    """A bound TCP socket whose port other processes may listen on too. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Listener:
     """TCP and UDP sockets of one input. `close` ends them and every connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        """shared: other processes listen on the same ports."""
+        self._shared = shared
         self._servers: list[asyncio.Server] = []
         self._sockets: list[asyncio.DatagramTransport] = []
         self._connections: set[asyncio.Task[None]] = set()
 
     async def tcp(self, handle: Handle, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen; `handle` has a connection until it returns. Returns the port."""
+        """Listen; `handle` has a connection until it returns. Returns the port, which other workers may listen on too."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -47,7 +64,7 @@ class Listener:
                 with contextlib.suppress(OSError):
                     writer.close()
 
-        server = await asyncio.start_server(serve, host, port, ssl=tls, limit=READ_SIZE)
+        server = await asyncio.start_server(serve, host, port, ssl=tls, limit=READ_SIZE, reuse_port=self._shared)
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
@@ -58,7 +75,9 @@ class Listener:
             def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
                 received(data, addr)
 
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Protocol, (host, port))
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            Protocol, (host, port), reuse_port=self._shared
+        )
         self._sockets.append(transport)
         return transport
 

@@ -92,12 +92,17 @@ class LogStore:
         #: Called with every piece of records as it comes in, for those who follow.
         self.followers: set[Callable[[Stream, bytes], None]] = set()
         self._next_retention = 0.0
-        self.failures = 0
+        self.failures = self.damaged = self.retired = 0
         self._journal = Journal(folder / "journal")
         self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="log-journal")
         self._waiters: list[asyncio.Future[None]] = []
         self._syncing: asyncio.Task[None] | None = None
         self._replay()
+
+    @property
+    def pending(self) -> int:
+        """Octets in memory that are in no block yet."""
+        return self._pending
 
     @property
     def full(self) -> bool:
@@ -282,6 +287,7 @@ class LogStore:
             if not (too_old or too_much):
                 continue
             self.index.drop_segment(name)
+            self.retired += 1
             writer = self._writers.pop(name, None)
             if writer:
                 writer.close()
@@ -325,6 +331,7 @@ class LogStore:
             try:
                 block = codec.decode(self._read(where), texts)
             except (Damaged, OSError) as error:
+                self.damaged += 1
                 log.error("a block of %s at %d is lost: %s", where.segment, where.frame.offset, error)
                 continue
             if block is not None:
