@@ -103,6 +103,10 @@ class ObjectReader(Protocol):
         """The object in its storage version, None when absent. `namespace` "" for cluster-scoped resources."""
         ...
 
+    def peek(self, group: str, resource: str, namespace: str, name: str) -> Object | None:
+        """As get, for who only looks: the dict is shared with others who look and must not be changed."""
+        ...
+
     def list(
         self, group: str, resource: str, namespace: str = "", labels: Mapping[str, str] | None = None
     ) -> list[Object]:

@@ -19,6 +19,7 @@ from longshore.master.apiserver.scheme import Endpoint, Scheme
 from longshore.master.apiserver.writes import Writer, copy_tree
 
 Object = dict[str, Any]
+MOST_PEEKED = 512
 
 
 class LocalRequest:
@@ -46,6 +47,7 @@ class LocalAPI:
         self.writer = writer
         self.deleter = deleter
         self.authorizers: Sequence[Authorizer] = ()
+        self._peeked: dict[tuple[str, str, str], tuple[Item, Object]] = {}
 
     def endpoint(self, group: str, resource: str, version: str = "") -> Endpoint:
         storage = self.scheme.storages.get((group, resource))
@@ -71,6 +73,19 @@ class LocalAPI:
         cache = self._cache(group, resource)
         item = cache.items.get(path(namespace, name)) if cache is not None else None
         return self._full(group, resource, item) if item is not None else None
+
+    def peek(self, group: str, resource: str, namespace: str, name: str) -> Object | None:
+        cache = self._cache(group, resource)
+        item = cache.items.get(path(namespace, name)) if cache is not None else None
+        if item is None:
+            return None
+        key = (group, resource, item.key)
+        kept = self._peeked.get(key)
+        if kept is None or kept[0] is not item:
+            if len(self._peeked) >= MOST_PEEKED:
+                self._peeked.clear()
+            kept = self._peeked[key] = (item, self._full(group, resource, item))
+        return kept[1]
 
     def list(
         self, group: str, resource: str, namespace: str = "", labels: Mapping[str, str] | None = None

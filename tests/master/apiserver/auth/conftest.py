@@ -21,6 +21,8 @@ class Objects:
     def get(self, group: str, resource: str, namespace: str, name: str) -> Object | None:
         return self.kept.get((group, resource, namespace, name))
 
+    peek = get
+
     def list(
         self, group: str, resource: str, namespace: str = "", labels: Mapping[str, str] | None = None
     ) -> list[Object]:

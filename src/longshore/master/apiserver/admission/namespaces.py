@@ -35,7 +35,7 @@ class NamespaceLifecycle(Plugin):
         namespace = attributes.namespace
         if not namespace or attributes.resource in _REVIEWS:
             return
-        found = a.api.get("", "namespaces", "", namespace)
+        found = a.api.peek("", "namespaces", "", namespace)
         if found is None:
             # A namespace made a moment ago may not have reached the cache.
             found = await a.api.get_live("", "namespaces", "", namespace)

@@ -139,7 +139,7 @@ class PodTopologyLabels(Plugin):
             node = a.object["spec"].get("nodeName", "")
         if not node:
             return
-        found = a.api.get("", "nodes", "", node)
+        found = a.api.peek("", "nodes", "", node)
         given = (found or {}).get("metadata", {}).get("labels") or {}
         labels = {key: given[key] for key in self.keys if key in given}
         if labels:

@@ -95,7 +95,7 @@ class PodSecurity(Plugin):
         if key == ("", "namespaces"):
             self._namespace(a)
             return
-        namespace = a.api.get("", "namespaces", "", a.attributes.namespace)
+        namespace = a.api.peek("", "namespaces", "", a.attributes.namespace)
         labels = ((namespace or {}).get("metadata") or {}).get("labels") or {}
         if not any(label.startswith(LABEL) for label in labels):
             return

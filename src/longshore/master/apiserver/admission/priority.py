@@ -16,6 +16,15 @@ class Priority(Plugin):
     operations = frozenset(("CREATE", "UPDATE", "DELETE"))
     resources = frozenset((("", "pods"), _CLASSES))
 
+    def __init__(self) -> None:
+        self._default: tuple[int, Object | None] = (-1, None)
+
+    def _default_class(self, api: API) -> Object | None:
+        generation = api.generation(*_CLASSES)
+        if generation != self._default[0]:
+            self._default = (generation, default_class(api))
+        return self._default[1]
+
     async def admit(self, a: AdmissionRequest) -> None:
         if a.attributes.resource != "pods" or a.object is None:
             return
@@ -44,7 +53,7 @@ class Priority(Plugin):
                 raise refuse(a, f"no PriorityClass with name {name} was found")
             value, policy = chosen.get("value", 0), chosen.get("preemptionPolicy", policy)
         else:
-            default = default_class(a.api)
+            default = self._default_class(a.api)
             if default is not None:
                 spec["priorityClassName"] = default["metadata"]["name"]
                 value, policy = default.get("value", 0), default.get("preemptionPolicy", policy)

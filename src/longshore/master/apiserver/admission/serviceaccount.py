@@ -67,7 +67,7 @@ class ServiceAccount(Plugin):
 
     async def _account(self, a: AdmissionRequest, name: str) -> Object:
         namespace = a.attributes.namespace
-        found = a.api.get("", "serviceaccounts", namespace, name)
+        found = a.api.peek("", "serviceaccounts", namespace, name)
         if found is None:
             found = await a.api.get_live("", "serviceaccounts", namespace, name)
         if found is None:
