@@ -141,3 +141,22 @@ def test_schema_round_trip_and_refusals() -> None:
     for table in (" x", "a b: c", "M: 1 x", "service S: (", "plain"):
         with pytest.raises(ValueError):
             Schema("bad", table)
+
+
+async def test_the_servers_end_ends_connections_and_calls(tmp_path: Path) -> None:
+    impl = Impl()
+    server = Server((echo.Echo, impl))
+    await server.listen_unix(tmp_path / "s.sock")
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s.sock"))
+    client = Client(echo.Echo, path=tmp_path / "s.sock")
+    stream = client.stream("Count", times=[1], mood=echo.LOUD)
+    assert (await anext(stream)).text == "1"
+    await server.close()
+    assert impl.closed.is_set()
+    with pytest.raises(RpcError):
+        await anext(stream)
+    async with asyncio.timeout(5):
+        while await reader.read(65536):
+            pass
+    writer.close()
+    client.close()

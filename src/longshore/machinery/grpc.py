@@ -16,6 +16,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from grpclib import GRPCError as RpcError
 from grpclib import Status
@@ -23,6 +24,7 @@ from grpclib.client import Channel, Stream
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler
 from grpclib.exceptions import StreamTerminatedError
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server as GrpcServer
 
 from longshore.wire.protobuf import Method, Service
@@ -66,7 +68,7 @@ class Server:
         for service, implementation in services:
             for method in service.methods.values():
                 mapping[method.path] = self._handler(method, getattr(implementation, snake(method.name), None))
-        self._server = GrpcServer(
+        self._server = _Tracking(
             [_Mapped(mapping)],
             config=Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW),
         )
@@ -122,16 +124,31 @@ class Server:
         return int(self._server._server.sockets[0].getsockname()[1])
 
     async def close(self, grace: float = 0.5) -> None:
-        """Stop listening; calls under way get `grace` seconds, then they are cancelled."""
+        """Stop listening, cancel the calls under way, which get `grace` seconds to end, and close every connection."""
         self._server.close()
-        for handler in list(self._server._handlers):
-            handler.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._server.wait_closed()
+        ending = [asyncio.create_task(handler.wait_closed()) for handler in list(self._server._handlers)]
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=grace)
+            for task in late:
+                task.cancel()
+        for protocol in list(self._server.protocols):
+            protocol.processor.close("the server is closing")
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
+
+
+class _Tracking(GrpcServer):
+    """A server that knows its connections, so that their clients see its end."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.protocols: WeakSet[H2Protocol] = WeakSet()
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        self.protocols.add(protocol)
+        return protocol
 
 
 class _Mapped:
