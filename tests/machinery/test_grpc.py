@@ -121,6 +121,8 @@ async def test_server_absent_and_back(tmp_path: Path) -> None:
         await server.listen_unix(tmp_path / "s.sock")
         assert (await client.call("Say", text="x")).text == "xx"
         await server.close()
+        while client._channel._connected:
+            await asyncio.sleep(0)
     client.close()
 
 

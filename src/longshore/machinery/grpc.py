@@ -68,10 +68,20 @@ class Server:
         for service, implementation in services:
             for method in service.methods.values():
                 mapping[method.path] = self._handler(method, getattr(implementation, snake(method.name), None))
-        self._server = _Tracking(
+        self._server = GrpcServer(
             [_Mapped(mapping)],
             config=Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW),
         )
+        # Its connections, so that their clients see the server's end.
+        self._protocols: WeakSet[H2Protocol] = WeakSet()
+        make = self._server._protocol_factory
+
+        def tracked() -> H2Protocol:
+            protocol = make()
+            self._protocols.add(protocol)
+            return protocol
+
+        self._server._protocol_factory = tracked
         self._path: Path | None = None
 
     def _handler(self, method: Method, function: Callable[..., Any] | None) -> Any:
@@ -131,24 +141,11 @@ class Server:
             _, late = await asyncio.wait(ending, timeout=grace)
             for task in late:
                 task.cancel()
-        for protocol in list(self._server.protocols):
+        for protocol in list(self._protocols):
             protocol.processor.close("the server is closing")
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-
-
-class _Tracking(GrpcServer):
-    """A server that knows its connections, so that their clients see its end."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.protocols: WeakSet[H2Protocol] = WeakSet()
-
-    def _protocol_factory(self) -> H2Protocol:
-        protocol = super()._protocol_factory()
-        self.protocols.add(protocol)
-        return protocol
 
 
 class _Mapped:
