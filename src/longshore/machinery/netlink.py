@@ -37,6 +37,7 @@ _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _ERROR, _DONE = 2, 3
+_PROXY = 0x08  # NTF_PROXY
 
 IFF_UP, IFF_LOOPBACK, IFF_PROMISC, IFF_RUNNING = 0x1, 0x8, 0x100, 0x40
 _NESTED = 0x8000
@@ -500,6 +501,28 @@ class Netlink:
 
     def delete_neighbour(self, index: int, address: Address) -> None:
         self._ask(_DELNEIGH, 0, _NDMSG.pack(_family(address), index, 0, 0, 0) + _attribute(1, address.packed))
+
+    def add_proxied(self, index: int, address: Address) -> None:
+        """Have an interface answer for another's address (proxy ARP, NDP); what is there already stays."""
+        self._ask(_NEWNEIGH, _CREATE | _REPLACE, self._proxied(index, address))
+
+    def delete_proxied(self, index: int, address: Address) -> None:
+        self._ask(_DELNEIGH, 0, self._proxied(index, address))
+
+    def proxied(self) -> list[tuple[int, Address]]:
+        """(interface number, address) of all that is answered for another."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, _PROXY, 0)):
+                there, index, _, flags, _ = _NDMSG.unpack_from(body)
+                raw = _attributes(body[_NDMSG.size :]).get(1)
+                if flags & _PROXY and raw is not None and there == family:
+                    found.append((index, ipaddress.ip_address(raw)))
+        return found
+
+    @staticmethod
+    def _proxied(index: int, address: Address) -> bytes:
+        return _NDMSG.pack(_family(address), index, 0x80, _PROXY, 0) + _attribute(1, address.packed)
 
     def set_forwarding(self, index: int, mac: str, destination: Address, *, append: bool = False) -> None:
         """A VXLAN's forwarding entry: frames for `mac` go to the end point `destination`."""

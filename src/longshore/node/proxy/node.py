@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from longshore.machinery import netns
-from longshore.machinery.netlink import Netlink, NetlinkError, Network
+from longshore.machinery.netlink import Netlink, NetlinkError
 
 logger = logging.getLogger("longshore.proxy")
 
@@ -46,7 +46,6 @@ def prepare(service_cidrs: Sequence[str], *, source: str = "", namespace: netns.
         logger.debug("IPv6 is not forwarded: %s", error)
     with Netlink(namespace) as netlink:
         index = ensure_link(netlink)
-        _answer_for(netlink, [ipaddress.ip_network(text) for text in service_cidrs], namespace)
         for text in service_cidrs:
             network = ipaddress.ip_network(text)
             own = [ipaddress.ip_address(text) for text in source.split(",") if text]
@@ -58,17 +57,6 @@ def prepare(service_cidrs: Sequence[str], *, source: str = "", namespace: netns.
                     logger.debug("no IPv6 on this node: %s", error)
                     continue
                 raise
-
-
-def _answer_for(netlink: Netlink, networks: list[Network], namespace: netns.Namespace | None) -> None:
-    """Ranges that are on a link of ours (load balancer addresses among the nodes' own): answer ARP for them there."""
-    names = {link.index: link.name for link in netlink.links()}
-    for index, interface in netlink.addresses():
-        if any(n.version == 4 and n != interface.network and n.overlaps(interface.network) for n in networks):
-            name = names.get(index, "")
-            if name not in ("", "lo", LINK) and interface.version == 4:
-                netns.write_sysctl(namespace, f"net/ipv4/conf/{name}/proxy_arp", "1")
-                netns.write_sysctl(namespace, f"net/ipv4/neigh/{name}/proxy_delay", "0")
 
 
 def ensure_link(netlink: Netlink) -> int:

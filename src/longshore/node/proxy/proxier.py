@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ class Proxier:
     dialects: one per IP family that the node serves. node_local: Services ("namespace/name") that a process of this node
     answers itself at their cluster IP. namespace: network namespace to work in (None: the caller's own).
     health_changed: told of every Service with a health check node port: {port: (namespace, name, local endpoints)}.
+    serves: told of all load balancer addresses that this node serves.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Proxier:
         namespace: netns.Namespace | None = None,
         metrics: ProxyMetrics | None = None,
         health_changed: Callable[[Mapping[int, tuple[str, str, int]]], None] | None = None,
+        serves: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         self.node_name = node_name
         self.zone = ""
@@ -72,6 +74,8 @@ class Proxier:
         self._node_local = frozenset(node_local)
         self._metrics = metrics or ProxyMetrics()
         self._health_changed = health_changed
+        self._serves = serves
+        self._served: dict[str, set[str]] = {}
         self._health: dict[int, tuple[str, str, int]] = {}
         self._dialects = list(dialects)
         self._sets = [rule_set(TABLE, dialect) for dialect in dialects]
@@ -234,6 +238,8 @@ class Proxier:
         self._metrics.synced(time.monotonic() - started, self.last_sync, rebuild, len(self._services), self._sets)
         if self._health_changed is not None:
             self._health_changed(self._health)
+        if self._serves is not None:
+            self._serves(address for addresses in self._served.values() for address in addresses)
         self.synced.set()
 
     def _compute(
@@ -248,6 +254,7 @@ class Proxier:
         slices = list(self._slices.get(key, {}).values())
         before = self._ports.pop(key, set())
         now: set[tuple[int, PortName]] = set()
+        served: set[str] = set()
         for place, (dialect, rules) in enumerate(zip(self._dialects, self._sets, strict=True)):
             family = dialect.family
             if service is None or key in self._node_local or not is_proxied(service):
@@ -259,6 +266,8 @@ class Proxier:
                 rendered = render(port, choice, dialect)
                 owner = (family, port.name)
                 now.add(owner)
+                if choice.local or not port.external_local:
+                    served.update(port.load_balancer_ips)
                 old = rules.owner_elements(owner)
                 changes[place].append((owner, rendered))
                 if port.protocol == "udp" and old != rendered.elements:
@@ -281,6 +290,9 @@ class Proxier:
                     changes[place].append((owner, None))
         if now:
             self._ports[key] = now
+        self._served.pop(key, None)
+        if served:
+            self._served[key] = served
         self._compute_health(key, service, slices)
 
     def _compute_health(self, key: str, service: Object | None, slices: list[Object]) -> None:

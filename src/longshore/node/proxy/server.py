@@ -16,6 +16,7 @@ from longshore.machinery import netns
 from longshore.machinery.http import Server
 from longshore.machinery.nftables import Nftables, NftablesError
 from longshore.node.proxy import node
+from longshore.node.proxy.announce import Announcer
 from longshore.node.proxy.health import HealthPorts, status_handler
 from longshore.node.proxy.metrics import ProxyMetrics
 from longshore.node.proxy.proxier import TABLE, Proxier
@@ -64,8 +65,16 @@ async def serve(
     figures = ProxyMetrics(metrics)
     everywhere = "::" if any(dialect.family == 6 for dialect in families) else "0.0.0.0"
     ports = HealthPorts(lambda: proxier.synced.is_set(), host=everywhere)
+    pools = [ipaddress.ip_network(text.strip()) for text in load_balancer_pool.split(",") if text.strip()]
+    announcer = Announcer(pools, namespace=namespace)
     proxier = Proxier(
-        node_name, families, node_local=node_local, namespace=namespace, metrics=figures, health_changed=ports.set
+        node_name,
+        families,
+        node_local=node_local,
+        namespace=namespace,
+        metrics=figures,
+        health_changed=ports.set,
+        serves=announcer.set,
     )
     own = informers is None
     factory = InformerFactory(client) if informers is None else informers
@@ -86,6 +95,7 @@ async def serve(
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(ports.run(), name="proxy health ports")
+            group.create_task(announcer.run(), name="proxy announcements")
             group.create_task(proxier.run(), name="proxy")
             await proxier.synced.wait()
             logger.info("%d Services in force after %.3f s", len(services.store), time.monotonic() - started)
