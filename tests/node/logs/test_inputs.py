@@ -242,6 +242,35 @@ async def test_push_is_found_again(store, loki):
     assert {p.name for p in store.folder.iterdir() if p.is_dir()} == {"journal", "_node"}
 
 
+async def test_push_in_protobuf_and_snappy(store, loki):
+    from longshore.node.logs.push import _schema
+
+    client, url = loki
+    now = time.time_ns()
+    request = _schema().PushRequest()
+    stream = request.streams.add(labels='{app="till", job="x"}')
+    for number in range(3):
+        entry = stream.entries.add(line=f"line {number}")
+        entry.timestamp.seconds, entry.timestamp.nanos = divmod(now + number, 10**9)
+        entry.structuredMetadata.add(name="trace", value="1")
+    body = request.SerializeToString()
+    # A Snappy block of literals alone: its length, then pieces of at most 60 octets.
+    size, length = len(body), b""
+    while size >= 0x80:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    length += bytes([size])
+    pieces = [body[at : at + 60] for at in range(0, len(body), 60)]
+    packed = length + b"".join(bytes([len(piece) - 1 << 2]) + piece for piece in pieces)
+    headers = [("content-type", "application/x-protobuf")]
+    answer = await client.request("POST", f"{url}/push", headers=headers, body=packed)
+    assert (answer.status, await answer.read()) == (204, b"")
+    found = entries(store, '{app="till", job="x"}')
+    assert [(e.line, e.time) for e in found] == [(f"line {number}", now + number) for number in range(3)]
+    for wrong in (b"", packed[:-3], b"\x03\x08abc"):
+        answer = await client.request("POST", f"{url}/push", headers=headers, body=wrong)
+        assert answer.status == 400 and await answer.read()
+
+
 @pytest.mark.parametrize(
     "streams",
     [

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -407,6 +408,279 @@ async def test_programs_udp_and_routes(tmp_path):
     hello = [{"message": "hello"}, {"message": "you"}]
     assert read(tmp_path, "out/a.it.log") == hello == read(tmp_path, "out/exec.it.log")
     assert read(tmp_path, "out/udp.it.log") == [{"n": 1}]
+
+
+async def test_flush_threads_write_at_once(tmp_path):
+    text = """
+<match **>
+  @type exec
+  command DIR/slow
+  <buffer tag>
+    flush_mode immediate
+    flush_thread_count 4
+  </buffer>
+</match>"""
+    script = tmp_path / "slow"
+    script.write_text(
+        f"#!/bin/sh\ntouch {tmp_path}/in.$$\nwhile [ $(ls {tmp_path}/in.* | wc -l) -lt 4 ]; do sleep 0.02; done\n"
+    )
+    script.chmod(0o755)
+    async with Pipeline(text, tmp_path) as p:
+        for n in range(4):
+            await p.emit(f"t{n}", {"n": n})
+        await settle(lambda: p.plugin("exec").figures()["write_count"] == 4, 10)
+
+
+async def test_records_that_may_arrive_twice_are_counted(tmp_path):
+    dead = (
+        DEAD.replace("ACTION", "block")
+        .replace("retry_wait 0.05s", "retry_wait 30s")
+        .replace("max_interval 0.05s", "max_interval 30s")
+    )
+    async with Pipeline(dead, tmp_path) as p:
+        await p.emit("t", {"n": 1}, {"n": 2})
+        await settle(lambda: p.plugin("forward").figures()["retry_count"] == 1)
+        assert p.plugin("forward").figures()["resent_records"] == 0
+    async with Pipeline(dead, tmp_path) as p:  # what an earlier run was sending when it ended
+        await settle(lambda: p.plugin("forward").figures()["retry_count"] == 1)
+        assert p.plugin("forward").figures()["resent_records"] == 2
+
+
+async def test_a_slow_output_holds_its_input_back_and_loses_nothing(tmp_path):
+    text = """
+<match **>
+  @type exec
+  command DIR/slow
+  <buffer>
+    flush_mode immediate
+    chunk_limit_size 1k
+    total_limit_size 4k
+    overflow_action block
+  </buffer>
+</match>"""
+    script = tmp_path / "slow"
+    script.write_text(f'#!/bin/sh\nsleep 0.02\ncat "$1" >> {tmp_path}/got\n')
+    script.chmod(0o755)
+    async with Pipeline(text, tmp_path) as p:
+        await asyncio.wait_for(_many(p, 40), 20)
+        await settle(lambda: p.plugin("exec").figures()["write_count"] == 40, 20)
+        told = p.plugin("exec").figures()
+        assert told["overflow_count"] > 0 and told["dropped_records"] == 0
+    assert [json.loads(line)["n"] for line in (tmp_path / "got").read_text().splitlines()] == list(range(40))
+
+
+async def test_prometheus_tells_the_same_as_the_monitor(tmp_path):
+    text = """
+<source>
+  @type prometheus
+  bind 127.0.0.1
+  port 0
+</source>
+<filter **>
+  @type grep
+  @id sieve
+  <regexp>
+    key n
+    pattern 1
+  </regexp>
+</filter>"""
+    async with Pipeline(text + DEAD.replace("ACTION", "drop_oldest_chunk"), tmp_path) as p:
+        await p.emit("t", *({"text": "x" * 500, "n": n % 2} for n in range(20)))
+        await asyncio.wait_for(_many_ones(p, 30), 10)
+        client = Client()
+        answer = await client.request("GET", f"http://127.0.0.1:{p.plugin('prometheus').port}/metrics")
+        told = dict(line.rsplit(" ", 1) for line in (await answer.read()).decode().splitlines() if line[0] != "#")
+        await client.close()
+        figures = p.plugin("forward").figures()
+    where = 'plugin_id="dead",type="forward",worker_id="0"'
+    assert told['fluentd_filter_status_records_in_total{plugin_id="sieve",type="grep",worker_id="0"}'] == "50.0"
+    assert told['fluentd_filter_status_records_out_total{plugin_id="sieve",type="grep",worker_id="0"}'] == "40.0"
+    assert told[f"fluentd_output_status_emit_records_total{{{where}}}"] == "40.0"
+    assert float(told[f"fluentd_status_dropped_records_total{{{where}}}"]) == figures["dropped_records"] > 0
+    for name in (
+        "buffer_queue_length",
+        "buffer_total_bytes",
+        "retry_count",
+        "write_count_total",
+        "overflow_count_total",
+    ):
+        assert f"fluentd_output_status_{name}{{{where}}}" in told
+    assert f"fluentd_output_status_resent_records_total{{{where}}}" in told
+
+
+async def _many_ones(p, count):
+    for _ in range(count):
+        await p.emit("t", {"text": "x" * 500, "n": 1})
+
+
+async def test_records_carry_what_the_api_server_knows_of_their_pod(tmp_path):
+    from longshore.machinery.http import Response, Server
+
+    asked = []
+    pod = {
+        "metadata": {
+            "name": "front-1",
+            "uid": "u1",
+            "labels": {"app": "front"},
+            "annotations": {"team/a": "x", "b": "y"},
+        },
+        "spec": {"nodeName": "n1", "containers": [{"name": "httpd", "image": "busybox"}]},
+        "status": {"podIP": "10.0.0.1", "containerStatuses": [{"name": "httpd", "imageID": "sha256:1"}]},
+    }
+    namespace = {"metadata": {"name": "shop", "uid": "u2", "labels": {"tier": "gold"}}}
+
+    def api(request):
+        asked.append((request.path, request.headers.get("authorization")))
+        if request.path == "/api/v1/namespaces/shop/pods/front-1":
+            return Response.json(pod)
+        if request.path == "/api/v1/namespaces/shop":
+            return Response.json(namespace)
+        return Response.json({"kind": "Status", "code": 404, "reason": "NotFound", "message": "no"}, 404)
+
+    server = Server(api)
+    port = await server.listen_tcp("127.0.0.1", 0)
+    (tmp_path / "token").write_text("secret")
+    text = f"""
+<filter **>
+  @type kubernetes_metadata
+  kubernetes_url http://127.0.0.1:{port}
+  bearer_token_file {tmp_path}/token
+  annotation_match ["^team"]
+</filter>""" + OUT.replace("path DIR/out/${tag}", "path DIR/out/all")
+    tag = "var.log.containers.{}_shop_httpd-" + "a" * 64 + ".log"
+    async with Pipeline(text, tmp_path) as p:
+        await p.emit(tag.format("front-1"), {"log": "hello"})
+        await p.emit(tag.format("front-1"), {"log": "again"})
+        await p.emit(tag.format("gone-1"), {"log": "late"})
+        await p.emit("other", {"log": "as it is"})
+        await settle(lambda: len(read(tmp_path)) == 4)
+    first, second, late, other = sorted(
+        read(tmp_path), key=lambda r: ["hello", "again", "late", "as it is"].index(r["log"])
+    )
+    assert first["kubernetes"] == second["kubernetes"] == {
+        "pod_name": "front-1", "namespace_name": "shop", "container_name": "httpd", "container_image": "busybox",
+        "container_image_id": "sha256:1", "pod_id": "u1", "pod_ip": "10.0.0.1", "host": "n1", "labels": {"app": "front"},
+        "annotations": {"team/a": "x"}, "namespace_id": "u2", "namespace_labels": {"tier": "gold"},
+        "master_url": f"http://127.0.0.1:{port}/api",
+    }  # fmt: skip
+    assert first["docker"] == {"container_id": "a" * 64}
+    assert late["kubernetes"]["pod_name"] == "gone-1" and "pod_id" not in late["kubernetes"]
+    assert other == {"log": "as it is"}
+    assert sum(path.endswith("front-1") for path, _ in asked) == 1 and asked[0][1] == "Bearer secret"
+    await server.close()
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "expected"),
+    [
+        ("time_format %Y-%m-%d %H:%M:%S\n timezone +09:00", "2024-01-01 09:00:00", 1704067200),
+        ("time_format %Y-%m-%d %H:%M:%S\n timezone America/New_York", "2024-07-01 08:00:00", 1719835200),
+        ("time_format %Y-%m-%d %H:%M:%S\n utc true", "2024-01-01 00:00:00", 1704067200),
+        ("time_format %Y-%m-%dT%H:%M:%S.%N%z", "2024-01-01T09:00:00.000000000+09:00", 1704067200),
+        ("time_format %d/%b/%Y:%H:%M:%S %z", "01/Jan/2024:02:00:00 +0200", 1704067200),
+    ],
+)
+async def test_times_are_read_in_their_zone(section, text, expected):
+    from longshore.node.logs.fluentd.parsers import make_parser
+
+    parse, _ = make_parser(config.parse(f"<parse>\n@type json\ntime_type string\n{section}\n</parse>").children[0])
+    assert parse(json.dumps({"time": text, "a": 1})) == (expected * 10**9, {"a": 1})
+
+
+async def test_times_are_written_in_their_zone(tmp_path):
+    text = """
+<match **>
+  @type file
+  path DIR/out/%Y%m%d
+  append true
+  <format>
+    timezone +09:00
+    time_format %Y-%m-%d %H:%M:%S %z
+  </format>
+  <buffer time>
+    timekey 1d
+    timekey_wait 0s
+    timekey_zone +09:00
+  </buffer>
+</match>"""
+    async with Pipeline(text, tmp_path) as p:
+        for second in (1704034800 - 1, 1704034800):  # around midnight in Tokyo
+            await p.context.emit("", "t", [(second * 10**9, {"n": second})], durable=True)
+        await settle(lambda: len(list((tmp_path / "out").glob("*.log"))) == 2)
+    assert (tmp_path / "out" / "20231231.log").read_text() == '2023-12-31 23:59:59 +0900\tt\t{"n":1704034799}\n'
+    assert (tmp_path / "out" / "20240101.log").read_text() == '2024-01-01 00:00:00 +0900\tt\t{"n":1704034800}\n'
+
+
+WORKERS = """
+<system>
+  workers 2
+  root_dir DIR/root
+</system>
+<source>
+  @type forward
+  bind 127.0.0.1
+  port PORT
+</source>
+<worker 1>
+  <source>
+    @type tail
+    path DIR/in.log
+    read_from_head true
+    tag tail.it
+    <parse>
+      @type none
+    </parse>
+  </source>
+</worker>
+<filter **>
+  @type record_transformer
+  <record>
+    worker "#{worker_id}"
+  </record>
+</filter>
+<match **>
+  @type file
+  @id out
+  path "DIR/out/#{worker_id}"
+  append true
+  <format>
+    @type json
+  </format>
+  <buffer>
+    flush_mode immediate
+  </buffer>
+</match>"""
+
+
+async def test_workers_share_a_port_and_one_has_the_files(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    conf = tmp_path / "fluent.conf"
+    conf.write_text(WORKERS.replace("DIR", str(tmp_path)).replace("PORT", str(port)))
+    (tmp_path / "in.log").write_text("from a file\n")
+    command = [sys.executable, "-m", "longshore", "fluentd", "-c", str(conf), "--data-dir", str(tmp_path)]
+    child = subprocess.Popen(command)
+    sent, workers = 0, set()
+    try:
+        await settle(lambda: list((tmp_path / "out").glob("1.*.log")), 20)
+        while len(workers) < 2:  # the kernel chooses who has a connection
+            assert sent < 200, workers
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            packed = forward.pack_entries([(time.time_ns(), {"n": sent})])
+            writer.write(forward.encode_batch("t", packed, size=1, chunk="c"))
+            assert forward.Client().feed(await reader.read(1000)) == ["c"]
+            writer.close()
+            sent += 1
+            workers = {r["worker"] for r in read(tmp_path, "out/*.log") if "n" in r}
+        await settle(lambda: len(read(tmp_path, "out/*.log")) == sent + 1)
+    finally:
+        child.terminate()
+        await asyncio.to_thread(child.wait, 20)
+    found = read(tmp_path, "out/*.log")
+    assert sorted(r["n"] for r in found if "n" in r) == list(range(sent))
+    assert [r["worker"] for r in found if "message" in r] == ["1"]
+    assert sorted(p.name for p in (tmp_path / "root").iterdir()) == ["worker0", "worker1"]
 
 
 RUN = """
