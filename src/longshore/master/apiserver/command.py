@@ -112,7 +112,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
         )
         pki.ensure_issued(
             folder, "apiserver-kubelet-client", ca, "kube-apiserver-kubelet-client",
-            organizations=["kubeadm:cluster-admins"], client=True,
+            organizations=["system:masters"], client=True,
         )  # fmt: skip
         pki.ensure_issued(folder, "front-proxy-client", ca, "front-proxy-client", client=True)
         args.requestheader_client_ca_file = args.requestheader_client_ca_file or folder / "ca.crt"
