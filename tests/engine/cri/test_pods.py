@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from longshore.engine.images import references
 from longshore.machinery.grpc import RpcError, Status
 from longshore.wire.cri import cri
 
@@ -285,6 +286,10 @@ async def test_update_limits(engine: Engine) -> None:
 async def test_images(engine: Engine) -> None:
     images = (await engine.call("ListImages")).images
     assert [list(i.repo_tags) for i in images] == [["docker.io/library/busybox:latest"]]
+    # It has come from no registry: a kubelet that wants space must not take it.
+    assert images[0].pinned
+    engine.images.add_digest(references.parse("busybox"), "sha256:" + "1" * 64, images[0].id)
+    assert not (await engine.call("ListImages")).images[0].pinned
     for name in ("busybox", "docker.io/library/busybox:latest", images[0].id):
         assert (await engine.call("ImageStatus", image=cri.ImageSpec(image=name))).image.id == images[0].id
     assert not (await engine.call("ImageStatus", image=cri.ImageSpec(image="none"))).HasField("image")

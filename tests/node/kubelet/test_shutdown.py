@@ -18,7 +18,7 @@ LAST = {"command": ["sh", "-c", "trap 'date +%s%N; exit 0' TERM; while :; do sle
 
 async def test_pods_end_in_order_before_the_kubelet_goes(node: Node) -> None:
     await node.stop_kubelet()
-    node.start_kubelet(shutdown_grace_period=12.0, shutdown_grace_period_critical_pods=5.0)
+    node.start_kubelet(settings={"shutdownGracePeriod": "12s", "shutdownGracePeriodCriticalPods": "5s"})
     for name, more in (("plain", {}), ("critical", {"priorityClassName": "system-node-critical"})):
         await node.create(name, LAST, **more, terminationGracePeriodSeconds=600)
         await node.ready(name)
@@ -52,6 +52,6 @@ async def test_periods_that_do_not_fit_are_refused(node: Node) -> None:
     with pytest.raises(ValueError, match="shutdownGracePeriod"):
         await server.serve(
             kubeconfig=node.layout.kubeconfig(), node_name="x", node_ip="127.0.0.1", cri_endpoint="unix:///nothing",
-            root_dir=node.root / "x", pod_logs_dir=node.root / "xl", cluster_dns=[], shutdown_grace_period=1.0,
-            shutdown_grace_period_critical_pods=2.0,
+            root_dir=node.root / "x", pod_logs_dir=node.root / "xl", cluster_dns=[],
+            settings={"shutdownGracePeriod": "1s", "shutdownGracePeriodCriticalPods": "2s"},
         )  # fmt: skip

@@ -28,7 +28,7 @@ async def test_static_pod(node: Node) -> None:
     folder = node.root / "manifests"
     folder.mkdir()
     await node.stop_kubelet()
-    node.start_kubelet(pod_manifest_path=folder)
+    node.start_kubelet(settings={"staticPodPath": str(folder)})
     (folder / "bad.yaml").write_text("no: pod")
     (folder / "web.yaml").write_text(manifest(1000))
     name = f"web-{node.name}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
+from typing import Any
 
 from longshore.cli.cluster import load
 from longshore.cli.main import UserError, layout_of
@@ -13,6 +15,70 @@ from longshore.machinery.run import run_part
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", required=True, help="the node's name, as in the cluster's file")
+    parser.add_argument(
+        "--config", type=Path, help="a KubeletConfiguration (default DATA-DIR/kubelet.yaml, where it is)"
+    )
+    for flag, (_, form) in _FLAGS.items():
+        parser.add_argument(f"--{flag}", metavar=form, help="as upstream's kubelet; goes before the file")
+
+
+#: upstream's flag -> (field of the KubeletConfiguration, form of its value)
+_FLAGS = {
+    "allowed-unsafe-sysctls": ("allowedUnsafeSysctls", "A,B"),
+    "container-log-max-files": ("containerLogMaxFiles", "N"),
+    "container-log-max-size": ("containerLogMaxSize", "SIZE"),
+    "eviction-hard": ("evictionHard", "SIGNAL<AMOUNT,..."),
+    "eviction-soft": ("evictionSoft", "SIGNAL<AMOUNT,..."),
+    "eviction-soft-grace-period": ("evictionSoftGracePeriod", "SIGNAL=DURATION,..."),
+    "image-gc-high-threshold": ("imageGCHighThresholdPercent", "N"),
+    "image-gc-low-threshold": ("imageGCLowThresholdPercent", "N"),
+    "kube-reserved": ("kubeReserved", "RESOURCE=AMOUNT,..."),
+    "max-pods": ("maxPods", "N"),
+    "pod-manifest-path": ("staticPodPath", "FOLDER"),
+    "pod-max-pids": ("podPidsLimit", "N"),
+    "shutdown-grace-period": ("shutdownGracePeriod", "DURATION"),
+    "shutdown-grace-period-critical-pods": ("shutdownGracePeriodCriticalPods", "DURATION"),
+    "system-reserved": ("systemReserved", "RESOURCE=AMOUNT,..."),
+}
+
+
+def _value(form: str, text: str) -> Any:
+    """A flag's value as its field is written in a file. Raises ValueError."""
+    if form == "N":
+        return int(text)
+    if form == "A,B":
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if "=" in form or "<" in form:
+        sign = "=" if "=" in form else "<"
+        pairs = [part.partition(sign) for part in text.split(",") if part.strip()]
+        if not all(found for _, found, _ in pairs):
+            raise ValueError(f"{text!r} is not {form}")
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    return text
+
+
+def kubelet_settings(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
+    """The KubeletConfiguration's fields of the file, with those of flags over them. Raises UserError."""
+    from longshore.node.kubelet import settings
+    from longshore.node.kubelet.config import Config
+
+    file = arguments.config or data / "kubelet.yaml"
+    try:
+        fields = settings.read(file.read_bytes()) if arguments.config or file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"failed to load kubelet config file, path: {file}, error: {error}") from error
+    for flag, (name, form) in _FLAGS.items():
+        text = getattr(arguments, flag.replace("-", "_"))
+        if text is not None:
+            try:
+                fields[name] = _value(form, text)
+            except ValueError as error:
+                raise UserError(f"invalid argument {text!r} for --{flag}: {error}") from error
+    try:
+        settings.apply(Config("", [], data, data), fields)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return fields
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     node = next((n for n in config.nodes if n.name == arguments.node), None) if config else None
     if config is None or node is None:
         raise UserError(f"no node {arguments.node!r} in {layout.data}: `longshore up` makes one")
+    settings = kubelet_settings(arguments, layout.data)
     from longshore.client import config as client_config
     from longshore.client.informer import InformerFactory
     from longshore.client.resources import NODES
@@ -69,6 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
                     client_ca=pki / "ca.crt",
                     certificate=certificate,
                     key=key,
+                    settings=settings,
                 )
             )
             tasks.create_task(

@@ -65,7 +65,16 @@ class Images:
             image = self._find(wanted)
             return [self.message(image)] if image is not None else []
         # Intermediate images of a build have neither a name nor a use of their own.
-        return [self.message(i) for i in self.store.images() if self.store.names(i.id) or not self.store.children(i.id)]
+        images = [i for i in self.store.images() if self.store.names(i.id) or not self.store.children(i.id)]
+        used = {user.image for user in (self.store.users() if self.store.users else ())}
+        found = []
+        for image in images:
+            message = self.message(image)
+            # A kubelet in want of space takes what it can pull again, not what was built or loaded here or what a
+            # container of docker's or of another node has.
+            message.pinned = not message.repo_digests or image.id in used or bool(self.store.used_by_others(image.id))
+            found.append(message)
+        return found
 
     async def list_images(self, request: Any) -> Any:
         return cri.ListImagesResponse(images=self._listed(request))

@@ -37,8 +37,8 @@ class Config:
     max_container_restart_period: float = 300.0
     container_log_max_size: int = 10 * 2**20
     container_log_max_files: int = 5
-    # 100: never. The store is shared with `docker build`; what a person built is not the kubelet's to remove.
-    image_gc_high_percent: int = 100
+    # The store is shared with `docker build`: what cannot be pulled again, the engine tells as pinned.
+    image_gc_high_percent: int = 85
     image_gc_low_percent: int = 80
     image_minimum_age: float = 120.0
     eviction_hard: dict[str, str] = field(
@@ -50,6 +50,8 @@ class Config:
     )  # fmt: skip
     eviction_soft: dict[str, str] = field(default_factory=dict)
     eviction_soft_grace: dict[str, float] = field(default_factory=dict)
+    #: (priority from which on, seconds), the lowest first; none: pods go on when the kubelet ends
+    shutdown_periods: list[tuple[int, float]] = field(default_factory=list)
     version: str = "v1.36.1"
 
     def pod_folder(self, uid: str) -> Path:

@@ -290,11 +290,11 @@ class Kubelet(StatusMaker):
         if had and not problem:
             self._gap()
 
-    async def shut_down(self, period: float, critical: float) -> None:
-        """End all pods, ordinary ones first, and tell so; no pod is taken any more."""
+    async def shut_down(self) -> None:
+        """End all pods, those of low priority first, and tell so; no pod is taken any more."""
         self.shutting_down = True
         self.devices_changed()
-        await shutdown.end_pods(dict(self.workers), period, critical, self.disruptions)
+        await shutdown.end_pods(self.workers, self.config.shutdown_periods, self.disruptions)
         await self.statuses.flush(_FLUSH_SECONDS)
 
     def unhealthy(self) -> str:

@@ -25,6 +25,7 @@ from longshore.node.kubelet.figures import Figures
 from longshore.node.kubelet.kubelet import Kubelet
 from longshore.node.kubelet.nodestatus import NodeStatus
 from longshore.node.kubelet.runtime import Runtime
+from longshore.node.kubelet.settings import apply
 from longshore.node.kubelet.upkeep import Upkeep
 
 log = logging.getLogger("longshore.kubelet")
@@ -45,22 +46,9 @@ async def serve(
     key: Path | None = None,
     address: str = "0.0.0.0",
     port: int = 10250,
-    pod_manifest_path: Path | None = None,
     cgroup_root: str = "",
-    max_pods: int = 110,
     node_labels: Mapping[str, str] | None = None,
-    register_with_taints: Sequence[Mapping[str, str]] = (),
-    resolv_conf: str = "/etc/resolv.conf",
-    allowed_unsafe_sysctls: Sequence[str] = (),
-    eviction_hard: Mapping[str, str] | None = None,
-    eviction_soft: Mapping[str, str] | None = None,
-    image_gc_high_threshold: int = 100,
-    image_gc_low_threshold: int = 80,
-    container_log_max_size: int = 10 * 2**20,
-    container_log_max_files: int = 5,
-    shutdown_grace_period: float = 0.0,
-    shutdown_grace_period_critical_pods: float = 0.0,
-    eviction_soft_grace_period: Mapping[str, float] | None = None,
+    settings: Mapping[str, Any] | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Run a node's pods until cancelled; its containers go on then.
@@ -69,19 +57,12 @@ async def serve(
     the primary first. cri_endpoint: unix:///path of the runtime. root_dir: the kubelet's state; pod_logs_dir: as
     /var/log/pods. certificate, key: of the port (None: made here, self-signed). client_ca: who signs the API server's
     client certificate. cgroup_root: under which "kubepods" is made ("": one that no other node of the machine has).
-    ready: set once the first lists are there. shutdown_grace_period: seconds in which all pods are ended when this is
-    cancelled, of which shutdown_grace_period_critical_pods are the critical pods'; 0: pods go on without a kubelet.
-    eviction_soft_grace_period: signal -> seconds that its soft threshold must last.
+    settings: fields of a KubeletConfiguration, named and written as there; where it gives shutdown periods, all pods are
+    ended within them when this is cancelled, else they go on without a kubelet. ready: set once the first lists are there.
 
     Raises ValueError for values that upstream's kubelet refuses.
     """
-    if shutdown_grace_period < shutdown_grace_period_critical_pods:
-        raise ValueError(f"invalid configuration: shutdownGracePeriod {shutdown_grace_period:g}s must be >= shutdownGracePeriodCriticalPods {shutdown_grace_period_critical_pods:g}s")  # fmt: skip
-    for signal in eviction_soft or {}:
-        if eviction_soft_grace_period is not None and signal not in eviction_soft_grace_period:
-            raise ValueError(f"grace period must be specified for the soft eviction threshold {signal}")
     ips = [node_ip] if isinstance(node_ip, str) else list(node_ip)
-    cgroup_root = cgroup_root or default_cgroup_root(node_name, Path(root_dir))
     config = Config(
         node_name=node_name,
         node_ips=ips,
@@ -89,22 +70,12 @@ async def serve(
         pod_logs=Path(pod_logs_dir),
         cluster_dns=list(cluster_dns),
         cluster_domain=cluster_domain,
-        static_pods=pod_manifest_path,
         address=address,
         port=port,
-        cgroup_root=cgroup_root,
-        max_pods=max_pods,
+        cgroup_root=cgroup_root or default_cgroup_root(node_name, Path(root_dir)),
         node_labels=dict(node_labels or {}),
-        register_with_taints=[dict(t) for t in register_with_taints],
-        resolv_conf=resolv_conf,
-        allowed_unsafe_sysctls=list(allowed_unsafe_sysctls),
     )
-    if eviction_hard is not None:
-        config.eviction_hard = dict(eviction_hard)
-    config.eviction_soft = dict(eviction_soft or {})
-    config.eviction_soft_grace = dict(eviction_soft_grace_period or {})
-    config.image_gc_high_percent, config.image_gc_low_percent = image_gc_high_threshold, image_gc_low_threshold
-    config.container_log_max_size, config.container_log_max_files = container_log_max_size, container_log_max_files
+    apply(config, settings or {})
     config.root.mkdir(parents=True, exist_ok=True, mode=0o750)
     config.pod_logs.mkdir(parents=True, exist_ok=True, mode=0o755)
     client = Client(load(kubeconfig), user_agent="longshore-kubelet/v1.36.1")
@@ -131,7 +102,7 @@ async def serve(
     try:
         await asyncio.to_thread(
             cgroups.ensure_qos,
-            cgroup_root,
+            config.cgroup_root,
             resources.milli(node.allocatable["cpu"]),
             resources.amount(node.allocatable["memory"]),
         )
@@ -156,8 +127,8 @@ async def serve(
                 await asyncio.shield(running)
             except asyncio.CancelledError:
                 # Asked to go, and not because one of the tasks has failed.
-                if shutdown_grace_period > 0 and not any(task.done() for task in tasks):
-                    await kubelet.shut_down(shutdown_grace_period, shutdown_grace_period_critical_pods)
+                if config.shutdown_periods and not any(task.done() for task in tasks):
+                    await kubelet.shut_down()
                 raise
     finally:
         await http.close()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from longshore.node.kubelet.resources import is_critical
 from longshore.node.kubelet.worker import Worker
 
 log = logging.getLogger("longshore.kubelet.shutdown")
@@ -28,15 +27,20 @@ def grace_of(pod: Pod, seconds: int) -> int:
     return seconds if own is None else min(int(own), seconds)
 
 
-async def end_pods(workers: Mapping[str, Worker], period: float, critical: float, marked: dict[str, str]) -> None:
-    """End ordinary pods within period - critical seconds, then critical ones within `critical`.
+async def end_pods(workers: Mapping[str, Worker], periods: Sequence[tuple[int, float]], marked: dict[str, str]) -> None:
+    """End all pods, group by group, the lowest priority first.
 
-    marked: uid -> reason of the DisruptionTarget condition; every pod that is ended here is added.
+    periods: (the priority from which on a pod belongs to the group, the group's seconds), the lowest first; a pod below
+    them all belongs to the first. marked: uid -> reason of the DisruptionTarget condition; every pod that is ended here
+    is added.
     """
-    ordinary = [w for w in workers.values() if not is_critical(w.pod)]
-    important = [w for w in workers.values() if is_critical(w.pod)]
-    await _end(ordinary, max(0.0, period - critical), marked)
-    await _end(important, critical, marked)
+    groups: list[list[Worker]] = [[] for _ in periods]
+    for worker in list(workers.values()):
+        priority = int(worker.pod["spec"].get("priority") or 0)
+        place = sum(priority >= start for start, _ in periods)
+        groups[max(0, place - 1)].append(worker)
+    for group, (_, seconds) in zip(groups, periods, strict=True):
+        await _end(group, seconds, marked)
 
 
 async def _end(workers: Iterable[Worker], seconds: float, marked: dict[str, str]) -> None:

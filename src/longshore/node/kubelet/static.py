@@ -30,18 +30,13 @@ _RETRY = 5.0
 
 def parse(data: bytes, node_name: str, path: str) -> Pod:
     """A manifest as the pod that runs. Raises ValueError."""
-    import yaml
-
+    from longshore.api.decoding import parse_yaml
     from longshore.api.kinds import KINDS
     from longshore.api.schema import DecodeError
 
-    try:
-        pod = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from error
+    pod = parse_yaml(data).value
     if not isinstance(pod, dict) or pod.get("kind") != "Pod" or not isinstance(pod.get("spec"), dict):
         raise ValueError("not a Pod")
-    pod = orjson.loads(orjson.dumps(pod, default=str))
     metadata = pod.setdefault("metadata", {})
     if not metadata.get("name"):
         raise ValueError("the pod has no name")

@@ -179,6 +179,7 @@ class Upkeep:
         images = (await self.kubelet.runtime.image_call("ListImages")).images
         used = {c.image_id or c.image_ref for c in (await self.kubelet.runtime.call("ListContainers")).containers}
         now = time.time()
+        freed = 0
         for image in images:
             if image.id in used or image.id not in self._images_seen:
                 self._images_seen[image.id] = now
@@ -189,3 +190,8 @@ class Upkeep:
                 continue
             await self.kubelet.runtime.image_call("RemoveImage", image=cri.ImageSpec(image=image.id))
             to_free -= image.size
+            freed += image.size
+        if to_free > 0:
+            asked = to_free + freed
+            node = {"kind": "Node", "name": config.node_name, "uid": config.node_name, "apiVersion": "v1"}
+            self.kubelet.recorder.event(node, "Warning", "FreeDiskSpaceFailed", f"Failed to garbage collect required amount of images. Attempted to free {asked} bytes, but only found {freed} bytes eligible to free.")  # fmt: skip
