@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -88,6 +89,8 @@ def get_index(value: Any, index: Any) -> Any:
     if isinstance(value, dict):
         if index in value and not (isinstance(index, bool) and not any(isinstance(k, bool) for k in value)):
             return value[index]
+        if isinstance(value, defaultdict) and value.default_factory is not None:
+            return value.default_factory()  # a variable that says what stands for missing keys (a device's attributes)
         raise EvalError(f"no such key: {index}")
     if isinstance(value, list):
         if isinstance(index, bool) or not isinstance(index, int | float):

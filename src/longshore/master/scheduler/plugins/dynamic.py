@@ -1,67 +1,271 @@
-"""DynamicResources: pods that use ResourceClaims run where their claims are allocated.
+"""DynamicResources: a pod runs where its ResourceClaims have, or can be given, their devices.
 
-Claims that are allocated and shared are honoured; allocation itself is not done here, and such a pod is told so.
-Source: kubernetes pkg/scheduler/framework/plugins/dynamicresources, reasons.
+Source: kubernetes pkg/scheduler/framework/plugins/dynamicresources, described behaviour and reasons.
 """
 
 from __future__ import annotations
 
-from longshore.client.resources import RESOURCE_CLAIMS
+import asyncio
+import logging
+from typing import Any
+
+from longshore.client.objects import is_deleting
+from longshore.client.resources import DEVICE_CLASSES, RESOURCE_CLAIMS, RESOURCE_SLICES
+from longshore.client.rest import is_conflict, is_not_found
 from longshore.client.store import Object
-from longshore.master.scheduler.framework import CycleState, Handle, Plugin, Status
+from longshore.machinery.errors import StatusError
+from longshore.master.scheduler.allocation import Allocator, NotAllocatable, Taken, choices_of
+from longshore.master.scheduler.devices import Inventory, SelectorError
+from longshore.master.scheduler.framework import ClusterEvent, CycleState, Handle, Plugin, Status
 from longshore.master.scheduler.nodes import NodeRow
 from longshore.master.scheduler.podinfo import PodInfo
 from longshore.master.scheduler.terms import node_term
 
+log = logging.getLogger("longshore.scheduler")
+
+FINALIZER = "resource.kubernetes.io/delete-protection"
+MOST_USERS = 256  # entries of status.reservedFor
+
+
+def allocation_of(claim: Object) -> Object | None:
+    found: Object | None = (claim.get("status") or {}).get("allocation")
+    return found
+
+
+def users(claim: Object) -> list[Object]:
+    return (claim.get("status") or {}).get("reservedFor") or []
+
+
+class Wanted:
+    """What one pod needs: its claims, those among them without devices, and the allocations found so far by node."""
+
+    __slots__ = ("claims", "found", "missing", "written")
+
+    def __init__(self, claims: list[Object]) -> None:
+        self.claims = claims
+        self.missing = [c for c in claims if allocation_of(c) is None]
+        self.found: list[Object] = []
+        self.written: list[Object] = []  # claims that were reserved for the pod
+
 
 class DynamicResources(Plugin):
-    """Keeps pods on nodes that their allocated claims can be used from."""
+    """Allocates devices to claims and reserves claims for pods."""
 
     name = "DynamicResources"
-    wants = frozenset({"ResourceClaim", "Pod"})
+    wants = frozenset({"ResourceClaim", "ResourceSlice", "DeviceClass", "Pod", "Node"})
 
     def __init__(self, handle: Handle, args: Object) -> None:
         super().__init__(handle, args)
         self.claims = handle.watch(RESOURCE_CLAIMS)
+        self.slices = handle.watch(RESOURCE_SLICES)
+        self.classes = handle.watch(DEVICE_CLASSES)
+        self.inventory = Inventory(self.slices.store)
+        self.slices.on(*(lambda *objects: self.inventory.changed(),) * 3)
+        self.claims.on(update=self._seen, delete=lambda claim: self._under_way.pop(claim["metadata"]["uid"], None))
+        self._under_way: dict[str, Object] = {}  # claim uid -> allocation that is chosen, and not yet seen as written
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def _names(self, pod: PodInfo) -> list[tuple[str, str | None]]:
-        """(the pod's name for a claim, the claim's own name or None while it is not made)."""
+    def _seen(self, old: Object, new: Object) -> None:
+        if allocation_of(new) is not None:
+            self._under_way.pop(new["metadata"]["uid"], None)
+
+    # -- the pod's claims
+
+    @staticmethod
+    def _names(pod: PodInfo) -> list[tuple[str, str | None, bool]]:
+        """(the pod's name for a claim, the claim's own or None while it is not made, whether it is the pod's alone)."""
         made = {
             s["name"]: s.get("resourceClaimName")
             for s in (pod.pod.get("status") or {}).get("resourceClaimStatuses") or ()
         }
-        return [
-            (entry["name"], entry.get("resourceClaimName") or made.get(entry["name"]))
-            for entry in pod.pod["spec"].get("resourceClaims") or ()
-        ]
+        found: list[tuple[str, str | None, bool]] = []
+        for entry in pod.pod["spec"].get("resourceClaims") or ():
+            if entry.get("resourceClaimName"):
+                found.append((entry["name"], entry["resourceClaimName"], False))
+            elif entry["name"] not in made:
+                found.append((entry["name"], None, True))
+            elif made[entry["name"]]:  # without a name: the pod turned out to need none
+                found.append((entry["name"], made[entry["name"]], True))
+        return found
+
+    def pre_enqueue(self, pod: PodInfo) -> Status | None:
+        for local, name, _ in self._names(pod):
+            if name is None:
+                return Status.unresolvable(f'pod "{pod.key}": ResourceClaim "{local}" not created yet')
+        return None
+
+    def queue_hint(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.kind != "ResourceClaim":
+            return True
+        claim = event.new or event.old or {}
+        if claim["metadata"]["namespace"] == pod.namespace and any(
+            name == claim["metadata"]["name"] for _, name, _ in self._names(pod)
+        ):
+            return True
+        freed = event.old is not None and allocation_of(event.old) is not None
+        return freed and (event.new is None or allocation_of(event.new) is None)
 
     def pre_filter(self, state: CycleState, pod: PodInfo) -> Status | None:
         names = self._names(pod)
         if not names:
             return Status.skip()
-        allocations = []
-        for local, name in names:
+        claims = []
+        for local, name, own in names:
             if name is None:
                 return Status.unresolvable(f'pod "{pod.key}": ResourceClaim "{local}" not created yet')
             claim = self.claims.store.named(pod.namespace, name)
             if claim is None:
                 return Status.unresolvable(f'resourceclaim "{name}" not found')
-            allocation = (claim.get("status") or {}).get("allocation")
-            if allocation is None:
-                return Status.unresolvable("cannot allocate all claims")
-            allocations.append(allocation)
-        state.data[self.name] = allocations
+            if is_deleting(claim):
+                return Status.unresolvable(f'resourceclaim "{name}" is being deleted')
+            owners = claim["metadata"].get("ownerReferences") or ()
+            if own and not any(o["uid"] == pod.uid for o in owners):
+                return Status.unresolvable(
+                    f"ResourceClaim {pod.namespace}/{name} was not created for pod {pod.key} (pod is not owner)"
+                )
+            if allocation_of(claim) is not None:
+                reserved = users(claim)
+                if len(reserved) >= MOST_USERS and not any(r["uid"] == pod.uid for r in reserved):
+                    return Status.unresolvable("resourceclaim in use")
+            elif claim["metadata"]["uid"] in self._under_way:
+                return Status.unschedulable(f"resource claim {name} is in the process of being allocated")
+            else:
+                try:
+                    for request in (claim["spec"].get("devices") or {}).get("requests") or ():
+                        choices_of(request, self.classes.store.get)
+                except NotAllocatable as error:
+                    return Status.unresolvable(f"claim {pod.namespace}/{name}: {error}")
+            claims.append(claim)
+        state.data[self.name] = Wanted(claims)
+        state.data["devices taken"] = None
         return None
 
+    def _taken(self, state: CycleState) -> Taken:
+        """What all claims hold, counted once an attempt."""
+        found: Taken | None = state.data.get("devices taken")
+        if found is None:
+            found = Taken()
+            for claim in self.claims.store:
+                allocation = allocation_of(claim) or self._under_way.get(claim["metadata"]["uid"])
+                if allocation is not None:
+                    found.add(allocation)
+            state.data["devices taken"] = found
+        return found
+
+    # -- choosing
+
     def filter(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
-        for allocation in state.data.get(self.name, ()):
-            selector = allocation.get("nodeSelector")
+        wanted: Wanted | None = state.data.get(self.name)
+        if wanted is None:
+            return None
+        for claim in wanted.claims:
+            selector = (allocation_of(claim) or {}).get("nodeSelector")
             terms = (selector or {}).get("nodeSelectorTerms") or ()
             if selector and not any(node_term(t)(node.labels, node.name) for t in terms):
                 return Status.unresolvable("resourceclaim not available on the node")
+        found = self._allocate(state, wanted, node)
+        return found if isinstance(found, Status) else None
+
+    def _allocate(self, state: CycleState, wanted: Wanted, node: NodeRow) -> list[Object] | Status:
+        """An allocation for each missing claim on a node, or why not."""
+        if not wanted.missing:
+            return []
+        try:
+            found = Allocator(
+                wanted.missing, self.classes.store.get, self.inventory.pools(node), self._taken(state)
+            ).allocate(node)
+        except (NotAllocatable, SelectorError) as error:
+            return Status.unresolvable(str(error))
+        return Status.unschedulable("cannot allocate all claims") if found is None else found
+
+    def reserve(self, state: CycleState, pod: PodInfo, node: str) -> Status | None:
+        wanted: Wanted | None = state.data.get(self.name)
+        if wanted is None:
+            return None
+        state.data["devices taken"] = None  # extenders may have been asked since the filters ran
+        found = self._allocate(state, wanted, self.handle.table.by_name[node])
+        if isinstance(found, Status):
+            return found
+        wanted.found = found
+        for claim, allocation in zip(wanted.missing, found, strict=True):
+            self._under_way[claim["metadata"]["uid"]] = allocation
         return None
+
+    def unreserve(self, state: CycleState, pod: PodInfo, node: str) -> None:
+        wanted: Wanted | None = state.data.get(self.name)
+        if wanted is None:
+            return
+        for claim in wanted.missing if wanted.found else ():
+            self._under_way.pop(claim["metadata"]["uid"], None)
+        for claim in wanted.written:
+            task = asyncio.get_running_loop().create_task(self._let_go(claim, pod))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        wanted.found, wanted.written = [], []
+
+    async def _let_go(self, claim: Object, pod: PodInfo) -> None:
+        """The pod was not bound after all: take it out of the claim's users."""
+        meta = claim["metadata"]
+        patch = {"metadata": {"uid": meta["uid"]}, "status": {"reservedFor": [{"$patch": "delete", "uid": pod.uid}]}}
+        try:
+            await self.handle.client.patch(
+                RESOURCE_CLAIMS, meta["name"], patch, meta["namespace"], kind="strategic", subresource="status"
+            )
+        except (StatusError, OSError, TimeoutError) as error:
+            log.info("resource claim %s/%s: %s", meta["namespace"], meta["name"], error)
+
+    # -- writing
+
+    async def pre_bind(self, state: CycleState, pod: PodInfo, node: str) -> Status | None:
+        wanted: Wanted | None = state.data.get(self.name)
+        if wanted is None:
+            return None
+        chosen = {c["metadata"]["uid"]: a for c, a in zip(wanted.missing, wanted.found, strict=True)}
+        for claim in wanted.claims:
+            if any(r["uid"] == pod.uid for r in users(claim)):
+                continue
+            wanted.written.append(await self._write(claim, chosen.get(claim["metadata"]["uid"]), pod))
+        return None
+
+    async def _write(self, claim: Object, allocation: Object | None, pod: PodInfo) -> Object:
+        """Write the allocation and the new user into a claim, again from its present state after a conflict."""
+        client, meta = self.handle.client, claim["metadata"]
+        while True:
+            try:
+                status: dict[str, Any] = dict(claim.get("status") or {})
+                if allocation is not None and "allocation" not in status:
+                    finalizers = claim["metadata"].get("finalizers") or []
+                    if FINALIZER not in finalizers:
+                        # First the finalizer: an allocated claim must not go before it was deallocated.
+                        metadata = {**claim["metadata"], "finalizers": [*finalizers, FINALIZER]}
+                        claim = await client.update(RESOURCE_CLAIMS, {**claim, "metadata": metadata})
+                        status = dict(claim.get("status") or {})
+                    status["allocation"] = allocation
+                user = {"resource": "pods", "name": pod.name, "uid": pod.uid}
+                status["reservedFor"] = [*(status.get("reservedFor") or ()), user]
+                return await client.update(RESOURCE_CLAIMS, {**claim, "status": status}, subresource="status")
+            except StatusError as error:
+                if not is_conflict(error):
+                    raise
+                claim = await client.get(RESOURCE_CLAIMS, meta["name"], meta["namespace"])
+                if claim["metadata"]["uid"] != meta["uid"]:
+                    raise
 
     async def post_filter(
         self, state: CycleState, pod: PodInfo, refused: dict[str, Status]
     ) -> tuple[str, Status | None]:
+        """A claim that nobody else uses and that keeps the pod from every node gives its devices back."""
+        wanted: Wanted | None = state.data.get(self.name)
+        for claim in wanted.claims if wanted is not None else ():
+            others = [r for r in users(claim) if r["uid"] != pod.uid]
+            away = any("resourceclaim not available on the node" in s.reasons for s in refused.values())
+            if allocation_of(claim) is None or others or not away:
+                continue
+            status = {k: v for k, v in claim["status"].items() if k not in ("allocation", "reservedFor")}
+            try:
+                await self.handle.client.update(RESOURCE_CLAIMS, {**claim, "status": status}, subresource="status")
+            except StatusError as error:
+                if not (is_conflict(error) or is_not_found(error)):
+                    raise
+            return "", Status.unschedulable("deallocation of ResourceClaim completed")
         return "", Status.unschedulable("no new claims to deallocate")

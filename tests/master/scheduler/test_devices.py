@@ -1,0 +1,294 @@
+"""Structured allocation of devices: the search by itself, and the plugin against the API in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scheduler_bench import node, pod
+
+from fake_api import eventually
+from longshore.client.resources import DEVICE_CLASSES, PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
+from longshore.machinery.quantity import parse
+from longshore.master.scheduler.allocation import Allocator, NotAllocatable, Taken
+from longshore.master.scheduler.devices import Inventory, SelectorError
+from longshore.master.scheduler.nodes import NodeRow, NodeTable
+
+Object = dict[str, Any]
+DRIVER = "gpu.example.com"
+
+
+def row(name: str = "n1", **labels: str) -> NodeRow:
+    table = NodeTable()
+    table.set_node(node(name, labels=labels))
+    return table.by_name[name]
+
+
+def device(name: str, *, memory: str = "8Gi", **fields: Any) -> Object:
+    attributes = {"model": {"string": "a100"}, "numa": {"int": 0}, **fields.pop("attributes", {})}
+    return {"name": name, "attributes": attributes, "capacity": {"memory": {"value": memory}}, **fields}
+
+
+def slice_of(
+    *devices: Object, node: str = "n1", pool: str = "p", count: int = 1, generation: int = 1, **spec: Any
+) -> Object:
+    where = {"nodeName": node} if node else {}
+    return {
+        "metadata": {"name": f"{node}-{pool}-{generation}-{devices[0]['name'] if devices else 'counters'}"},
+        "spec": {
+            "driver": DRIVER,
+            "pool": {"name": pool, "generation": generation, "resourceSliceCount": count},
+            "devices": list(devices),
+            **where,
+            **spec,
+        },
+    }
+
+
+def claim(*requests: Object, name: str = "c", constraints: list[Object] | None = None, **devices: Any) -> Object:
+    spec = {"requests": list(requests), **({"constraints": constraints} if constraints else {}), **devices}
+    return {"metadata": {"name": name, "namespace": "default"}, "spec": {"devices": spec}}
+
+
+def asks(name: str = "r", *, count: int = 1, cel: str = "", **fields: Any) -> Object:
+    exactly = {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": count, **fields}
+    if cel:
+        exactly["selectors"] = [{"cel": {"expression": cel}}]
+    return {"name": name, "exactly": exactly}
+
+
+CLASS = {
+    "metadata": {"name": "gpu"},
+    "spec": {
+        "selectors": [{"cel": {"expression": f"device.driver == '{DRIVER}'"}}],
+        "config": [{"opaque": {"driver": DRIVER, "parameters": {"from": "class"}}}],
+    },
+}
+
+
+def search(slices: list[Object], *claims: Object, taken: Taken | None = None, at: NodeRow | None = None) -> Any:
+    """The allocations, each as its results' device names; None when there are none."""
+    at = at or row()
+    classes = {"gpu": CLASS}
+    return Allocator(list(claims), classes.get, Inventory(slices).pools(at), taken or Taken()).allocate(at)
+
+
+def names(allocations: Any) -> Any:
+    return allocations and [[r["device"] for r in a["devices"]["results"]] for a in allocations]
+
+
+def test_an_allocation_as_it_is_written() -> None:
+    config = [{"opaque": {"driver": DRIVER, "parameters": {"from": "claim"}}}]
+    (found,) = search([slice_of(device("a"))], claim(asks(), config=config))
+    assert found.pop("allocationTimestamp")
+    assert found == {
+        "devices": {
+            "results": [{"request": "r", "driver": DRIVER, "pool": "p", "device": "a"}],
+            "config": [{"source": "FromClass", "requests": ["r"], **CLASS["spec"]["config"][0]}, {"source": "FromClaim", **config[0]}],
+        },
+        "nodeSelector": {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("expression", "devices"),
+    [
+        (f"device.attributes['{DRIVER}'].model == 'a100'", ["a"]),
+        (f"device.capacity['{DRIVER}'].memory.compareTo(quantity('16Gi')) >= 0", ["b"]),
+        ("'other.example.com' in device.attributes", None),
+        (f"device.attributes['{DRIVER}'].firmware.isGreaterThan(semver('1.2.0'))", ["c"]),
+        ("device.attributes['ext.example.com'].?link.orValue('') == 'x'", ["c"]),
+    ],
+)
+def test_selectors(expression: str, devices: Any) -> None:
+    firmware = {"firmware": {"version": "1.10.0"}}
+    old = {"firmware": {"version": "1.0.0"}}
+    slices = [
+        slice_of(
+            device("a", attributes=old),
+            device("b", memory="16Gi", attributes={**old, "model": {"string": "x"}}),
+            device("c", attributes={**firmware, "model": {"string": "x"}, "ext.example.com/link": {"string": "x"}}),
+        )
+    ]
+    assert names(search(slices, claim(asks(cel=expression)))) == (devices and [devices])
+
+
+def test_a_selector_that_cannot_be_evaluated() -> None:
+    with pytest.raises(SelectorError):
+        search([slice_of(device("a"))], claim(asks(cel=f"device.attributes['{DRIVER}'].missing == 1")))
+
+
+def test_the_search_goes_back_when_a_first_choice_leaves_nothing() -> None:
+    slices = [slice_of(device("a"), device("b", attributes={"model": {"string": "x"}}))]
+    picky = asks("picky", cel=f"device.attributes['{DRIVER}'].model == 'a100'")
+    assert names(search(slices, claim(asks("any"), picky))) == [["b", "a"]]
+    assert names(search(slices, claim(asks(), name="c1"), claim(picky, name="c2"))) == [["b"], ["a"]]
+    assert search(slices, claim(asks(count=3))) is None
+
+
+def test_constraints() -> None:
+    numa = [device(n, attributes={"numa": {"int": i}}) for n, i in (("a", 0), ("b", 1), ("c", 1))]
+    same = [{"matchAttribute": f"{DRIVER}/numa"}]
+    assert names(search([slice_of(*numa)], claim(asks(count=2), constraints=same))) == [["b", "c"]]
+    assert search([slice_of(*numa)], claim(asks(count=3), constraints=same)) is None
+    apart = [{"distinctAttribute": f"{DRIVER}/numa", "requests": ["r"]}]
+    assert names(search([slice_of(*numa)], claim(asks(count=2), constraints=apart))) == [["a", "b"]]
+
+
+def test_first_available_and_all() -> None:
+    options = [
+        {"name": "big", "deviceClassName": "gpu", "count": 1, "selectors": [{"cel": {"expression": f"device.capacity['{DRIVER}'].memory.isGreaterThan(quantity('99Gi'))"}}]},
+        {"name": "two", "deviceClassName": "gpu", "count": 2},
+    ]  # fmt: skip
+    slices = [slice_of(device("a"), device("b"))]
+    (found,) = search(slices, claim({"name": "r", "firstAvailable": options}))
+    assert [(r["request"], r["device"]) for r in found["devices"]["results"]] == [("r/two", "a"), ("r/two", "b")]
+    every = claim(asks(allocationMode="All"))
+    assert names(search(slices, every)) == [["a", "b"]]
+    assert search([slice_of(device("a"), count=2)], every) is None  # half a pool is not all of it
+    taken = Taken({(DRIVER, "p", "a")})
+    assert search(slices, every, taken=taken) is None
+    assert names(search(slices, claim(asks(allocationMode="All", adminAccess=True)), taken=taken)) == [["a", "b"]]
+
+
+def test_only_the_newest_generation_of_a_pool_counts() -> None:
+    slices = [slice_of(device("old")), slice_of(device("new"), generation=2)]
+    assert names(search(slices, claim(asks()))) == [["new"]]
+    assert search([*slices, slice_of(device("newer"), generation=3, count=2)], claim(asks())) is None
+
+
+def test_taints_and_tolerations() -> None:
+    taint = {"key": "sick", "effect": "NoSchedule"}
+    slices = [slice_of(device("a", taints=[taint]))]
+    assert search(slices, claim(asks())) is None
+    assert names(search(slices, claim(asks(tolerations=[{"key": "sick", "operator": "Exists"}])))) == [["a"]]
+    assert names(search([slice_of(device("a", taints=[{**taint, "effect": "None"}]))], claim(asks()))) == [["a"]]
+
+
+def test_partitions_share_counters() -> None:
+    counters = {"sharedCounters": [{"name": "set", "counters": {"memory": {"value": "8Gi"}}}]}
+
+    def part(name: str, memory: str) -> Object:
+        used = {"counterSet": "set", "counters": {"memory": {"value": memory}}}
+        return device(name, memory=memory, consumesCounters=[used])
+
+    slices = [
+        slice_of(count=2, **counters),
+        slice_of(part("whole", "8Gi"), part("h1", "4Gi"), part("h2", "4Gi"), count=2),
+    ]
+    assert names(search(slices, claim(asks(count=2)))) == [["h1", "h2"]]
+    assert names(search(slices, claim(asks()), taken=Taken({(DRIVER, "p", "h1")}))) == [["h2"]]
+
+
+def test_a_shared_device_is_taken_by_parts() -> None:
+    policy = {"requestPolicy": {"default": "1Gi", "validRange": {"min": "1Gi", "step": "1Gi"}}}
+    shared = device("a", allowMultipleAllocations=True)
+    shared["capacity"]["memory"].update(policy)
+    asked = asks(capacity={"requests": {"memory": "2500Mi"}})
+    (found,) = search([slice_of(shared)], claim(asked))
+    (result,) = found["devices"]["results"]
+    assert parse(result["consumedCapacity"]["memory"]).value == 3 << 30 and result["shareID"]
+    taken = Taken()
+    taken.add(found)
+    taken.add(found)
+    assert search([slice_of(shared)], claim(asked), taken=taken) is None
+    assert names(search([slice_of(shared)], claim(asks()), taken=taken)) == [["a"]]
+
+
+def test_where_a_device_can_be_used() -> None:
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "rack", "operator": "In", "values": ["1"]}]}]}
+    net = [slice_of(device("a"), node="", nodeSelector=terms)]
+    assert search(net, claim(asks())) is None
+    (found,) = search(net, claim(asks()), at=row("n2", rack="1"))
+    assert found["nodeSelector"] == terms
+    (found,) = search([slice_of(device("a"), node="", allNodes=True)], claim(asks()))
+    assert "nodeSelector" not in found
+    each = [slice_of(device("a", nodeName="n2"), device("b", nodeName="n1"), node="", perDeviceNodeSelection=True)]
+    assert names(search(each, claim(asks()))) == [["b"]]
+
+
+def test_a_class_that_is_missing() -> None:
+    with pytest.raises(NotAllocatable, match="request r: device class nope does not exist"):
+        search([], claim({"name": "r", "exactly": {"deviceClassName": "nope"}}))
+
+
+# -- the plugin
+
+
+def using(name: str, *claims: str) -> Object:
+    return pod(name, resourceClaims=[{"name": f"c{i}", "resourceClaimName": c} for i, c in enumerate(claims)])
+
+
+def status(bench: Any, name: str) -> Object:
+    found = next(c for c in bench.api.all(RESOURCE_CLAIMS) if c["metadata"]["name"] == name)
+    return found.get("status") or {}
+
+
+async def test_pods_get_devices_and_the_last_waits_for_one(bench: Any) -> None:
+    bench.nodes(node("n1"), node("n2"))
+    bench.api.put(DEVICE_CLASSES, CLASS)
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a")))
+    bench.api.put(RESOURCE_SLICES, slice_of(device("b"), node="n2", pool="q"))
+    for name in ("c1", "c2", "c3"):
+        bench.api.put(RESOURCE_CLAIMS, claim(asks(), name=name))
+    await bench.start()
+    bench.pods(*(using(f"p{i}", f"c{i}") for i in (1, 2, 3)))
+    await eventually(lambda: sum(bool(bench.where(f"p{i}")) for i in (1, 2, 3)) == 2)
+    left = next(i for i in (1, 2, 3) if not bench.where(f"p{i}"))
+    expected = "0/2 nodes are available: 2 cannot allocate all claims. no new claims to deallocate"
+    assert (await eventually(lambda: bench.why(f"p{left}"))).startswith(expected)
+    first = next(i for i in (1, 2, 3) if i != left)
+    had = status(bench, f"c{first}")
+    assert [(r["name"], r["resource"]) for r in had["reservedFor"]] == [(f"p{first}", "pods")]
+    held = next(c for c in bench.api.all(RESOURCE_CLAIMS) if c["metadata"]["name"] == f"c{first}")
+    assert held["metadata"]["finalizers"] == ["resource.kubernetes.io/delete-protection"]
+    node_name = bench.where(f"p{first}")
+    # What the resource claim controller does once the pod has gone:
+    bench.api.drop(PODS, f"p{first}", "default")
+    bench.api.put(RESOURCE_CLAIMS, {**held, "status": {}})
+    await eventually(lambda: bench.where(f"p{left}") == node_name)
+
+
+async def test_pods_share_a_claim_where_it_is(bench: Any) -> None:
+    bench.nodes(node("n1"), node("n2"))
+    bench.api.put(DEVICE_CLASSES, CLASS)
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a"), node="n2"))
+    bench.api.put(RESOURCE_CLAIMS, claim(asks()))
+    await bench.start()
+    bench.pods(*(using(f"p{i}", "c") for i in range(4)))
+    await eventually(lambda: all(bench.where(f"p{i}") == "n2" for i in range(4)))
+    assert sorted(r["name"] for r in status(bench, "c")["reservedFor"]) == ["p0", "p1", "p2", "p3"]
+
+
+async def test_a_claim_that_is_in_the_way_gives_its_devices_back(bench: Any) -> None:
+    bench.nodes(node("n1"))
+    bench.api.put(DEVICE_CLASSES, CLASS)
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a")))
+    elsewhere = {
+        "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gone"]}]}]
+    }
+    results = [{"request": "r", "driver": DRIVER, "pool": "q", "device": "z"}]
+    allocation = {"devices": {"results": results}, "nodeSelector": elsewhere}
+    bench.api.put(RESOURCE_CLAIMS, {**claim(asks()), "status": {"allocation": allocation}})
+    await bench.start()
+    bench.pods(using("p", "c"))
+    await eventually(lambda: bench.where("p") == "n1")
+    assert status(bench, "c")["allocation"]["devices"]["results"][0]["device"] == "a"
+
+
+async def test_a_pod_waits_outside_until_its_claim_is_made(bench: Any) -> None:
+    bench.nodes(node("n1"))
+    bench.api.put(DEVICE_CLASSES, CLASS)
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a")))
+    await bench.start()
+    waiting = pod("p", resourceClaims=[{"name": "x", "resourceClaimTemplateName": "t"}])
+    bench.pods(waiting)
+    await eventually(lambda: bench.scheduler.queue.counts()["gated"] == 1)
+    made = claim(asks(), name="p-x")
+    made["metadata"]["ownerReferences"] = [{"uid": bench.get("p")["metadata"]["uid"], "kind": "Pod", "name": "p"}]
+    bench.api.put(RESOURCE_CLAIMS, made)
+    told = bench.get("p")
+    told["status"]["resourceClaimStatuses"] = [{"name": "x", "resourceClaimName": "p-x"}]
+    bench.pods(told)
+    await eventually(lambda: bench.where("p") == "n1")
+    assert not [e for e in bench.events() if e.startswith("FailedScheduling")]
