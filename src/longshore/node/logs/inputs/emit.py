@@ -39,7 +39,8 @@ class StoreEmit:
         if not events:
             return
         await self._store.room()
-        self._store.put(self._stream(tag), records_of(events))
+        records, ordered = records_of(events)
+        self._store.put(self._stream(tag), records, ordered=ordered)
         if durable:
             await self._store.commit()
 
@@ -54,16 +55,20 @@ class StoreEmit:
         return stream
 
 
-def records_of(events: Sequence[Event]) -> bytes:
-    """Events as CRI-format records of JSON."""
+def records_of(events: Sequence[Event]) -> tuple[bytes, bool]:
+    """Events as CRI-format records of JSON, and whether they are in the order of their times."""
     now = time.time_ns()
     low, high = now - OLDEST, now + NEWEST
     dumps = orjson.dumps
     parts: list[bytes] = []
     second, head = -1, b""
+    last, ordered = 0, True
     for when, record in events:
         if not low < when < high:
             when = now
+        if when < last:
+            ordered = False
+        last = when
         seconds, nanoseconds = divmod(when, SECOND)
         if seconds != second:  # events that come together share their second
             second, head = seconds, crilog.format_time(seconds * SECOND)[:20]
@@ -74,7 +79,7 @@ def records_of(events: Sequence[Event]) -> bytes:
         # Docker's driver tells in `source` which of the two streams it was.
         stream = b"stderr" if record.get("source") == "stderr" else b"stdout"
         parts.append(b"%b%09dZ %b F %b\n" % (head, nanoseconds, stream, line))
-    return b"".join(parts)
+    return b"".join(parts), ordered
 
 
 def json_of(value: object) -> bytes:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from operator import le
 from pathlib import Path
 
 from longshore.node.logs.store.index import Checkpoint, Index, Place, Stream
@@ -51,19 +50,28 @@ class Head:
     since: float = 0.0
     checkpoint: Checkpoint | None = None
     journal: int = 0  # the number of its first record in the journal, 0: it came from a log file
+    last: bytes = b""  # the time of the newest record that came over the network, as text
+    ordered: bool = True
 
     def block(self) -> bytes:
         """The records in the order of their times: what comes over the network may come in any order."""
         block = b"".join(self.parts)
-        if not self.journal:
+        if self.ordered:
             return block
         records = block.split(b"\n")
         records.pop()
-        times = [record[:30] for record in records]
-        if all(map(le, times, times[1:])):
-            return block
-        order = sorted(range(len(records)), key=times.__getitem__)
-        return b"\n".join([records[n] for n in order]) + b"\n"
+        records.sort(key=_time_text)
+        return b"\n".join(records) + b"\n" if records else b""
+
+    def arrived(self, records: bytes, ordered: bool) -> None:
+        """Look whether records that came over the network go on where the last ones ended."""
+        self.ordered = self.ordered and ordered and self.last <= records[:30]
+        begin = records.rfind(b"\n", 0, len(records) - 1) + 1
+        self.last = records[begin : begin + 30]
+
+
+def _time_text(record: bytes) -> bytes:
+    return record[:30]
 
 
 class LogStore:
@@ -120,13 +128,13 @@ class LogStore:
         """Take whole CRI-format records of a stream. checkpoint: where the collector stands after them."""
         self._append(stream, records, checkpoint, 0)
 
-    def put(self, stream: Stream, records: bytes) -> None:
+    def put(self, stream: Stream, records: bytes, *, ordered: bool = False) -> None:
         """Take whole CRI-format records that came over the network; they last when a later `commit` returns.
 
-        Their times are as `crilog.format_time` writes them, and may come in any order.
+        Their times are as `crilog.format_time` writes them, and may come in any order. ordered: these are in theirs.
         """
         number = self._journal.add(stream.id, records)
-        self._append(stream, records, Checkpoint(f"{PREFIX}{stream.id}", 0, number), number)
+        self._append(stream, records, Checkpoint(f"{PREFIX}{stream.id}", 0, number), number, ordered)
 
     async def commit(self) -> None:
         """Return when all that has been put is synced to disk. Raises OSError; all who wait share one sync."""
@@ -172,10 +180,14 @@ class LogStore:
                 self._append(self.index.streams[stream], records, Checkpoint(name, 0, number), number)
         self._journal.number = max(self._journal.number, *stored.values(), 0)
 
-    def _append(self, stream: Stream, records: bytes, checkpoint: Checkpoint | None, journal: int) -> None:
+    def _append(
+        self, stream: Stream, records: bytes, checkpoint: Checkpoint | None, journal: int, ordered: bool = False
+    ) -> None:
         head = self._heads.get(stream.id)
         if head is None:
             head = self._heads[stream.id] = Head(stream, since=time.monotonic(), journal=journal)
+        if journal:
+            head.arrived(records, ordered)
         head.parts.append(records)
         head.size += len(records)
         head.checkpoint = checkpoint or head.checkpoint
