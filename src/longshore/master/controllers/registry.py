@@ -11,6 +11,7 @@ from longshore.master.controllers.clusterroleaggregation import ClusterRoleAggre
 from longshore.master.controllers.cronjob import CronJobController
 from longshore.master.controllers.daemonset import DaemonSetController
 from longshore.master.controllers.deployment import DeploymentController
+from longshore.master.controllers.devicetaints import DeviceTaintEviction
 from longshore.master.controllers.disruption import DisruptionController
 from longshore.master.controllers.endpoints import EndpointsController
 from longshore.master.controllers.endpointslice import EndpointSliceController
@@ -57,6 +58,7 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     NamespaceController,
     GarbageCollector,
     TaintEvictionController,
+    DeviceTaintEviction,
     PodGarbageCollector,
     PersistentVolumeBinder,
     LocalPathProvisioner,

@@ -13,6 +13,8 @@ from longshore.machinery.errors import StatusError
 from longshore.master.controllers.base import Controller
 
 POD_CLAIM = "resource.kubernetes.io/pod-claim-name"
+FINALIZER = "resource.kubernetes.io/delete-protection"
+MOST_USERS = 256  # entries of status.reservedFor
 
 
 class ResourceClaimController(Controller):
@@ -60,6 +62,8 @@ class ResourceClaimController(Controller):
             pod = self.pods.store.named(*split_key(rest))
             if pod is not None and not is_deleting(pod) and not is_terminal(pod):
                 await self._make(pod)
+                if pod["spec"].get("nodeName"):
+                    await self._reserve(pod)
             return None
         claim = self.claims.store.named(*split_key(rest))
         if claim is not None:
@@ -113,28 +117,51 @@ class ResourceClaimController(Controller):
                 PODS, meta["name"], patch, meta["namespace"], kind="strategic", subresource="status"
             )
 
+    async def _reserve(self, pod: Object) -> None:
+        """A pod that came to its node past the scheduler: enter it as a user of its claims that have devices."""
+        namespace, uid = pod["metadata"]["namespace"], pod["metadata"]["uid"]
+        for name in self._names(pod).values():
+            claim = self.claims.store.named(namespace, name)
+            status = (claim or {}).get("status") or {}
+            reserved = status.get("reservedFor") or []
+            if claim is None or not status.get("allocation") or any(r["uid"] == uid for r in reserved):
+                continue
+            if len(reserved) < MOST_USERS:
+                user = {"resource": "pods", "name": pod["metadata"]["name"], "uid": uid}
+                status = {**status, "reservedFor": [*reserved, user]}
+                await self.client.update(RESOURCE_CLAIMS, {**claim, "status": status}, subresource="status")
+
+    def _in_use(self, namespace: str, ref: Object) -> bool:
+        """Whether an entry of reservedFor still stands for somebody."""
+        if ref.get("apiGroup") or ref.get("resource") != "pods":
+            return True
+        pod = self.pods.store.named(namespace, ref["name"])
+        if pod is None or pod["metadata"]["uid"] != ref["uid"] or is_terminal(pod):
+            return False
+        # A pod that is going and never had a node will not use the claim any more.
+        return not (is_deleting(pod) and not pod["spec"].get("nodeName"))
+
     async def _release(self, claim: Object) -> None:
         """Pods that have ended reserve nothing; a claim that nobody reserves is deallocated, a pod's own one deleted."""
         meta = claim["metadata"]
         status = dict(claim.get("status") or {})
         reserved = status.get("reservedFor") or []
-        kept = []
-        for ref in reserved:
-            if ref.get("apiGroup") or ref.get("resource") != "pods":
-                kept.append(ref)
-                continue
-            pod = self.pods.store.named(meta["namespace"], ref["name"])
-            if pod is not None and pod["metadata"]["uid"] == ref["uid"] and not is_terminal(pod):
-                kept.append(ref)
-        if kept != reserved:
+        kept = [ref for ref in reserved if self._in_use(meta["namespace"], ref)]
+        if kept != reserved or (is_deleting(claim) and not kept and status.get("allocation")):
             status.pop("reservedFor", None)
             if kept:
                 status["reservedFor"] = kept
-            else:
+            elif FINALIZER in (meta.get("finalizers") or ()):
                 status.pop("allocation", None)
             claim = await self.client.update(RESOURCE_CLAIMS, {**claim, "status": status}, subresource="status")
+        finalizers = claim["metadata"].get("finalizers") or []
+        if is_deleting(claim):
+            if FINALIZER in finalizers and not (claim.get("status") or {}).get("allocation"):
+                metadata = {**claim["metadata"], "finalizers": [f for f in finalizers if f != FINALIZER]}
+                await self.client.update(RESOURCE_CLAIMS, {**claim, "metadata": metadata})
+            return
         owner = next((o for o in meta.get("ownerReferences") or () if o["kind"] == "Pod" and o.get("controller")), None)
-        if owner is None or kept or is_deleting(claim):
+        if owner is None or kept:
             return
         pod = self.pods.store.named(meta["namespace"], owner["name"])
         if pod is not None and pod["metadata"]["uid"] == owner["uid"] and is_terminal(pod):

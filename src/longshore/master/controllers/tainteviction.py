@@ -9,8 +9,8 @@ import time
 
 from longshore.client.objects import is_deleting, is_terminal, now, seconds, toleration_matches
 from longshore.client.resources import NODES, PODS
-from longshore.client.rest import is_not_found
-from longshore.client.store import Object, key_of, split_key
+from longshore.client.rest import Client, is_not_found
+from longshore.client.store import Object, key_of
 from longshore.machinery.errors import StatusError
 from longshore.master.controllers.base import Controller
 
@@ -96,27 +96,26 @@ class TaintEvictionController(Controller):
         return None
 
     async def _evict(self, key: str, pod: Object) -> None:
-        namespace, name = split_key(key)
         self.event(pod, "Normal", "TaintManagerEviction", f"Marking for deletion Pod {key}")
-        condition = {
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": now(),
-        }
-        try:
-            if not is_terminal(pod):
-                await self.client.patch(
-                    PODS,
-                    name,
-                    {"status": {"conditions": [condition]}},
-                    namespace,
-                    kind="strategic",
-                    subresource="status",
-                )
-            await self.client.delete(PODS, name, namespace, uid=pod["metadata"]["uid"])
-        except StatusError as error:
-            if not is_not_found(error):
-                raise
+        await evict(self.client, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
         self._since.pop(key, None)
+
+
+async def evict(client: Client, pod: Object, reason: str, message: str) -> None:
+    """Write into a pod's DisruptionTarget condition why it goes, and delete it. That it has gone already is fine."""
+    meta = pod["metadata"]
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": now(),
+    }
+    try:
+        if not is_terminal(pod):
+            patch = {"metadata": {"uid": meta["uid"]}, "status": {"conditions": [condition]}}
+            await client.patch(PODS, meta["name"], patch, meta["namespace"], kind="strategic", subresource="status")
+        await client.delete(PODS, meta["name"], meta["namespace"], uid=meta["uid"])
+    except StatusError as error:
+        if not (is_not_found(error) or error.code == 409):  # another pod has its name by now
+            raise
