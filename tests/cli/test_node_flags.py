@@ -18,7 +18,7 @@ def parsed(*argv: str) -> argparse.Namespace:
 
 
 def test_flags_go_before_the_file(tmp_path: Path) -> None:
-    assert node.kubelet_settings(parsed(), tmp_path) == {}
+    assert node.kubelet_settings(parsed(), tmp_path) == node.ROTATION
     (tmp_path / "kubelet.yaml").write_text(
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 7\npodPidsLimit: 9\n"
     )
@@ -31,6 +31,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         tmp_path,
     )  # fmt: skip
     assert found == {
+        **node.ROTATION,
         "maxPods": 8, "podPidsLimit": 9, "evictionSoft": {"memory.available": "1Gi", "nodefs.available": "5%"},
         "evictionSoftGracePeriod": {"memory.available": "1m", "nodefs.available": "2m"}, "shutdownGracePeriod": "30s",
         "allowedUnsafeSysctls": ["kernel.msg*", "net.*"],

@@ -20,7 +20,8 @@ import yaml
 
 from longshore.cli.main import UserError
 from longshore.client import config as client_config
-from longshore.client.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NODES
+from longshore.client import signing
+from longshore.client.resources import CONFIG_MAPS, NODES
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery import pki
 from longshore.machinery.errors import StatusError
@@ -30,12 +31,12 @@ TOKEN = re.compile(r"([a-z0-9]{6})\.([a-z0-9]{16})")
 GROUP = "system:bootstrappers:longshore:default-node-token"
 FACTS = "longshore-config"
 INFO_NAMESPACE, INFO, SIGNATURE = "kube-public", "cluster-info", "jws-kubeconfig-"
-CLIENT_SIGNER = "kubernetes.io/kube-apiserver-client"
-KUBELET_SIGNER = "kubernetes.io/kube-apiserver-client-kubelet"
-SERVING_SIGNER = "kubernetes.io/kubelet-serving"
+CLIENT_SIGNER, KUBELET_SIGNER, SERVING_SIGNER = signing.CLIENT, signing.KUBELET_CLIENT, signing.KUBELET_SERVING
 #: What runs on every node beside the kubelet: the kubeconfig's name and the user.
 PARTS = {"proxy": "system:kube-proxy", "dns": "system:coredns", "logs": "longshore:logs"}
 SECONDS = 60.0
+#: How often, and how far apart, a token that was made a moment ago is looked for.
+ATTEMPTS, ATTEMPT_SECONDS = 10, 0.2
 Object = dict[str, Any]
 
 
@@ -95,7 +96,7 @@ async def _cluster_info(config: client_config.Config, identity: str) -> tuple[st
     anonymous = client_config.Config(server=config.server, ca=config.ca, insecure=config.insecure)
     client = Client(anonymous, user_agent="longshore-join")
     try:
-        for attempt in range(20):
+        for attempt in range(ATTEMPTS):
             try:
                 found = await client.get(CONFIG_MAPS, INFO, INFO_NAMESPACE)
             except StatusError as error:
@@ -104,9 +105,9 @@ async def _cluster_info(config: client_config.Config, identity: str) -> tuple[st
                 raise UserError(f"{config.server}: {error}") from None
             data = found.get("data") or {}
             said = data.get(SIGNATURE + identity)
-            if said is not None or attempt == 19:
+            if said is not None or attempt == ATTEMPTS - 1:
                 return str(data.get("kubeconfig", "")), said
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(ATTEMPT_SECONDS)
     finally:
         await client.close()
     raise AssertionError("not reached")
@@ -157,37 +158,19 @@ async def certificate(
     names: Sequence[str] = (),
 ) -> pki.KeyPair:
     """A certificate that the cluster signs for a new key of ours, once its approver has agreed. Raises UserError."""
-    key, request = pki.signing_request(common_name, organizations=organizations, names=names)
-    usages = ["digital signature", "server auth" if signer == SERVING_SIGNER else "client auth"]
     client = Client(config, user_agent="longshore-join")
-    spec = {"signerName": signer, "request": base64.b64encode(request).decode(), "usages": usages}
     try:
-        made = await client.create(
-            CERTIFICATE_SIGNING_REQUESTS, {"metadata": {"generateName": "node-csr-"}, "spec": spec}
+        return await signing.certificate(
+            client, common_name, signer=signer, organizations=organizations, names=names, patience=SECONDS
         )
-        async with asyncio.timeout(SECONDS):
-            return pki.KeyPair(await _issued(client, made), key)
+    except signing.Refused as error:
+        raise UserError(str(error)) from None
     except StatusError as error:
         raise UserError(f"certificate of {common_name}: {error.message}") from None
     except TimeoutError:
         raise UserError(f"certificate of {common_name}: nobody has approved the request within {SECONDS:g} s") from None
     finally:
         await client.close()
-
-
-async def _issued(client: Client, csr: Object) -> bytes:
-    name, version = csr["metadata"]["name"], csr["metadata"]["resourceVersion"]
-    while True:
-        async for batch in client.watch(
-            CERTIFICATE_SIGNING_REQUESTS, field_selector=f"metadata.name={name}", resource_version=version
-        ):
-            for _, obj in batch:
-                status = obj.get("status") or {}
-                if status.get("certificate"):
-                    return base64.b64decode(status["certificate"])
-                for entry in status.get("conditions") or ():
-                    if entry["type"] in ("Denied", "Failed"):
-                        raise UserError(f"the request {name} is {entry['type'].lower()}: {entry.get('message', '')}")
 
 
 def keep_kubeconfig(path: Path, config: client_config.Config, user: str, pair: pki.KeyPair) -> None:

@@ -62,7 +62,7 @@ class Config:
             elif not self.insecure:
                 context.load_default_certs()
             if self.certificate is not None and self.key is not None:
-                _load_pair(context, self.certificate, self.key)
+                load_pair(context, self.certificate, self.key)
         except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(f"certificates of {self.server}: {error}") from error
         return context
@@ -84,8 +84,8 @@ class Config:
         return None
 
 
-def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """ssl reads a certificate chain only from files: give it one that never touches a disk."""
+def load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Give a context a certificate and its key (PEM). ssl reads them only from files: here from one that is on no disk."""
     fd = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
     try:
         os.write(fd, certificate.rstrip() + b"\n" + key)

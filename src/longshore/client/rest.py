@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import orjson
 
-from longshore.client.config import Config
+from longshore.client.config import Config, load_pair
 from longshore.client.resources import Resource
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client as HTTPClient
@@ -49,6 +49,14 @@ class Client:
         # A TLS connection costs both sides more than many requests: a burst shares a few. Watches have their own.
         self.http = HTTPClient(ssl=ssl, headers=headers, server_hostname=name, limit_per_host=CONNECTIONS)
         self.streams = HTTPClient(ssl=ssl, headers=headers, server_hostname=name)
+        self._tls = ssl
+
+    def renew(self, certificate: bytes, key: bytes) -> None:
+        """Be known by another certificate (PEM) of the same identity; watches break off, to be opened under it."""
+        if self._tls is not None:
+            load_pair(self._tls, certificate, key)
+        self.http.drop()
+        self.streams.drop(under_way=True)
 
     async def close(self) -> None:
         """Drop the pooled connections. Calls under way fail."""

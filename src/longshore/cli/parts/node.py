@@ -22,6 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{flag}", metavar=form, help="as upstream's kubelet; goes before the file")
 
 
+#: Certificates are renewed unless the file says otherwise: the cluster's own approver agrees.
+ROTATION = {"rotateCertificates": True, "serverTLSBootstrap": True}
 #: upstream's flag -> (field of the KubeletConfiguration, form of its value)
 _FLAGS = {
     "allowed-unsafe-sysctls": ("allowedUnsafeSysctls", "A,B"),
@@ -64,7 +66,9 @@ def kubelet_settings(arguments: argparse.Namespace, data: Path) -> dict[str, Any
 
     file = arguments.config or data / "kubelet.yaml"
     try:
-        fields = settings.read(file.read_bytes()) if arguments.config or file.exists() else {}
+        fields: dict[str, Any] = dict(ROTATION)
+        if arguments.config or file.exists():
+            fields |= settings.read(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"failed to load kubelet config file, path: {file}, error: {error}") from error
     for flag, (name, form) in _FLAGS.items():

@@ -165,6 +165,12 @@ class Client:
         async with asyncio.timeout(timeout):
             return await self._exchange(method, url, headers, body, None, upgrading=True)
 
+    def drop(self, *, under_way: bool = False) -> None:
+        """Closes the connections that nobody uses now (under_way: all), so that requests to come open others."""
+        for connection in list(self._all):
+            if under_way or connection.idle:
+                connection.abort()
+
     async def close(self) -> None:
         """Closes every connection."""
         self._closed = True

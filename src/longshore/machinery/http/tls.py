@@ -8,16 +8,17 @@ from pathlib import Path
 
 
 def server_context(
-    certificate: Path | str,
-    key: Path | str,
+    certificate: Path | str | None = None,
+    key: Path | str | None = None,
     *,
     client_ca: Path | str | Sequence[Path | str] | None = None,
     require: bool = False,
 ) -> ssl.SSLContext:
-    """A server's context. With `client_ca` (PEM bundles) a client may show a certificate; with `require` it must."""
+    """A server's context (without a certificate: the caller loads one). With `client_ca` (PEM bundles) a client may show a certificate; with `require` it must."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(str(certificate), str(key))
+    if certificate is not None and key is not None:
+        context.load_cert_chain(str(certificate), str(key))
     context.set_alpn_protocols(["http/1.1"])
     context.options |= ssl.OP_NO_RENEGOTIATION
     if client_ca is not None:

@@ -55,6 +55,10 @@ def tail_offset(path: Path, count: int) -> int:
 
 
 def _render(block: bytes, options: Options) -> bytes:
+    if not options.since and not options.timestamps:
+        found = crilog.text_of(block)
+        if found is not None:
+            return found[1] if options.stream in (b"", found[0]) else b""
     out = bytearray()
     for raw in block.split(b"\n"):
         if not raw:

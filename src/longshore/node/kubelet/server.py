@@ -6,18 +6,21 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from longshore.client.config import load
+from longshore.client.config import Config as ClientConfig
+from longshore.client.config import load, load_pair
 from longshore.client.events import EventRecorder
 from longshore.client.rest import Client
+from longshore.machinery import pki
 from longshore.machinery.grpc import RpcError
 from longshore.machinery.http import Request, Response, Server, server_context
-from longshore.node.kubelet import cgroups, resources
+from longshore.node.kubelet import certificates, cgroups, resources
 from longshore.node.kubelet.api import KubeletApi, Pages
 from longshore.node.kubelet.auth import Gate
 from longshore.node.kubelet.config import Config
@@ -78,7 +81,7 @@ async def serve(
     apply(config, settings or {})
     config.root.mkdir(parents=True, exist_ok=True, mode=0o750)
     config.pod_logs.mkdir(parents=True, exist_ok=True, mode=0o755)
-    client = Client(load(kubeconfig), user_agent="longshore-kubelet/v1.36.1")
+    client = Client(_identity(config, kubeconfig), user_agent="longshore-kubelet/v1.36.1")
     runtime = Runtime(cri_endpoint)
     recorder = EventRecorder(client, "kubelet", host=node_name)
     kubelet = Kubelet(config, client, runtime, recorder)
@@ -97,7 +100,7 @@ async def serve(
     figures = Figures(kubelet)
     kubelet.probes.metric = figures.count_probe
     api = KubeletApi(kubelet, Gate(client, node_name), {**_pages(config), **figures.pages()})
-    pair = await asyncio.to_thread(_certificate, config, certificate, key)
+    context, pair = await _port_context(config, certificate, key, client_ca)
     http = Server(api.handle)
     try:
         await asyncio.to_thread(
@@ -109,7 +112,7 @@ async def serve(
         await _wait_for(runtime)
         await node.ask_runtime()
         await node.ask_images()
-        config.port = await http.listen_tcp(address, port, ssl=server_context(*pair, client_ca=client_ca))
+        config.port = await http.listen_tcp(address, port, ssl=context)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(kubelet.run())
             await _first_of(kubelet.synced, running)
@@ -121,6 +124,7 @@ async def serve(
                 group.create_task(node.renew_forever()),
                 group.create_task(node.run()),
                 group.create_task(upkeep.run()),
+                *(group.create_task(rotation.run()) for rotation in _rotations(config, client, context, pair)),
             ]
             group.create_task(_report_ready(kubelet, node, ready))
             try:
@@ -220,18 +224,47 @@ def _pages(config: Config) -> Pages:
     return {"/configz": configz}
 
 
-def _certificate(config: Config, certificate: Path | None, key: Path | None) -> tuple[Path, Path]:
-    """The port's certificate: the given one, or one of our own. Blocking."""
-    if certificate is not None and key is not None:
-        return certificate, key
-    from longshore.machinery import pki
+async def _port_context(
+    config: Config, certificate: Path | None, key: Path | None, client_ca: Path | None
+) -> tuple[ssl.SSLContext, pki.KeyPair]:
+    """The port's TLS context, and the certificate in it."""
+    pair = await asyncio.to_thread(certificates.serving, config, certificate, key)
+    store = certificates.Store(config.root / "pki", "kubelet-server")
+    pair = await asyncio.to_thread(store.newest, pair, subject=False)
+    context = server_context(client_ca=client_ca)
+    load_pair(context, pair.certificate, pair.key)
+    return context, pair
 
-    folder = config.root / "pki"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    own, own_key = folder / "kubelet.crt", folder / "kubelet.key"
-    names = [config.node_name, *config.node_ips]
-    if own.exists() and pki.covers(own.read_bytes(), names):
-        return own, own_key
-    ca = pki.make_ca(f"{config.node_name}-ca")
-    pki.issue(ca, config.node_name, names=names, server=True).write(own, own_key)
-    return own, own_key
+
+def _rotations(
+    config: Config, client: Client, context: ssl.SSLContext, pair: pki.KeyPair
+) -> Iterator[certificates.Rotation]:
+    """The certificates that are renewed, as the settings say."""
+    folder, name, own = config.root / "pki", config.node_name, client.config
+    if config.rotate_certificates and own.certificate and own.key:
+        yield certificates.Rotation(
+            client,
+            certificates.Store(folder, "kubelet-client"),
+            name,
+            pki.KeyPair(own.certificate, own.key),
+            lambda new: client.renew(new.certificate, new.key),
+        )
+    if config.server_tls_bootstrap:
+        yield certificates.Rotation(
+            client,
+            certificates.Store(folder, "kubelet-server"),
+            name,
+            pair,
+            lambda new: load_pair(context, new.certificate, new.key),
+            names=[name, *config.node_ips],
+        )
+
+
+def _identity(config: Config, kubeconfig: Path | str) -> ClientConfig:
+    """Who the node is: the kubeconfig's certificate, or the one that it was renewed with. Blocking."""
+    who = load(kubeconfig)
+    if who.certificate and who.key:
+        store = certificates.Store(config.root / "pki", "kubelet-client")
+        pair = store.newest(pki.KeyPair(who.certificate, who.key), subject=True)
+        who.certificate, who.key = pair.certificate, pair.key
+    return who

@@ -110,6 +110,8 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "registerNode": ("register_node", _flag),
     "registerWithTaints": ("register_with_taints", _taints),
     "resolvConf": ("resolv_conf", str),
+    "rotateCertificates": ("rotate_certificates", _flag),
+    "serverTLSBootstrap": ("server_tls_bootstrap", _flag),
     "shutdownGracePeriodByPodPriority": ("shutdown_periods", _periods),
     "staticPodPath": ("static_pods", Path),
     "systemReserved": ("system_reserved", _table),
