@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from longshore.master.controllers.attachdetach import AttachDetachController
 from longshore.master.controllers.base import Controller
 from longshore.master.controllers.bootstraptokens import BootstrapSigner, TokenCleaner
 from longshore.master.controllers.certificates import CSRApprover, CSRCleaner, CSRSigner
@@ -18,6 +19,7 @@ from longshore.master.controllers.endpointslice import EndpointSliceController
 from longshore.master.controllers.garbagecollector import GarbageCollector
 from longshore.master.controllers.hpa import HorizontalPodAutoscalerController
 from longshore.master.controllers.job import JobController
+from longshore.master.controllers.legacytokencleaner import LegacyTokenCleaner
 from longshore.master.controllers.legacytokens import LegacyTokenController
 from longshore.master.controllers.localpath import LocalPathProvisioner
 from longshore.master.controllers.mirroring import EndpointSliceMirroring
@@ -39,12 +41,14 @@ from longshore.master.controllers.statefulset import StatefulSetController
 from longshore.master.controllers.tainteviction import TaintEvictionController
 from longshore.master.controllers.ttlafterfinished import TTLAfterFinished
 from longshore.master.controllers.volumebinder import PersistentVolumeBinder
+from longshore.master.controllers.volumeexpander import VolumeExpander
 from longshore.master.controllers.volumeprotection import ClaimProtection, EphemeralVolumes, VolumeProtection
 
 CONTROLLERS: tuple[type[Controller], ...] = (
     ServiceAccountController,
     RootCAPublisher,
     LegacyTokenController,
+    LegacyTokenCleaner,
     NodeIPAMController,
     NodeLifecycleController,
     ReplicaSetController,
@@ -61,6 +65,8 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     DeviceTaintEviction,
     PodGarbageCollector,
     PersistentVolumeBinder,
+    AttachDetachController,
+    VolumeExpander,
     LocalPathProvisioner,
     ClaimProtection,
     VolumeProtection,
