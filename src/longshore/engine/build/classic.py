@@ -12,9 +12,9 @@ from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine.build import dockerfile, instructions
+from longshore.engine.build import dockerfile, git, instructions
 from longshore.engine.build.cache import BuildCache
-from longshore.engine.build.context import Context, from_tar, from_url
+from longshore.engine.build.context import Context, from_git, from_tar, from_url
 from longshore.engine.build.dispatch import Dispatcher
 from longshore.engine.build.instructions import Instruction, Program, Stage
 from longshore.engine.build.options import BuildOptions
@@ -48,7 +48,10 @@ class Builder:
         if options.version == "2":
             raise InvalidParameter("version 2 builds come through the BuildKit services")
         name = options.dockerfile
-        if options.remote and options.remote != "client-session":
+        repository = git.parse(options.remote) if options.remote else None
+        if repository is not None:
+            context = await from_git(self.store, repository, name)
+        elif options.remote and options.remote != "client-session":
             context = await from_url(self.store, options.remote, name)
         else:
             context = await from_tar(self.store, body, name)
@@ -108,6 +111,15 @@ class _Build:
 
     async def agent(self, name: str, path: Path) -> asyncio.Server | None:
         return None
+
+    async def folder(self, name: str) -> Path | None:
+        return None
+
+    async def imported(self, key: str, parent: str) -> Image | None:
+        return None
+
+    def used(self, key: str, image: Image, told: str) -> None:
+        return
 
     def output(self, number: int, data: bytes) -> None:
         """A command's output; errors in red, as dockerd colours them."""

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longshore.engine.build import ignore
+from longshore.engine.build import git, ignore
 from longshore.engine.build.ignore import Ignore
-from longshore.engine.errors import InvalidParameter, SystemFailure
+from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import compression
 from longshore.engine.images.compression import BrokenStream
 from longshore.engine.images.database import own_process
@@ -27,13 +27,15 @@ DEFAULT_NAME = "Dockerfile"
 
 
 class Context:
-    """An unpacked context. root: its folder; name, dockerfile: the Dockerfile's path in it and its bytes."""
+    """An unpacked context. root: its folder; whole: the folder to remove with it; name, dockerfile: the Dockerfile's path
+    in it and its bytes."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = self.whole = root
         self.name = DEFAULT_NAME
         self.dockerfile = b""
         self.hidden: Ignore | None = None
+        self.alone = False  # nothing but a Dockerfile
 
     def read(self, name: str) -> None:
         """Take the Dockerfile from the context. Raises SystemFailure, InvalidParameter."""
@@ -60,7 +62,7 @@ class Context:
         self.hidden = Ignore(names) if names else None
 
     async def close(self) -> None:
-        await in_thread(remove_path, self.root)
+        await in_thread(remove_path, self.whole)
 
 
 def new_folder(store: ImageStore) -> Path:
@@ -71,8 +73,11 @@ def new_folder(store: ImageStore) -> Path:
     return folder
 
 
-async def from_tar(store: ImageStore, body: AsyncIterable[bytes], name: str) -> Context:
-    """The context that a request's body holds (a tar in any compression). Raises EngineError."""
+async def from_tar(store: ImageStore, body: AsyncIterable[bytes], name: str | None) -> Context:
+    """The context that a request's body holds (a tar in any compression). name: its Dockerfile (None: not read).
+
+    Raises EngineError.
+    """
     folder = new_folder(store)
 
     def work(read: Callable[[int], bytes]) -> None:
@@ -84,7 +89,8 @@ async def from_tar(store: ImageStore, body: AsyncIterable[bytes], name: str) -> 
     context = Context(folder)
     try:
         await consume(body, work)
-        context.read(name)
+        if name is not None:
+            context.read(name)
     except (TarError, BrokenStream, ExtractError) as error:
         await context.close()
         raise SystemFailure(str(error)) from None
@@ -94,8 +100,25 @@ async def from_tar(store: ImageStore, body: AsyncIterable[bytes], name: str) -> 
     return context
 
 
-async def from_url(store: ImageStore, url: str, name: str) -> Context:
-    """The context at an http(s) URL: a tar, or a Dockerfile alone. Raises EngineError."""
+async def from_git(store: ImageStore, reference: git.GitReference, name: str) -> Context:
+    """The context that a git repository is. Raises EngineError."""
+    folder = Context(new_folder(store))
+    try:
+        await git.checkout(reference, folder.root)
+        context = Context(await git.inner(folder.root, reference))
+        context.whole = folder.root
+        context.read(name)
+    except EngineError as error:
+        await folder.close()
+        raise type(error)(f"unable to prepare context: {error.message}") from None
+    except BaseException:
+        await folder.close()
+        raise
+    return context
+
+
+async def from_url(store: ImageStore, url: str, name: str | None) -> Context:
+    """The context at an http(s) URL: a tar, or a Dockerfile alone. name: as for from_tar. Raises EngineError."""
     from longshore.engine.images.distribution import connection_text
     from longshore.machinery.http import Client
     from longshore.machinery.http.errors import ClientError
@@ -116,6 +139,7 @@ async def from_url(store: ImageStore, url: str, name: str) -> Context:
         data = await response.read(_DOCKERFILE_LIMIT)
     context = Context(new_folder(store))
     (context.root / DEFAULT_NAME).write_bytes(data)
+    context.alone = True
     try:
         context.read(DEFAULT_NAME)
     except BaseException:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshore.engine.build.ignore import Ignore
+from longshore.engine.build.modes import Mode
 from longshore.engine.images.extract import remove_tree
 from longshore.machinery import rooted
 
@@ -29,10 +30,19 @@ class CopyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One thing to copy: its path inside the source root, and whether it is a folder (whose content is meant)."""
+    """One thing to copy: its path inside the source root, and whether it is a folder (whose content is meant).
+
+    pivot: how much of the path --parents leaves out ("x/./y": "x").
+    """
 
     path: str
     folder: bool
+    pivot: str = ""
+
+    @property
+    def below(self) -> str:
+        """The path that --parents keeps."""
+        return self.path.removeprefix(self.pivot).lstrip("/")
 
 
 class Tree:
@@ -41,16 +51,23 @@ class Tree:
     def __init__(self, root: Path, *, hidden: Ignore | None = None, context: bool = True) -> None:
         self.root, self.hidden, self.context = root, hidden, context
 
-    def find(self, pattern: str) -> list[Source]:
-        """The sources that a word of COPY means, sorted. Raises CopyError, OSError."""
+    def find(self, pattern: str, *, parents: bool = False) -> list[Source]:
+        """The sources that a word of COPY means, sorted. parents: "/./" and "**" have a meaning in it.
+
+        Raises CopyError, OSError.
+        """
+        if parents:
+            above, dot, _ = ("/" + pattern).partition("/./")
+            above = posixpath.normpath(above + "/").lstrip("/") if dot and above else ""
+            return [Source(found.path, found.folder, above) for found in self.find(pattern)]
         clean = posixpath.normpath("/" + pattern).lstrip("/")
         if self.context and (posixpath.normpath(pattern) + "/").startswith("../"):
             raise CopyError(f"forbidden path outside the build context: {pattern} ()")
         if _WILDCARD.search(pattern):
-            return [self._one(path) for path in sorted(self._glob(clean))]
-        return [self._one(clean.replace("\\", ""))]
+            return [self.one(path) for path in sorted(self._glob(clean))]
+        return [self.one(clean.replace("\\", ""))]
 
-    def _one(self, path: str) -> Source:
+    def one(self, path: str) -> Source:
         try:
             if path and self.hidden and self.hidden.matches(path):
                 raise FileNotFoundError
@@ -68,6 +85,9 @@ class Tree:
         found = [""]
         for depth, part in enumerate(parts):
             following: list[str] = []
+            if part == "**":
+                found = [path for above in found for path in self._folders(above)]
+                continue
             for above in found:
                 try:
                     with rooted.opened(self.root, above or "/", os.O_RDONLY | os.O_DIRECTORY) as fd:
@@ -80,6 +100,18 @@ class Tree:
                         if not (depth == len(parts) - 1 and self.hidden and self.hidden.matches(path)):
                             following.append(path)
             found = following
+        return found
+
+    def _folders(self, path: str) -> list[str]:
+        """A folder and all below it."""
+        found = [path]
+        try:
+            with rooted.opened(self.root, path or "/", os.O_RDONLY | os.O_DIRECTORY) as fd:
+                entries = [name for name in sorted(os.listdir(fd)) if _is_real_folder(fd, name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        for name in entries:
+            found += self._folders(f"{path}/{name}" if path else name)
         return found
 
     def digest(self, sources: list[Source], exclude: Ignore | None = None) -> str:
@@ -130,6 +162,10 @@ class Tree:
         return False
 
 
+def _is_real_folder(fd: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+
+
 def _digest_file(fd: int, info: os.stat_result, total: hashlib._Hash) -> None:
     total.update(f"\0{info.st_mode & 0o7777:o}\0{info.st_size}\0".encode())
     while data := os.read(fd, _PIECE):
@@ -138,14 +174,19 @@ def _digest_file(fd: int, info: os.stat_result, total: hashlib._Hash) -> None:
 
 @dataclass(slots=True)
 class Placement:
-    """How copied files are to be: owner (None: root), mode bits in place of their own (None: kept), link, parents."""
+    """How copied files are to be.
+
+    uid, gid: their owner, unless keep_owner. mode: what becomes of their mode (None: kept). parents: below the target
+    with the folders of their path. time: their time in nanoseconds (None: kept). include: only these paths.
+    """
 
     uid: int = 0
     gid: int = 0
-    mode: int | None = None
-    folder_mode: int | None = None
+    mode: Mode | None = None
     keep_owner: bool = False
     parents: bool = False
+    time: int | None = None
+    include: Ignore | None = None
 
 
 class Copier:
@@ -164,7 +205,7 @@ class Copier:
             where = posixpath.normpath(target)
             if source.folder:
                 if self._placement.parents:
-                    where = posixpath.join(where, source.path)
+                    where = posixpath.join(where, source.below)
                 fd = self._make_folder(where)
                 try:
                     with rooted.opened(self._tree.root, source.path or "/", os.O_RDONLY | os.O_DIRECTORY) as found:
@@ -173,8 +214,8 @@ class Copier:
                     os.close(fd)
                 continue
             if self._placement.parents:
-                where = posixpath.join(where, source.path)
-            elif into or self._is_folder(where):
+                where = posixpath.join(where, source.below)
+            elif into or self.is_folder(where):
                 where = posixpath.join(where, name)
             above, _, last = where.rpartition("/")
             parent = self._make_folder(above or "/")
@@ -184,7 +225,7 @@ class Copier:
             finally:
                 os.close(parent)
 
-    def _is_folder(self, path: str) -> bool:
+    def is_folder(self, path: str) -> bool:
         try:
             with rooted.opened(self._root, path, os.O_PATH) as fd:
                 return stat.S_ISDIR(os.fstat(fd).st_mode)
@@ -193,7 +234,7 @@ class Copier:
 
     def _make_folder(self, path: str) -> int:
         """A descriptor of a folder in the root, made with its parents where absent; new ones get the owner asked for."""
-        mode = self._placement.folder_mode or 0o755
+        mode = self._placement.mode(0o755, True) if self._placement.mode else 0o755
         found = rooted.make_dirs(self._root, path, mode, self._placement.uid, self._placement.gid)
         try:
             return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -212,6 +253,9 @@ class Copier:
             if self._tree.leaves_out(here, inside, self._exclude):
                 continue
             info = os.stat(name, dir_fd=source, follow_symlinks=False)
+            include = self._placement.include
+            if include and not stat.S_ISDIR(info.st_mode) and not include.matches(inside):
+                continue
             if stat.S_ISDIR(info.st_mode):
                 try:
                     os.mkdir(name, 0o700, dir_fd=target)
@@ -224,9 +268,7 @@ class Copier:
                     self._folder(below, here, inside, made)
                     os.fchown(made, *self._owner(info))
                     self._xattrs(below, made)
-                    mode = self._placement.folder_mode
-                    os.fchmod(made, stat.S_IMODE(info.st_mode) if mode is None else mode)
-                    os.utime(made, ns=(info.st_mtime_ns, info.st_mtime_ns))
+                    self._finish(made, info)
                 finally:
                     os.close(below)
                     os.close(made)
@@ -248,7 +290,8 @@ class Copier:
         else:
             os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
         os.chown(name, *self._owner(info), dir_fd=target, follow_symlinks=False)
-        os.utime(name, ns=(info.st_mtime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+        when = info.st_mtime_ns if self._placement.time is None else self._placement.time
+        os.utime(name, ns=(when, when), dir_fd=target, follow_symlinks=False)
 
     def _file(self, source: int, info: os.stat_result, parent: int, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -261,11 +304,18 @@ class Copier:
             _copy_content(source, fd, info.st_size)
             os.fchown(fd, *self._owner(info))
             self._xattrs(source, fd)
-            mode = self._placement.mode
-            os.fchmod(fd, stat.S_IMODE(info.st_mode) if mode is None else mode)
-            os.utime(fd, ns=(info.st_mtime_ns, info.st_mtime_ns))
+            self._finish(fd, info)
         finally:
             os.close(fd)
+
+    def _finish(self, fd: int, info: os.stat_result) -> None:
+        """Mode and time of what was copied."""
+        mode = stat.S_IMODE(info.st_mode)
+        if self._placement.mode is not None:
+            mode = self._placement.mode(mode, stat.S_ISDIR(info.st_mode))
+        os.fchmod(fd, mode)
+        when = info.st_mtime_ns if self._placement.time is None else self._placement.time
+        os.utime(fd, ns=(when, when))
 
     @staticmethod
     def _xattrs(source: int, target: int) -> None:

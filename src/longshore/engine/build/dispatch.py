@@ -203,12 +203,18 @@ class Dispatcher:
         if comment.startswith("SHELL") and not self._kit:
             told = f"{' '.join(self.state.config['Shell'])} #(nop)  {comment}"
         key = self.key(told)
-        if self.cached(key):
+        if await self.cached(key, told):
             return
         step = secrets.token_hex(32)
         self.build.running(step)
         self.build.removed(step)
         self.commit(key, told, None, step)
+
+    async def empty(self) -> None:
+        """An image of a stage without instructions from scratch: no layer, the configuration alone."""
+        key = self.key("scratch")
+        if not await self.cached(key):
+            self.commit(key, "", None)
 
     # -- images ----------------------------------------------------------------------------------------------------
 
@@ -218,14 +224,17 @@ class Dispatcher:
         parts = (image, self.state.config, self.state.author, told, self.build.options.platform, more)
         return (KIT if self._kit else "") + self.build.cache.key(*parts)
 
-    def cached(self, key: str) -> bool:
+    async def cached(self, key: str, told: str = "") -> bool:
         """Take the step from the cache, if it is there."""
-        if self.build.options.no_cache:
+        options = self.build.options
+        if options.no_cache or (self.state.name and self.state.name in options.no_cache_stages):
             return False
-        found = self.build.cache.get(key)
+        below = self.state.image.id if self.state.image else ""
+        found = self.build.cache.get(key) or await self.build.imported(key, below)
         if found is None:
             return False
         self.build.hit()
+        self.build.used(key, found, told)
         self.take(found)
         return True
 
@@ -235,13 +244,18 @@ class Dispatcher:
     def commit(self, key: str, told: str, layer: Layer | None, container: str = "") -> None:
         """The step's image over the stage's, with the stage's configuration."""
         state = self.state
+        platform = [*self.build.options.platform.split("/"), "", ""]
         config = make_config(
             state.image.config if state.image else None,
             state.config,
             diff=layer.diff if layer else "",
+            created=self.build.options.created,
             created_by=told,
             author=state.author,
             comment="buildkit.dockerfile.v0" if self._kit else "",
+            # Without a base the image is of the platform that was asked for.
+            architecture="" if state.image else platform[1],
+            variant="" if state.image else platform[2],
             container="" if self._kit else container,
             container_config=None if self._kit else {**state.config, "Cmd": told.split(" ", 2)},
         )
@@ -253,6 +267,7 @@ class Dispatcher:
         chain = layer.chain if layer else state.chain
         image = self.build.store.add(encode(config), chain, parent=state.image.id if state.image else "")
         self.build.cache.put(key, image.id, told[:200], layer.size if layer else 0)
+        self.build.used(key, image, told)
         self.take(image)
 
     # -- steps with a root -----------------------------------------------------------------------------------------
@@ -266,7 +281,7 @@ class Dispatcher:
         self.state.config["WorkingDir"] = path
         told = f"WORKDIR {path}" if self._kit else f"{' '.join(self.state.shell)} #(nop) WORKDIR {path}"
         key = self.key(told)
-        if self.cached(key):
+        if await self.cached(key, told):
             return
 
         def work(root: StepRoot) -> None:
@@ -282,14 +297,18 @@ class Dispatcher:
             self.build.removed(root.id)
             self.commit(key, told, layer, root.id)
 
-    async def in_root(self, root: StepRoot, work: Callable[[StepRoot], None], lease: Any) -> Layer | None:
-        """Do `work` on a mounted root in a thread; what it wrote as a layer."""
+    async def in_root(
+        self, root: StepRoot, work: Callable[[StepRoot], None], lease: Any, over: str | None = None
+    ) -> Layer | None:
+        """Do `work` on a mounted root in a thread; what it wrote as a layer over the root's chain, or over another."""
 
         def whole() -> Layer | None:
             try:
                 root.mount()
                 work(root)
                 root.finish()
+                if over is not None:
+                    root.chain = over
                 return root.layer(lease)
             finally:
                 root.discard()
@@ -317,11 +336,17 @@ class Dispatcher:
         ]
         network = instruction.flags.get("network") or options.network
         if network not in ("default", "none", "host") and self._kit:
-            raise InvalidParameter(f'invalid network mode: "{network}"')
-        if instruction.flags.get("security", "sandbox") != "sandbox":
+            raise InvalidParameter(f'invalid network mode "{network}"')
+        security = instruction.flags.get("security", "sandbox")
+        if security not in ("sandbox", "insecure"):
+            raise InvalidParameter(f'security "{security}" is not valid')
+        insecure = security == "insecure"
+        if insecure and "security.insecure" not in options.entitlements:
             raise InvalidParameter("security.insecure is not allowed")
-        key = self.key(told, words, arguments, network, [mount.key() for mount in wanted])
-        if self.cached(key):
+        if network == "host" and self._kit and "network.host" not in options.entitlements:
+            raise InvalidParameter("network.host is not allowed")
+        key = self.key(told, words, arguments, network, security, [mount.key() for mount in wanted])
+        if await self.cached(key, told):
             return
         state = self.state
         if not state.image and not state.chain and not state.config.get("Env"):
@@ -334,7 +359,7 @@ class Dispatcher:
             stack = contextlib.AsyncExitStack()
             try:
                 await in_thread(root.mount)
-                prepared = [await mounts.prepare(self, mount, root, stack) for mount in wanted]
+                prepared = [await mounts.prepare(self, mount, stack) for mount in wanted]
                 held = [mount for mount in prepared if mount is not None]
                 await in_thread(root.add_mount_points, [(mount.target, mount.folder) for mount in held])
                 step = RunStep(
@@ -348,6 +373,8 @@ class Dispatcher:
                     mounts=held,
                     hosts=options.hosts,
                     limits=options.limits,
+                    privileged=insecure,
+                    hostname=options.hostname,
                 )
                 code = await self.build.runner.run(step, self.build.output)
                 if code != 0:

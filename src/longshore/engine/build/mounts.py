@@ -10,6 +10,7 @@ import posixpath
 import re
 import stat
 import tempfile
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from longshore.machinery import rooted
 if TYPE_CHECKING:
     from longshore.engine.build.dispatch import Dispatcher
     from longshore.engine.build.instructions import Instruction
+    from longshore.engine.images.store import ImageStore
 
 _KINDS = ("bind", "cache", "tmpfs", "secret", "ssh")
 _KNOWN = {
@@ -134,20 +136,18 @@ def environment(wanted: list[Wanted]) -> list[str]:
     ]
 
 
-async def prepare(
-    dispatcher: Dispatcher, wanted: Wanted, root: StepRoot, stack: contextlib.AsyncExitStack
-) -> Mount | None:
+async def prepare(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack) -> Mount | None:
     """Make what a mount needs; it lasts until the stack is closed. None: nothing to mount. Raises EngineError."""
     target = posixpath.join("/", dispatcher.state.config.get("WorkingDir") or "/", wanted.target)
     if wanted.kind == "tmpfs":
         options = ("nosuid", "nodev", *((f"size={wanted.size}",) if wanted.size else ()))
         return Mount("tmpfs", target, options, "tmpfs")
     if wanted.kind == "ssh":
-        return await _agent(dispatcher, wanted, stack)
+        return await agent(dispatcher.build.agent, wanted, stack)
     if wanted.kind == "secret":
-        return await _secret(dispatcher, wanted, target, stack)
+        return await secret(dispatcher.build.secret, dispatcher.build.store, wanted, target, stack)
     if wanted.kind == "cache":
-        return await _cache(dispatcher, wanted, target, stack)
+        return await cache(dispatcher.build.store, wanted, target, stack)
     origin = await _origin(dispatcher, wanted, stack)
     try:
         inside = await in_thread(rooted.real_path, origin, wanted.source or "/")
@@ -175,6 +175,9 @@ async def _origin(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     build = dispatcher.build
     if not wanted.origin:
         return build.context.root
+    folder = await build.folder(wanted.origin)
+    if folder is not None:
+        return folder
     image = build.stage_image(wanted.origin)
     if image is None:
         try:
@@ -190,10 +193,15 @@ async def _origin(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     return root.merged
 
 
-async def _secret(
-    dispatcher: Dispatcher, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack
+async def secret(
+    ask: Callable[[str], Awaitable[bytes | None]],
+    store: ImageStore,
+    wanted: Wanted,
+    target: str,
+    stack: contextlib.AsyncExitStack,
 ) -> Mount | None:
-    value = await dispatcher.build.secret(wanted.id)
+    """A secret as a file of the step; None where the client does not give it, or gives it as a variable only."""
+    value = await ask(wanted.id)
     if value is None:
         if wanted.required:
             raise SystemFailure(f"secret {wanted.id}: not found")
@@ -202,7 +210,7 @@ async def _secret(
         wanted.value = value
         if not wanted.target:
             return None
-    folder = dispatcher.build.store.root / "builds"
+    folder = store.root / "builds"
     # In memory where the machine has the usual place for it, so that a secret is never on a disk.
     memory = Path("/dev/shm")
     base = memory if memory.is_dir() else folder
@@ -218,12 +226,14 @@ async def _secret(
     return Mount(str(path), target, ("rbind", "ro", "nosuid", "nodev", "noexec"), folder=False)
 
 
-async def _agent(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack) -> Mount | None:
+async def agent(
+    ask: Callable[[str, Path], Awaitable[asyncio.Server | None]], wanted: Wanted, stack: contextlib.AsyncExitStack
+) -> Mount | None:
     """The client's ssh agent as a socket in the step."""
     # A socket's path may have 108 octets: it is made where paths are short, in a folder that only we can enter.
     folder = Path(tempfile.mkdtemp(prefix="longshore-ssh-"))
     stack.push_async_callback(in_thread, remove_path, folder)
-    server = await dispatcher.build.agent(wanted.id or "default", folder / "agent")
+    server = await ask(wanted.id or "default", folder / "agent")
     if server is None:
         if wanted.required:
             raise SystemFailure(f"unset ssh forward key {wanted.id or 'default'}")
@@ -236,10 +246,10 @@ async def _agent(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Async
     return Mount(str(folder / "agent"), wanted.target, ("rbind", "ro"), folder=False)
 
 
-async def _cache(dispatcher: Dispatcher, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack) -> Mount:
+async def cache(store: ImageStore, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack) -> Mount:
     """A folder that lasts from build to build."""
     name = hashlib.sha256((wanted.id or posixpath.normpath(target)).encode()).hexdigest()
-    path = dispatcher.build.store.root / "buildcache" / name
+    path = store.root / "buildcache" / name
     if wanted.sharing == "private":
         path = path.with_name(f"{name}-{os.urandom(6).hex()}")
         stack.push_async_callback(in_thread, remove_path, path)

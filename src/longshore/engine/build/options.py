@@ -40,6 +40,11 @@ class BuildOptions:
     session: str = ""
     build_id: str = ""
     auths: dict[str, dict[str, str]] = field(default_factory=dict)
+    # BuildKit's: stages to build anew, the steps' host name, the time that images are made at, what was allowed.
+    no_cache_stages: Sequence[str] = ()
+    hostname: str = ""
+    created: str = ""
+    entitlements: set[str] = field(default_factory=set)
 
 
 def _flag(query: Mapping[str, Sequence[str]], name: str, default: bool = False) -> bool:

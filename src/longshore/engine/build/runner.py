@@ -97,7 +97,7 @@ class RuncRunner:
             args=step.argv,
             env=[*_defaults(step.env), *step.env],
             cwd=step.cwd or "/",
-            hostname=step.id[:12],
+            hostname=step.hostname or step.id[:12],
         )
         try:
             user = resolve_user(step.root, step.user)
@@ -152,18 +152,18 @@ class RuncRunner:
             settings: dict[str, Any] = {}
             endpoint = networks.allocate(network, _Endpoint(step.id), settings)
             try:
-                await in_thread(lambda: networks.build(sandbox, [(endpoint, "eth0", True)]))
+                await in_thread(lambda: networks.build(sandbox, [(endpoint, "eth0", (4, 6))]))
             except BaseException:
                 networks.release(endpoint)
                 raise
             oci.set_namespace(spec, "network", sandbox)
             if settings.get("IPAddress"):
-                own.append((str(settings["IPAddress"]), step.id[:12]))
+                own.append((str(settings["IPAddress"]), step.hostname or step.id[:12]))
         extra = [(address, name) for name, address in step.hosts]
         servers, search, options = files.resolver_of([], [], [], host_network=step.network == "host")
         texts = {
             "hosts": files.hosts(own, extra),
-            "hostname": step.id[:12] + "\n",
+            "hostname": (step.hostname or step.id[:12]) + "\n",
             "resolv.conf": files.resolv_conf(servers, search, options),
         }
         for name, text in texts.items():

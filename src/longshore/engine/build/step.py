@@ -61,7 +61,7 @@ class Limits:
 class RunStep:
     """A command to run in a mounted root. network: "default", "none", "host" or a network's name.
 
-    hosts: extra (name, address) lines of /etc/hosts. user: as a Dockerfile's USER.
+    hosts: extra (name, address) lines of /etc/hosts. user: as a Dockerfile's USER. hostname: "" for one of ours.
     """
 
     id: str
@@ -75,6 +75,7 @@ class RunStep:
     hosts: Sequence[tuple[str, str]] = ()
     limits: Limits = field(default_factory=Limits)
     privileged: bool = False
+    hostname: str = ""
 
 
 class Runner(Protocol):

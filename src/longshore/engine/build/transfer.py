@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from longshore.engine.build import git
 from longshore.engine.build.context import new_folder
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
 from longshore.engine.build.ignore import Ignore
+from longshore.engine.build.modes import parse_mode
+from longshore.engine.build.shell import ExpansionError, expand
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import compression, references
@@ -34,111 +38,175 @@ _BLOCK = 512
 
 async def transfer(dispatcher: Dispatcher, instruction: Instruction) -> None:
     """One COPY or ADD. Raises EngineError."""
-    upper = instruction.command.upper()
-    build, state = dispatcher.build, dispatcher.state
-    heredocs = {heredoc.name: heredoc for heredoc in instruction.heredocs}
-    words = [dispatcher.expand(word, instruction) if not _is_heredoc(word) else word for word in instruction.words]
-    wanted, target = words[:-1], words[-1]
-    checksum = dispatcher.expand(instruction.flags.get("checksum", ""), instruction)
-    if checksum:
-        references.check_digest(checksum)
-        if len(wanted) != 1 or not _URL.match(wanted[0]):
-            raise InvalidParameter("checksum can't be specified for non-HTTP(S) sources")
     with contextlib.ExitStack() as stack:
-        tree = Tree(build.context.root, hidden=build.context.hidden)
-        if instruction.flags.get("from"):
-            tree = await _other_root(dispatcher, instruction, stack)
-        picked: list[tuple[Tree, list[Source]]] = []
-        kinds: list[str] = []
-        with _failing(upper, build.buildkit):
-            for word in wanted:
-                if _is_heredoc(word):
-                    folder = _scratch(dispatcher, stack)
-                    name = re.sub(r"""^\d*<<-?|['"]""", "", word)
-                    heredoc = heredocs[name]
-                    text = heredoc.content
-                    if heredoc.expand:
-                        from longshore.engine.build.shell import expand
+        await _Transfer(dispatcher, instruction, stack).run()
 
-                        text = expand(text, state.variables(), raw=True)
-                    (folder / name).write_text(text)
-                    os.chmod(folder / name, 0o644)
-                    os.utime(folder / name, (0, 0))
-                    picked.append((Tree(folder), [Source(name, False)]))
-                elif upper == "ADD" and _URL.match(word):
-                    folder = _scratch(dispatcher, stack)
-                    name = await _download(build, word, folder, target)
-                    if checksum:
-                        await in_thread(_verify, folder / name, checksum)
-                    picked.append((Tree(folder), [Source(name, False)]))
-                else:
-                    sources = await in_thread(tree.find, word)
-                    if sources:
-                        picked.append((tree, sources))
-            count = sum(len(sources) for _, sources in picked)
+
+class _Transfer:
+    """A COPY or ADD under way."""
+
+    def __init__(self, dispatcher: Dispatcher, instruction: Instruction, stack: contextlib.ExitStack) -> None:
+        self.dispatcher, self.instruction, self.stack = dispatcher, instruction, stack
+        self.build, self.state = dispatcher.build, dispatcher.state
+        self.upper = instruction.command.upper()
+        self.words = [word if _is_heredoc(word) else self.expand(word) for word in instruction.words]
+        self.target = self.words[-1]
+        self.checksum = self.expand(instruction.flags.get("checksum", ""))
+        self.owner = self.expand(instruction.flags.get("chown", ""))
+        chmod = self.expand(instruction.flags.get("chmod", ""))
+        self.chmod, self.mode = chmod, parse_mode(chmod) if chmod else None
+        patterns = [self.expand(text) for text in instruction.lists.get("exclude", ())]
+        self.exclude = Ignore(patterns) if patterns else None
+        self.patterns = patterns
+        self.parents = instruction.flags.get("parents") == "true"
+        self.link = instruction.flags.get("link") == "true"
+        # Where each source lies; those that are archives to unpack.
+        self.picked: list[tuple[Tree, list[Source], bool]] = []
+
+    def expand(self, text: str) -> str:
+        return self.dispatcher.expand(text, self.instruction)
+
+    async def run(self) -> None:
+        state, dispatcher, build = self.state, self.dispatcher, self.build
+        with _failing(self.upper, build.buildkit):
+            await self._pick()
+            count = sum(len(sources) for _, sources, _ in self.picked)
             if not count:
                 raise CopyError("no source files were specified")
-            if count > 1 and not target.endswith("/"):
+            if count > 1 and not self.target.endswith("/"):
                 raise InvalidParameter(
-                    f"When using {upper} with more than one source file, the destination must be a directory and end with a /"
+                    f"When using {self.upper} with more than one source file, the destination must be a directory and end with a /"
                 )
-            digests = [await in_thread(found.digest, sources) for found, sources in picked]
-        kinds = ["dir" if source.folder else "file" for _, sources in picked for source in sources]
-        exclude = instruction.lists.get("exclude")
-        label = f"{kinds[0]}:{digests[0]}" if len(digests) == 1 and len(kinds) == 1 else f"multi:{_join(digests)}"
-        told = f"{' '.join(state.shell)} #(nop) {upper} {label} in {target} "
-        owner = dispatcher.expand(instruction.flags.get("chown", ""), instruction)
-        mode = _mode(dispatcher.expand(instruction.flags.get("chmod", ""), instruction))
-        if build.buildkit:
-            told = f"{upper} {' '.join([*_shown_flags(instruction), *words])} # buildkit"
-        elif owner:
-            told = f"{' '.join(state.shell)} #(nop) {upper} --chown={owner} {label} in {target} "
-        key = dispatcher.key(told, owner, digests, mode, exclude)
-        if dispatcher.cached(key):
+            digests = [await in_thread(found.digest, sources, self.exclude) for found, sources, _ in self.picked]
+        told = self._told(digests)
+        key = dispatcher.key(told, self.owner, digests, self.chmod, self.patterns)
+        if await dispatcher.cached(key, told):
             return
-        into = target.endswith("/") or target in (".", "..") or target.endswith("/.")
-        where = posixpath.normpath(posixpath.join("/", state.config.get("WorkingDir") or "/", target))
-        where = "/" + where.lstrip("/")
-
-        def work(root: StepRoot) -> None:
-            placement = Placement(mode=mode, folder_mode=mode, parents=instruction.flags.get("parents") == "true")
-            if owner:
-                try:
-                    user = resolve_user(root.merged, owner)
-                except UnknownUser as error:
-                    raise SystemFailure(f"unable to convert uid/gid chown string to host mapping: {error}") from None
-                # A number without a group is both, as in BuildKit and the classic builder.
-                gid = user.uid if ":" not in owner and owner.isdigit() else user.gid
-                placement.uid, placement.gid = user.uid, gid
-            for found, sources in picked:
-                for source in sources:
-                    local = upper == "ADD" and not source.folder and found.root == build.context.root
-                    if local and unpack(
-                        found, source, root.merged, where, (placement.uid, placement.gid) if owner else None
-                    ):
-                        continue
-                    Copier(found, root.merged, placement, Ignore(exclude) if exclude else None).copy(
-                        [source], where, into=into or count > 1
-                    )
-
-        with build.store.lease() as lease, _failing(upper, build.buildkit):
+        with build.store.lease() as lease, _failing(self.upper, build.buildkit):
             lease.add(state.chain)
-            root = StepRoot(build.store, state.chain)
-            layer = await dispatcher.in_root(root, work, lease)
+            root = StepRoot(build.store, "" if self.link else state.chain)
+            layer = await dispatcher.in_root(root, self._work, lease, state.chain)
             dispatcher.commit(key, told, layer, root.id)
 
+    def _told(self, digests: list[str]) -> str:
+        """The step in the history's words."""
+        if self.build.buildkit:
+            return f"{self.upper} {' '.join([*_shown_flags(self.instruction), *self.words])} # buildkit"
+        kinds = ["dir" if source.folder else "file" for _, sources, _ in self.picked for source in sources]
+        label = f"{kinds[0]}:{digests[0]}" if len(digests) == 1 and len(kinds) == 1 else f"multi:{_join(digests)}"
+        chown = f"--chown={self.owner} " if self.owner else ""
+        return f"{' '.join(self.state.shell)} #(nop) {self.upper} {chown}{label} in {self.target} "
 
-def _mode(text: str) -> int | None:
-    """The bits of --chmod. Raises InvalidParameter."""
-    if not text:
-        return None
-    if not re.fullmatch(r"[0-7]{1,4}", text):
-        raise InvalidParameter(f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777")
-    return int(text, 8)
+    # -- sources ---------------------------------------------------------------------------------------------------
+
+    async def _pick(self) -> None:
+        build, flags = self.build, self.instruction.flags
+        tree = Tree(build.context.root, hidden=build.context.hidden)
+        if flags.get("from"):
+            tree = await _other_root(self.dispatcher, self.instruction, self.stack)
+        wanted = self.words[:-1]
+        if self.checksum and len(wanted) != 1:
+            raise InvalidParameter("checksum can't be specified for multiple sources")
+        for word in wanted:
+            if _is_heredoc(word):
+                self.picked.append((self._document(word), [Source(_document_name(word), False)], False))
+                continue
+            if self.upper == "ADD":
+                # The classic builder knows no git repositories in ADD: it fetches the URL.
+                repository = git.parse(word) if build.buildkit else None
+                if repository is not None:
+                    self.picked.append((await self._repository(repository), [Source("", True)], False))
+                    continue
+                if _URL.match(word):
+                    self.picked.append(await self._url(word))
+                    continue
+            if self.checksum:
+                raise InvalidParameter("checksum can't be specified for non-HTTP(S) sources")
+            sources = await in_thread(lambda word=word: tree.find(word, parents=self.parents))
+            unpacked = self.upper == "ADD" and flags.get("unpack", "true") == "true"
+            if sources:
+                self.picked.append((tree, sources, unpacked))
+
+    def _document(self, word: str) -> Tree:
+        folder = _scratch(self.dispatcher, self.stack)
+        name = _document_name(word)
+        heredoc = next(heredoc for heredoc in self.instruction.heredocs if heredoc.name == name)
+        text = heredoc.content
+        if heredoc.expand:
+            try:
+                text = expand(text, self.state.variables(), raw=True)
+            except ExpansionError as error:
+                raise InvalidParameter(f"failed to process {heredoc.name}: {error}") from None
+        path = folder / name
+        path.write_text(text)
+        os.chmod(path, 0o644)
+        os.utime(path, (0, 0))
+        return Tree(folder)
+
+    async def _repository(self, repository: git.GitReference) -> Tree:
+        folder = _scratch(self.dispatcher, self.stack)
+        if self.checksum:
+            if repository.checksum and repository.checksum != self.checksum:
+                raise InvalidParameter(f'checksum conflicts: "{repository.checksum}" vs "{self.checksum}"')
+            repository = dataclasses.replace(repository, checksum=self.checksum)
+        keep = self.instruction.flags.get("keep-git-dir") == "true"
+        await git.checkout(repository, folder, keep=keep, secret=self.build.secret)
+        return Tree(await git.inner(folder, repository))
+
+    async def _url(self, url: str) -> tuple[Tree, list[Source], bool]:
+        if self.checksum:
+            references.check_digest(self.checksum)
+        folder = _scratch(self.dispatcher, self.stack)
+        name = await download(
+            url, folder, "" if self.target.endswith("/") else posixpath.basename(self.target) or "download"
+        )
+        if self.checksum:
+            await in_thread(verify, folder / name, self.checksum)
+        return Tree(folder), [Source(name, False)], self.instruction.flags.get("unpack") == "true"
+
+    # -- the step's work, in a thread ------------------------------------------------------------------------------
+
+    def _work(self, root: StepRoot) -> None:
+        target = self.target
+        placement = Placement(mode=self.mode, parents=self.parents)
+        if self.owner:
+            placement.uid, placement.gid = self._ids(root)
+        count = sum(len(sources) for _, sources, _ in self.picked)
+        into = target.endswith("/") or target in (".", "..") or target.endswith("/.") or count > 1
+        where = posixpath.normpath(posixpath.join("/", self.state.config.get("WorkingDir") or "/", target))
+        where = "/" + where.lstrip("/")
+        owner = (placement.uid, placement.gid) if self.owner else None
+        for found, sources, unpacked in self.picked:
+            copier = Copier(found, root.merged, placement, self.exclude)
+            for source in sources:
+                if unpacked and not source.folder and unpack(found, source, root.merged, where, owner):
+                    continue
+                copier.copy([source], where, into=into)
+
+    def _ids(self, root: StepRoot) -> tuple[int, int]:
+        """Whom --chown means; the names are those of the image below."""
+        base = root
+        try:
+            if self.link and not re.fullmatch(r"\d+(:\d+)?", self.owner):
+                base = StepRoot(self.build.store, self.state.chain)
+                base.mount()
+            user = resolve_user(base.merged, self.owner)
+        except UnknownUser as error:
+            raise SystemFailure(f"unable to convert uid/gid chown string to host mapping: {error}") from None
+        finally:
+            if base is not root:
+                base.discard()
+        # A number without a group is both, as in BuildKit and the classic builder.
+        gid = user.uid if ":" not in self.owner and self.owner.isdigit() else user.gid
+        return user.uid, gid
 
 
 def _shown_flags(instruction: Instruction) -> list[str]:
     return list(instruction.node.flags)
+
+
+def _document_name(word: str) -> str:
+    return re.sub(r"""^\d*<<-?|['"]""", "", word)
 
 
 def _is_heredoc(word: str) -> bool:
@@ -178,6 +246,9 @@ async def _other_root(dispatcher: Dispatcher, instruction: Instruction, stack: c
     """The root of --from: an earlier stage's or an image's, mounted while the instruction lasts."""
     build = dispatcher.build
     name = dispatcher.expand(instruction.flags["from"], instruction)
+    folder = await build.folder(name)
+    if folder is not None:
+        return Tree(folder, context=False)
     image: Image | None = build.stage_image(name)
     if image is None:
         try:
@@ -192,17 +263,20 @@ async def _other_root(dispatcher: Dispatcher, instruction: Instruction, stack: c
     return Tree(root.merged, context=False)
 
 
-async def _download(build: Any, url: str, folder: Path, target: str) -> str:
-    """Fetch a URL of ADD into a folder; the file's name."""
+async def download(url: str, folder: Path, other: str = "") -> str:
+    """Fetch a URL into a folder; the file's name. other: the name where the URL has none ("": it must have one).
+
+    Raises InvalidParameter, SystemFailure.
+    """
     from longshore.engine.images.distribution import connection_text
     from longshore.machinery.http import Client
     from longshore.machinery.http.errors import ClientError
 
     name = unquote(posixpath.basename(urlsplit(url).path))
     if not name or name in (".", ".."):
-        if target.endswith("/"):
+        if not other:
             raise InvalidParameter(f"cannot determine filename from url: {url}")
-        name = posixpath.basename(target) or "download"
+        name = other
     async with Client() as client:
         try:
             response = await client.request("GET", url)
@@ -227,7 +301,7 @@ async def _download(build: Any, url: str, folder: Path, target: str) -> str:
     return name
 
 
-def _verify(path: Path, checksum: str) -> None:
+def verify(path: Path, checksum: str) -> None:
     """Raises SystemFailure where a file is not what --checksum says. In a thread."""
     import hashlib
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,31 +76,59 @@ def shown_records(store: ImageStore) -> list[dict[str, Any]]:
     ]
 
 
-def _accepts(record: dict[str, Any], filters: Mapping[str, Sequence[str]], before: int | None) -> bool:
+def kit_filters(texts: Sequence[str]) -> dict[str, list[str]]:
+    """BuildKit's filters ("type==regular", "id~=abc") by name. Raises InvalidParameter."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        for term in text.split(","):
+            name, operator, value = re.split(r"(==|~=|!=|$)", term, maxsplit=1)[:3] if term else ("", "", "")
+            if not name:
+                continue
+            if operator == "" and name in ("inuse", "mutable", "immutable", "shared", "private"):
+                value = "true"
+            found.setdefault(name.strip().lower(), []).append(value.strip().strip('"'))
+    return found
+
+
+def accepts(record: dict[str, Any], filters: Mapping[str, Sequence[str]], before: int | None = None) -> bool:
+    """Does a record fit the filters (and was last used before a moment)?"""
     if before is not None and record["used"] > before:
         return False
     for name, field in (("id", "id"), ("description", "description")):
         values = filters.get(name)
         if values and not any(value in record[field] for value in values):
             return False
+    for name, field, wanted in (("inuse", "in_use", True), ("shared", "shared", True), ("private", "shared", False)):
+        if filters.get(name) and record[field] is not wanted:
+            return False
     kinds = filters.get("type")
     return not kinds or "regular" in kinds
 
 
 async def prune(
-    store: ImageStore, *, everything: bool = False, filters: Mapping[str, Sequence[str]] | None = None
+    store: ImageStore,
+    *,
+    everything: bool = False,
+    filters: Mapping[str, Sequence[str]] | None = None,
+    reserved: int = 0,
 ) -> list[dict[str, Any]]:
     """Take away what no named image needs (and with `everything` the folders of cache mounts); what went.
 
-    filters: `until` or `unused-for` (age of the last use), `id`, `description`, `type`. Raises InvalidParameter.
+    filters: `until` or `unused-for` (age of the last use), `id`, `description`, `type`. reserved: bytes of cache that may
+    stay (the oldest go first). Raises InvalidParameter.
     """
     filters = filters or {}
     age = filters.get("until") or filters.get("unused-for")
     before = until_filter({"until": age}, time.time_ns()) if age else None
     gone: list[dict[str, Any]] = []
-    for record in reversed(records(store)):
-        if record["in_use"] or not _accepts(record, filters, before):
+    every = records(store)
+    left = sum(record["size"] for record in every)
+    for record in reversed(every):
+        if record["in_use"] or not accepts(record, filters, before):
             continue
+        if reserved and left <= reserved:
+            break
+        left -= record["size"]
         if store.get(record["image"]) is not None:
             try:
                 await store.remove(record["image"], prune=False)
@@ -110,5 +139,14 @@ async def prune(
     if everything and not filters:
         with store.database.write() as connection:
             connection.execute(f"DELETE FROM build_cache WHERE {_OURS}")
+            connection.execute("DELETE FROM uses WHERE owner='definitions'")
         await in_thread(remove_path, store.root / "buildcache")
+        await in_thread(_unused_layers, store)
     return gone
+
+
+def _unused_layers(store: ImageStore) -> None:
+    """Layers that only results of definitions needed."""
+    rows = store.database.all("SELECT chain FROM layers WHERE chain NOT IN (SELECT chain FROM images)")
+    for (chain,) in rows:
+        store.layers.remove_unused(chain)

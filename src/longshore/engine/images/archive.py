@@ -100,7 +100,7 @@ def _archive(store: ImageStore, chosen: list[tuple[Image, list[Reference]]], lea
                 descriptors.append({"mediaType": OCI_LAYER, "digest": layer.diff, "size": size})
                 if layer.diff not in written:
                     written.add(layer.diff)
-                    yield from _file(f"blobs/sha256/{layer.diff[7:]}", size, store.layers.tar(layer), image.created)
+                    yield from member(f"blobs/sha256/{layer.diff[7:]}", size, store.layers.tar(layer), image.created)
             config = {"mediaType": OCI_CONFIG, "digest": image.id, "size": len(image.raw)}
             body = orjson.dumps(
                 {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": descriptors}
@@ -109,7 +109,7 @@ def _archive(store: ImageStore, chosen: list[tuple[Image, list[Reference]]], lea
             for name, data in ((image.id, image.raw), (digest, body)):
                 if name not in written:
                     written.add(name)
-                    yield from _file(f"blobs/sha256/{name[7:]}", len(data), iter((data,)), image.created)
+                    yield from member(f"blobs/sha256/{name[7:]}", len(data), iter((data,)), image.created)
             entry: dict[str, Any] = {"mediaType": OCI_MANIFEST, "digest": digest, "size": len(body)}
             if not tags:
                 index.append(entry)
@@ -135,11 +135,12 @@ def _archive(store: ImageStore, chosen: list[tuple[Image, list[Reference]]], lea
             documents.append(("repositories", repositories))
         for name, document in documents:
             data = orjson.dumps(document)
-            yield from _file(name, len(data), iter((data,)), 0)
+            yield from member(name, len(data), iter((data,)), 0)
         yield tar.END
 
 
-def _file(name: str, size: int, content: Iterator[bytes], mtime: int) -> Iterator[bytes]:
+def member(name: str, size: int, content: Iterator[bytes], mtime: int) -> Iterator[bytes]:
+    """One file of an archive in pieces of a megabyte. mtime: nanoseconds."""
     yield tar.header(tar.Entry(name, tar.REGULAR, 0o644, size=size, mtime=mtime // 10**9 * 10**9))
     held: list[bytes] = []
     total = 0

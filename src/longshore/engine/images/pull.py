@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
@@ -51,10 +51,12 @@ async def pull(
     platform: str,
     progress: Progress,
     all_tags: bool,
+    named: bool = True,
 ) -> Image:
     """Pull one image, or all tags of a repository (then the last one is returned).
 
-    platform: "os/arch[/variant]", "" for this machine's. Raises InvalidReference, NotFound, SystemFailure.
+    platform: "os/arch[/variant]", "" for this machine's. named: the image gets the name.
+    Raises InvalidReference, NotFound, SystemFailure.
     """
     name = references.parse(reference) if isinstance(reference, str) else reference
     if name.path == "library/scratch" and name.domain == references.DEFAULT_DOMAIN:
@@ -62,7 +64,7 @@ async def pull(
     wanted = "" if all_tags else name.digest or name.with_default_tag().tag
     session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull", wanted=wanted)
     if not all_tags:
-        return await _pull_one(store, session, name.with_default_tag(), platform, progress)
+        return await _pull_one(store, session, name.with_default_tag(), platform, progress, named)
     tags = await session.tags()
     image: Image | None = None
     for tag in tags:
@@ -72,7 +74,9 @@ async def pull(
     return image
 
 
-async def _pull_one(store: ImageStore, session: Session, name: Reference, platform: str, progress: Progress) -> Image:
+async def _pull_one(
+    store: ImageStore, session: Session, name: Reference, platform: str, progress: Progress, named: bool = True
+) -> Image:
     wanted = name.digest or name.tag
     try:
         # The head first: a registry counts it less than a pull, and its refusal is what dockerd shows.
@@ -90,7 +94,8 @@ async def _pull_one(store: ImageStore, session: Session, name: Reference, platfo
         raise SystemFailure(str(error.args[-1]) if error.args else str(error)) from None
     except OSError as error:
         raise disk_failure(error) from None
-    _remember(store, name, digest, image)
+    if named:
+        _remember(store, name, digest, image)
     progress({"status": f"Digest: {digest}"})
     newer = downloaded or before is None or before.id != image.id
     text = "Downloaded newer image" if newer else "Image is up to date"
@@ -209,6 +214,19 @@ async def _fetch(
     diff_ids: list[str] = list((config.get("rootfs") or {}).get("diff_ids") or [])
     if len(diff_ids) != len(entries):
         raise SystemFailure("layers from manifest don't match image configuration")
+    chain = await fetch_layers(store, session, diff_ids, entries, lease, progress)
+    return store.add(raw, chain)
+
+
+async def fetch_layers(
+    store: ImageStore,
+    session: BlobSource,
+    diff_ids: list[str],
+    entries: list[dict[str, Any]],
+    lease: Lease,
+    progress: Progress,
+) -> str:
+    """Bring layers (descriptors, lowest first) that are not here yet; the topmost one's chain id. Raises EngineError."""
     chains: list[str] = []
     chain = ""
     for diff in diff_ids:
@@ -243,7 +261,15 @@ async def _fetch(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-    return store.add(raw, chains[-1] if chains else "")
+    return chains[-1] if chains else ""
+
+
+class BlobSource(Protocol):
+    """Where layers come from: a registry's session, or another's content."""
+
+    async def blob(self, digest: str, *, offset: int = 0) -> Any:
+        """An answer (status, headers, chunks(), close()) with a blob from an offset on."""
+        ...
 
 
 class _Layer:
@@ -252,7 +278,7 @@ class _Layer:
     def __init__(
         self,
         store: ImageStore,
-        session: Session,
+        session: BlobSource,
         entry: dict[str, Any],
         diff: str,
         lease: Lease,

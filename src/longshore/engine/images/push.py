@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from longshore.engine.errors import EngineError, NotFound, SystemFailure, Unauthorized
-from longshore.engine.images import references
+from longshore.engine.images import manifests, references
 from longshore.engine.images.distribution import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
+    OCI_LAYER,
     RegistryError,
     Session,
 )
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.listing import platform_matches, shown_platform
+from longshore.engine.images.manifests import Document, Entry
 from longshore.engine.images.model import Image
 from longshore.engine.images.progress import Meter
 from longshore.engine.images.references import Reference
@@ -99,7 +101,7 @@ async def _push_tag(store: ImageStore, session: Session, image: Image, name: Ref
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-    await _push_bytes(session, image.raw, image.id)
+    await send_bytes(session, image.raw, image.id)
     if kept is not None:
         media, body = kept
     else:
@@ -110,6 +112,53 @@ async def _push_tag(store: ImageStore, session: Session, image: Image, name: Ref
     store.add_digest(name, digest, image.id)
     progress({"status": f"{name.tag}: digest: {digest} size: {len(body)}"})
     progress({"progressDetail": {}, "aux": {"Tag": name.tag, "Digest": digest, "Size": len(body)}})
+
+
+async def push_index(
+    store: ImageStore,
+    name: Reference,
+    entries: list[Entry],
+    *,
+    auth: dict[str, str] | None,
+    annotations: Mapping[str, Mapping[str, str]] | None = None,
+    single: bool = False,
+) -> Document:
+    """Push images of several platforms, and what is attested about them, under one name; the document of that name.
+
+    single: one image without attestations goes without an index. Raises SystemFailure, Unauthorized.
+    """
+    notes = annotations or {}
+    session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull,push", pull=False)
+    made: list[tuple[Entry, Document, Document | None]] = []
+    with store.lease() as lease:
+        for entry in entries:
+            lease.add(entry.image.chain)
+            stack = list(reversed(store.layers.stack(entry.image.chain)))
+            layers = await asyncio.gather(*(send_layer(store, session, layer, name) for layer in stack))
+            shown = [
+                {**layer, "mediaType": OCI_LAYER + "+gzip"} if layer["mediaType"] == DOCKER_LAYER else layer
+                for layer in layers
+            ]
+            document = manifests.of_image(entry.image, shown, annotations=notes.get("manifest"))
+            attested = manifests.of_statements(entry.statements, document.digest) if entry.statements else None
+            made.append((entry, document, attested))
+        lone = single and len(made) == 1 and made[0][2] is None
+        for entry, document, attested in made:
+            for part in (document, attested):
+                if part is None:
+                    continue
+                for digest, data in part.blobs.items():
+                    await send_bytes(session, data, digest)
+                if not lone:
+                    await session.put_manifest(part.digest, part.body, part.media)
+            store.add_manifest(document.digest, document.media, document.body, entry.image.id)
+        top = made[0][1] if lone else manifests.of_index(made, notes.get("index"))
+        await session.put_manifest(name.tag or top.digest, top.body, top.media)
+    first = entries[0].image
+    store.add_manifest(top.digest, top.media, top.body, first.id)
+    store.add_digest(name, top.digest, first.id)
+    store.event("push", first.id, name.familiar)
+    return top
 
 
 def _kept_manifest(store: ImageStore, image: Image, stack: list[Layer]) -> tuple[str, bytes] | None:
@@ -138,7 +187,8 @@ def _manifest(image: Image, layers: list[dict[str, Any]]) -> bytes:
     return json.dumps(manifest, indent=3).encode()
 
 
-async def _push_bytes(session: Session, data: bytes, digest: str) -> None:
+async def send_bytes(session: Session, data: bytes, digest: str) -> None:
+    """A small blob (a config), unless the registry has it."""
     if await session.blob_size(digest) is not None:
         return
     location = await session.start_upload()
@@ -202,6 +252,17 @@ async def _push_layer(
         meter.say("Pushed")
         _note(store, layer, digest, size, media, name)
         return _descriptor(digest, size, _docker_media(media, exact))
+
+
+async def send_layer(store: ImageStore, session: Session, layer: Layer, name: Reference) -> dict[str, Any]:
+    """Bring one layer over without telling anybody; its descriptor."""
+    meter = Meter(lambda _: None, layer.diff.partition(":")[2][:12])
+    return await _push_layer(store, session, layer, name, meter, asyncio.Semaphore(1), False)
+
+
+def compressed_layer(store: ImageStore, layer: Layer) -> _Compressed:
+    """A layer's tar through gzip: its bytes, then `digest` and `size`."""
+    return _Compressed(store.layers.tar(layer))
 
 
 def _docker_media(media: str, exact: bool) -> str:

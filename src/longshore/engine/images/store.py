@@ -401,11 +401,14 @@ class ImageStore:
         platform: str = "",
         progress: Progress = _nothing,
         all_tags: bool = False,
+        named: bool = True,
     ) -> Image:
         """Bring an image from its registry: see pull.pull."""
         from longshore.engine.images.pull import pull
 
-        return await pull(self, reference, auth=auth, platform=platform, progress=progress, all_tags=all_tags)
+        return await pull(
+            self, reference, auth=auth, platform=platform, progress=progress, all_tags=all_tags, named=named
+        )
 
     async def push(
         self,

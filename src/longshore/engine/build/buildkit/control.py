@@ -1,50 +1,74 @@
-"""Control and LLBBridge: BuildKit's services as far as buildx asks them of the docker driver."""
+"""Control: BuildKit's service as far as buildx asks it of the docker driver; and the content that builds left."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import secrets
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from longshore.engine.build.buildkit import schemas
-from longshore.engine.build.buildkit.export import export
-from longshore.engine.build.buildkit.frontend import Frontend, SolveError
+from longshore.engine.build.buildkit import attributes, caches, provenance, schemas
+from longshore.engine.build.buildkit.bridge import Bridge
+from longshore.engine.build.buildkit.definitions import Inputs, Solver
+from longshore.engine.build.buildkit.export import Exporter
+from longshore.engine.build.buildkit.frontend import Frontend, Outcome, SolveError
+from longshore.engine.build.buildkit.history import History, descriptor, stamp
 from longshore.engine.build.buildkit.progress import Progress
-from longshore.engine.build.buildkit.schemas import bridge, control
+from longshore.engine.build.buildkit.schemas import control
 from longshore.engine.build.buildkit.session import Sessions
-from longshore.engine.errors import EngineError
-from longshore.engine.images.model import ENGINE_VERSION, Image, host_architecture
+from longshore.engine.build.buildkit.stages import complete_config
+from longshore.engine.errors import EngineError, InvalidParameter
+from longshore.engine.images.listing import shown_platform
+from longshore.engine.images.manifests import IN_TOTO, Entry
+from longshore.engine.images.model import ENGINE_VERSION, Image, host_architecture, time_text
 from longshore.machinery.grpc import RpcError, Server, Status
 
 if TYPE_CHECKING:
     from longshore.engine.build.classic import Builder
+    from longshore.engine.images.store import Lease
 
 T = TypeVar("T")
 
 _SOURCE_URL = "github.com/moby/buildkit/errdefs.Source+json"
-_CAPS = (
-    "solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "return", "returnmap",
-    "proto.refarray", "reference.output", "gateway.solve.metadata", "gateway.solve.evaluate", "gateway.evaluate",
-    "gateway.warnings", "frontend.inputs", "importcaches",
-)  # fmt: skip
-_BUILD_ID = "buildkit-controlapi-buildid"
 _KEPT = 64
+_PIECE = 1 << 20
+# What the engine allows a client to ask for.
+_ENTITLEMENTS = {"network.host"}
+
+
+@dataclass
+class Reference:
+    """A result that a client holds: a stack of layers, and the image where there is one."""
+
+    chain: str
+    image: Image | None = None
+    platform: str = ""
 
 
 @dataclass
 class Job:
-    """One build: who watches it, and what a client-side frontend gave back."""
+    """One build: who watches it, what went in, and what a client-side frontend gave back."""
 
     ref: str
     session: str = ""
     progress: Progress = field(default_factory=Progress)
-    returned: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    results: dict[str, Image] = field(default_factory=dict)
+    returned: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    results: dict[str, Reference] = field(default_factory=dict)
+    records: dict[str, tuple[str, str]] = field(default_factory=dict)
+    sources: dict[str, Image] = field(default_factory=dict)
+    imports: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    entitlements: set[str] = field(default_factory=set)
+    frontend: Frontend | None = None
+    solver: Solver | None = None
+    started: int = field(default_factory=time.time_ns)
+    entries: list[Entry] = field(default_factory=list)
+    asked: int = 0
+    lease: Lease | None = None
 
 
 def rpc_error(error: EngineError) -> RpcError:
@@ -63,11 +87,13 @@ def rpc_error(error: EngineError) -> RpcError:
 
 
 class Services:
-    """The state behind both services."""
+    """The state behind the services. insecure: RUN --security=insecure may be asked for."""
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: Builder, *, insecure: bool = False) -> None:
         self.builder = builder
         self.sessions = Sessions()
+        self.history = History(builder.store)
+        self.allowed = _ENTITLEMENTS | ({"security.insecure"} if insecure else set())
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
@@ -76,6 +102,7 @@ class Services:
         return Server(
             (schemas.control.Control, Control(self)),
             (schemas.bridge.LLBBridge, Bridge(self)),
+            (schemas.content.Content, Content(self)),
             translate=lambda error: rpc_error(error) if isinstance(error, EngineError) else None,
         )
 
@@ -102,30 +129,65 @@ class Services:
             found = self._jobs[ref] = Job(ref)
         return found
 
+    def known(self, ref: str) -> Job | None:
+        return self._jobs.get(ref)
+
     def worker(self, schema: Any) -> Any:
         architecture = host_architecture()
         return schema.WorkerRecord(
             ID="longshore",
-            Labels={"org.mobyproject.buildkit.worker.moby.host-gateway-ip": "172.17.0.1"},
+            Labels={
+                "org.mobyproject.buildkit.worker.moby.host-gateway-ip": "172.17.0.1",
+                # By this label buildx knows an engine that keeps several platforms, attestations and caches.
+                "org.mobyproject.buildkit.worker.snapshotter": "overlayfs",
+                "org.mobyproject.buildkit.worker.executor": "oci",
+                "org.mobyproject.buildkit.worker.network": "host",
+            },
             platforms=[schema.Platform(OS="linux", Architecture=architecture)],
             BuildkitVersion=schema.BuildkitVersion(package="github.com/moby/buildkit", version=f"v{ENGINE_VERSION}"),
         )
 
-    async def frontend(self, job: Job, name: str, attributes: dict[str, str]) -> Image:
-        """Run a frontend; its image. Raises EngineError."""
-        source = attributes.get("source", "")
+    async def solver(self, job: Job) -> Solver:
+        """What solves a job's definitions; its results are held until the job ends."""
+        if job.solver is None:
+            session = await self.sessions.get(job.session)
+            job.lease = self.builder.store.lease()
+            job.solver = Solver(self.builder, session, job.progress, job.lease)
+        return job.solver
+
+    async def frontend(
+        self, job: Job, name: str, attributes_: dict[str, str], definitions: Mapping[str, Any]
+    ) -> Outcome:
+        """Run a frontend. Raises EngineError."""
+        source = attributes_.get("source", "")
         # Another frontend by image is taken for the Dockerfile one only where it is that one.
         plain = name == "dockerfile.v0" or (
             name == "gateway.v0" and source.removeprefix("docker.io/").startswith("docker/dockerfile")
         )
         if not plain:
-            raise SolveError(
-                f"frontend {name or 'none'} is not available; definitions (LLB) are not solved by this engine"
-            )
+            raise SolveError(f"frontend {name or 'none'} {source} is not available in this engine")
         session = await self.sessions.get(job.session)
-        state = await Frontend(self.builder, session, attributes, job.progress).run()
-        assert state.image is not None
-        return state.image
+        inputs = Inputs(await self.solver(job), definitions)
+        frontend = Frontend(self.builder, session, attributes_, inputs, job.progress, entitlements=job.entitlements)
+        imports = attributes.cache_imports(attributes_)
+        imports += [entry for entry in job.imports if entry not in imports]
+        try:
+            if "requestid" not in attributes_:
+                frontend.caches = await caches.load(self.builder.store, session, imports, job.progress)
+                job.frontend = frontend
+            return await frontend.run()
+        finally:
+            job.records |= frontend.records
+            job.sources |= frontend.sources
+            await inputs.close()
+
+    async def end(self, job: Job) -> None:
+        """Let go of what a job held."""
+        if job.solver is not None:
+            await job.solver.close()
+        if job.lease is not None:
+            job.lease.__exit__()
+        job.results.clear()
 
 
 class Control:
@@ -141,127 +203,255 @@ class Control:
         version = control.BuildkitVersion(package="github.com/moby/buildkit", version=f"v{ENGINE_VERSION}")
         return control.InfoResponse(buildkitVersion=version)
 
-    async def disk_usage(self, _: Any) -> Any:
-        from longshore.engine.build.usage import records
+    async def disk_usage(self, request: Any) -> Any:
+        from longshore.engine.build.usage import accepts, kit_filters, records
 
-        return control.DiskUsageResponse(record=[_usage(record) for record in records(self._services.builder.store)])
+        filters = kit_filters(request.filter)
+        found = [record for record in records(self._services.builder.store) if accepts(record, filters)]
+        return control.DiskUsageResponse(record=[_usage(record) for record in found])
 
     async def prune(self, request: Any) -> AsyncIterator[Any]:
-        from longshore.engine.build.usage import prune
+        from longshore.engine.build.usage import kit_filters, prune
 
-        for record in await prune(self._services.builder.store, everything=request.all):
+        filters = kit_filters(request.filter)
+        if request.keepDuration:
+            filters["unused-for"] = [f"{request.keepDuration // 10**9}s"]
+        for record in await prune(
+            self._services.builder.store, everything=request.all, filters=filters, reserved=request.reservedSpace
+        ):
             yield _usage(record)
 
     async def solve(self, request: Any) -> Any:
         services = self._services
         job = services.job(request.Ref)
         job.session = request.Session
+        job.entitlements = self._entitlements(request)
+        job.imports = [(entry.Type, dict(entry.Attrs)) for entry in request.Cache.Imports]
+        job.begun.set()
+        record = _Record(services, job, request)
         try:
-            if request.Frontend:
-                image = await services.detached(services.frontend(job, request.Frontend, dict(request.FrontendAttrs)))
-            elif len(request.Definition.__getattribute__("def")):
-                raise SolveError("definitions (LLB) are not solved by this engine")
-            else:
-                # The client runs its own frontend, which asks through LLBBridge and returns a result.
-                image = await job.returned
-            session = await services.sessions.get(request.Session)
-            wanted = [(entry.Type, dict(entry.Attrs)) for entry in request.Exporters]
-            if not wanted and request.ExporterDeprecated:
-                wanted = [(request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated))]
-            answer: dict[str, str] = {}
-            for number, (kind, attributes) in enumerate(wanted):
-                if image is not None:
-                    answer |= await export(
-                        services.builder.store, session, job.progress, image, kind, attributes, number
-                    )
+            answer = await services.detached(self._solve(job, request))
+            record.answer = answer
             return control.SolveResponse(ExporterResponse=answer)
         except EngineError as error:
-            raise rpc_error(error) from error
+            record.error = rpc_error(error)
+            raise record.error from error
+        except RpcError as error:
+            record.error = error
+            raise
+        except asyncio.CancelledError:
+            record.error = RpcError(Status.CANCELLED, "context canceled")
+            raise
         finally:
+            record.end()
             job.progress.finish()
+            await asyncio.shield(services.end(job))
+
+    def _entitlements(self, request: Any) -> set[str]:
+        wanted = set(request.Entitlements)
+        for name in sorted(wanted):
+            if name not in self._services.allowed:
+                if name in ("security.insecure", "network.host", "device"):
+                    raise RpcError(
+                        Status.UNKNOWN, f"granting entitlement {name} is not allowed by build daemon configuration"
+                    )
+                raise RpcError(Status.UNKNOWN, f"unknown entitlement {name}")
+        return wanted
+
+    async def _solve(self, job: Job, request: Any) -> dict[str, str]:
+        services = self._services
+        store = services.builder.store
+        if request.Frontend:
+            outcome = await services.frontend(
+                job, request.Frontend, dict(request.FrontendAttrs), request.FrontendInputs
+            )
+        elif len(getattr(request.Definition, "def")):
+            solver = await services.solver(job)
+            chain = await solver.solve(request.Definition)
+            outcome = Outcome([("", self._bare(chain))]) if request.Exporters else Outcome()
+        else:
+            # The client runs its own frontend, which asks through LLBBridge and returns a result.
+            outcome = await job.returned
+        session = await services.sessions.get(request.Session)
+        wanted = [(entry.Type, dict(entry.Attrs)) for entry in request.Exporters]
+        if not wanted and request.ExporterDeprecated:
+            wanted = [(request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated))]
+        exports = [(entry.Type, dict(entry.Attrs)) for entry in request.Cache.Exports]
+        if any(kind == "inline" for kind, _ in exports):
+            outcome.images = [(platform, self._inline(image, job)) for platform, image in outcome.images]
+        names = [name for _, values in wanted for name in values.get("name", "").split(",") if name]
+        job.entries, inline = self._attested(job, request, outcome, names)
+        exporter = Exporter(store, session, job.progress, job.entries, multiple=outcome.multiple, inline=inline)
+        answer: dict[str, str] = {}
+        for number, (kind, values) in enumerate(wanted):
+            answer |= await exporter.run(kind, values, number)
+        images = [image for _, image in outcome.images]
+        for kind, values in exports:
+            answer |= await caches.export(store, session, job.progress, kind, values, job.records, images)
+        return answer
+
+    def _bare(self, chain: str) -> Image:
+        """An image for a definition's result that has no configuration."""
+        store = self._services.builder.store
+        return store.add(complete_config(store, {}, chain, ""), chain)
+
+    def _inline(self, image: Image, job: Job) -> Image:
+        store = self._services.builder.store
+        return store.add(caches.with_inline(store, image, job.records), image.chain, parent=image.parent)
+
+    def _attested(self, job: Job, request: Any, outcome: Outcome, names: list[str]) -> tuple[list[Entry], bool]:
+        """The images with what is attested about each, and whether that goes into images only."""
+        asked = dict(request.FrontendAttrs)
+        if job.frontend is not None:
+            asked = {**job.frontend.attributes, **asked}
+        wanted = attributes.attestations_of(asked)
+        if "sbom" in wanted:
+            raise InvalidParameter("sbom attestations are not available in this engine")
+        chosen = wanted.get("provenance")
+        entries: list[Entry] = []
+        for platform, image in outcome.images:
+            shown = platform or shown_platform(image)
+            entry = Entry(shown, image)
+            if chosen is not None and job.frontend is not None:
+                frontend = job.frontend
+                facts = provenance.Facts(
+                    ref=job.ref,
+                    frontend="dockerfile.v0",
+                    attributes=asked,
+                    sources={name: (found, self._digest(name, found)) for name, found in job.sources.items()},
+                    file=frontend.contexts.file,
+                    context=asked.get("context", ""),
+                    commit=frontend.contexts.commit,
+                    platform=shown,
+                    started=time_text(job.started),
+                    ended=time_text(time.time_ns()),
+                    data=frontend.contexts.data,
+                    names=names,
+                )
+                entry.statements.append(provenance.statement(facts, chosen))
+            entries.append(entry)
+        return entries, chosen is None or chosen.get("inline-only") == "true"
+
+    def _digest(self, name: str, image: Image) -> str:
+        """The manifest digest by which an image is known, else its own id."""
+        found = [reference.digest for reference in self._services.builder.store.names(image.id) if reference.digest]
+        return found[0] if found else image.id
 
     async def status(self, request: Any) -> AsyncIterator[Any]:
-        async for message in self._services.job(request.Ref).progress.watch():
+        job = self._services.known(request.Ref)
+        if job is None:
+            try:
+                old = self._services.history.statuses(request.Ref)
+            except EngineError:
+                job = self._services.job(request.Ref)
+            else:
+                for message in old:
+                    yield message
+                return
+        async for message in job.progress.watch():
             yield message
 
     async def listen_build_history(self, request: Any) -> AsyncIterator[Any]:
-        # No history is kept; a client that only wants what there is, is done at once.
-        if not request.EarlyExit:
-            await asyncio.Event().wait()
-        nothing: tuple[Any, ...] = ()
-        for event in nothing:
+        async for event in self._services.history.listen(request):
             yield event
 
     async def update_build_history(self, request: Any) -> Any:
-        raise RpcError(Status.NOT_FOUND, f"record {request.Ref} not found")
+        self._services.history.update(
+            request.Ref, pinned=request.Pinned, delete=request.Delete, finalize=request.Finalize
+        )
+        return control.UpdateBuildHistoryResponse()
 
 
-class Bridge:
-    """moby.buildkit.v1.frontend.LLBBridge, for the frontend that runs in the client."""
+class _Record:
+    """One build's entry of the history."""
+
+    def __init__(self, services: Services, job: Job, request: Any) -> None:
+        self._services, self._job = services, job
+        self.answer: dict[str, str] = {}
+        self.error: RpcError | None = None
+        self._record: Any = None
+        if request.Internal or not request.Ref:
+            return
+        self._record = control.BuildHistoryRecord(
+            Ref=request.Ref,
+            Frontend=request.Frontend,
+            FrontendAttrs=dict(request.FrontendAttrs),
+            Exporters=list(request.Exporters),
+            CreatedAt=stamp(job.started),
+        )
+        services.history.begin(self._record)
+
+    def end(self) -> None:
+        """The build has ended: fill in how, and keep it."""
+        record, job = self._record, self._job
+        if record is None:
+            return
+        if job.frontend is not None:
+            record.Frontend = "dockerfile.v0"
+            for key, value in job.frontend.attributes.items():
+                record.FrontendAttrs[key] = value
+        record.CompletedAt.CopyFrom(stamp(time.time_ns()))
+        for key, value in self.answer.items():
+            record.ExporterResponse[key] = value
+        if self.error is not None:
+            record.error.code = self.error.status.value
+            record.error.message = self.error.message or ""
+            for url, value in self.error.details or ():
+                record.error.details.add(type_url=url, value=value)
+        steps = job.progress.steps()
+        record.numTotalSteps, record.numCompletedSteps, record.numCachedSteps, record.numWarnings = steps
+        content: list[bytes] = []
+        if self.error is None:
+            for number, entry in enumerate(job.entries):
+                result = control.BuildResultInfo()
+                config = entry.image.raw
+                result.Results[0].CopyFrom(descriptor(config, "application/vnd.oci.image.config.v1+json"))
+                for kind, data in entry.statements:
+                    found = descriptor(data, IN_TOTO)
+                    found.annotations["in-toto.io/predicate-type"] = kind
+                    result.Attestations.append(found)
+                    content.append(data)
+                if number == 0:
+                    record.Result.CopyFrom(result)
+                record.Results[entry.platform].CopyFrom(result)
+        self._services.history.end(record, job.progress.messages, content)
+
+
+class Content:
+    """containerd.services.content.v1.Content: documents of finished builds, configs and kept manifests, read only."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def _job(self, metadata: Any) -> Job:
-        ref = metadata.get(_BUILD_ID)
-        if not ref:
-            raise RpcError(Status.INVALID_ARGUMENT, "no buildid found in context")
-        return self._services.job(ref)
+    def _find(self, digest: str) -> bytes:
+        store = self._services.builder.store
+        data = self._services.history.content(digest)
+        if data is None:
+            row = store.database.one("SELECT body FROM manifests WHERE digest=?", digest)
+            data = bytes(row[0]) if row else None
+        if data is None:
+            image = store.get(digest)
+            data = image.raw if image is not None else None
+        if data is None:
+            raise RpcError(Status.NOT_FOUND, f"content {digest}: not found")
+        return data
 
-    async def ping(self, _: Any) -> Any:
-        caps = [bridge.APICap(ID=name, Enabled=True) for name in _CAPS]
-        return bridge.PongResponse(FrontendAPICaps=caps, LLBCaps=[], Workers=[self._services.worker(bridge)])
+    async def info(self, request: Any) -> Any:
+        content = schemas.content
+        data = self._find(request.digest)
+        return content.InfoResponse(info=content.Info(digest=request.digest, size=len(data)))
 
-    async def solve(self, request: Any, metadata: Any) -> Any:
-        job = self._job(metadata)
-        for _ in range(100):
-            if job.session:
-                break
-            # The client sends Solve on both services at once.
-            await asyncio.sleep(0.05)
-        image = await self._services.detached(self._services.frontend(job, request.Frontend, dict(request.FrontendOpt)))
-        ref = secrets.token_hex(12)
-        job.results[ref] = image
-        result = bridge.Result(ref=bridge.Ref(id=ref), metadata={"containerimage.config": image.raw})
-        return bridge.SolveResponse(result=result)
-
-    async def evaluate(self, request: Any, metadata: Any) -> Any:
-        if request.Ref not in self._job(metadata).results:
-            raise RpcError(Status.NOT_FOUND, f"no such ref: {request.Ref}")
-        return bridge.EvaluateResponse()
-
-    async def inputs(self, _: Any) -> Any:
-        return bridge.InputsResponse()
-
-    async def warn(self, _: Any) -> Any:
-        return bridge.WarnResponse()
-
-    async def return_(self, request: Any, metadata: Any) -> Any:
-        return await self._finish(request, metadata)
-
-    async def _finish(self, request: Any, metadata: Any) -> Any:
-        job = self._job(metadata)
-        if job.returned.done():
-            return bridge.ReturnResponse()
-        if request.HasField("error"):
-            details = [(detail.type_url, detail.value) for detail in request.error.details]
-            job.returned.set_exception(RpcError(Status(request.error.code), request.error.message, details or None))
-            job.returned.exception()
-            return bridge.ReturnResponse()
-        ref = request.result.ref.id or request.result.refDeprecated
-        if not ref and len(request.result.refs.refs) == 1:
-            ref = next(iter(request.result.refs.refs.values())).id
-        job.returned.set_result(job.results.get(ref))
-        return bridge.ReturnResponse()
-
-
-setattr(Bridge, "return", Bridge.return_)
+    async def read(self, request: Any) -> AsyncIterator[Any]:
+        data = self._find(request.digest)
+        end = len(data) if request.size <= 0 else min(len(data), request.offset + request.size)
+        position = max(0, request.offset)
+        while position < end:
+            piece = data[position : min(end, position + _PIECE)]
+            yield schemas.content.ReadContentResponse(offset=position, data=piece)
+            position += len(piece)
 
 
 def _usage(record: dict[str, Any]) -> Any:
-    def stamp(nanoseconds: int) -> Any:
-        return control.Timestamp(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
-
     return control.UsageRecord(
         ID=record["id"],
         InUse=record["in_use"],
@@ -270,6 +460,6 @@ def _usage(record: dict[str, Any]) -> Any:
         LastUsedAt=stamp(record["used"]),
         UsageCount=record["uses"],
         Description=record["description"],
-        RecordType="regular",
+        RecordType=record.get("type", "regular"),
         Shared=record["shared"],
     )

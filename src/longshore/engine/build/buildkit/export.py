@@ -1,133 +1,227 @@
-"""What becomes of a build's result: an image of the store, a push, or files for the client."""
+"""What becomes of a build's result: images of the store, a push, or files for the client."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from longshore.engine.build.buildkit.attributes import host_platform
 from longshore.engine.build.buildkit.progress import Progress, now
 from longshore.engine.build.buildkit.session import Session
+from longshore.engine.build.context import new_folder
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import InvalidParameter
 from longshore.engine.images import references
+from longshore.engine.images.extract import remove_path
+from longshore.engine.images.layout import archive
+from longshore.engine.images.manifests import Entry
 from longshore.engine.images.model import Image
 from longshore.engine.images.pack import Packer
+from longshore.engine.images.push import push_index
 from longshore.engine.images.streams import in_thread, pieces
+from longshore.machinery import mounts
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
 
+_TRUE = ("1", "t", "true", "True", "TRUE")
+_IMAGE_KINDS = ("moby", "image", "docker", "oci")
 
-async def export(
-    store: ImageStore,
-    session: Session,
-    progress: Progress,
-    image: Image,
-    kind: str,
-    attributes: dict[str, str],
-    number: int = 0,
-) -> dict[str, str]:
-    """Carry out one exporter; its part of the response. kind: moby, image, docker, oci, tar, local, "" (none).
 
-    Raises EngineError.
+class Exporter:
+    """Exports one build's result.
+
+    entries: its images; multiple: they are an index in any case. inline: attestations go into images only.
     """
-    if kind in ("", "cacheonly"):
+
+    def __init__(
+        self,
+        store: ImageStore,
+        session: Session,
+        progress: Progress,
+        entries: list[Entry],
+        *,
+        multiple: bool = False,
+        inline: bool = True,
+    ) -> None:
+        self._store, self._session, self._progress = store, session, progress
+        self._entries, self._multiple, self._inline = entries, multiple, inline
+
+    async def run(self, kind: str, attributes: Mapping[str, str], number: int = 0) -> dict[str, str]:
+        """Carry out one exporter; its part of the response.
+
+        kind: moby, image, docker, oci, tar, local, "" (none). number: the client's of this exporter. Raises EngineError.
+        """
+        if kind in ("", "cacheonly") or not self._entries:
+            return {}
+        if kind in ("moby", "image"):
+            return await self._image(attributes)
+        if kind == "local":
+            return await self._local(attributes, number)
+        if kind == "tar":
+            return await self._tar(attributes, number)
+        if kind in ("docker", "oci"):
+            return await self._archive(attributes, kind, number)
+        raise InvalidParameter(f'exporter "{kind}" could not be found')
+
+    def _own(self) -> Image:
+        """The image of this machine's platform, else the first."""
+        return next((e.image for e in self._entries if e.platform == host_platform()), self._entries[0].image)
+
+    # -- the store and registries ----------------------------------------------------------------------------------
+
+    async def _image(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        store, image = self._store, self._own()
+        names = _names(attributes)
+        with self._progress.vertex("exporting to image") as vertex:
+            vertex.status("exporting layers", done=True)
+            for entry in self._entries:
+                vertex.status(f"writing image {entry.image.id}", done=True)
+            for name in names:
+                started = now()
+                store.tag(image, name)
+                vertex.status(f"naming to {str(name).removesuffix(':latest')}", started=started, done=True)
+        answer = {"containerimage.config.digest": image.id, "containerimage.digest": image.id}
+        if names:
+            answer["image.name"] = ",".join(str(name) for name in names)
+        if attributes.get("push") in _TRUE:
+            for name in names:
+                descriptor = await self._push(name, attributes)
+                answer["containerimage.digest"] = str(descriptor["digest"])
+                answer["containerimage.descriptor"] = base64.b64encode(orjson.dumps(descriptor)).decode()
+        return answer
+
+    async def _push(self, name: references.Reference, attributes: Mapping[str, str]) -> dict[str, Any]:
+        auth = await self._session.credentials(name.domain)
+        with self._progress.vertex(f"pushing {name}") as vertex:
+            started = now()
+            document = await push_index(
+                self._store,
+                name,
+                self._entries,
+                auth=auth,
+                annotations=_annotations(attributes),
+                single=not self._multiple,
+            )
+            vertex.status("pushing layers", started=started, done=True)
+            vertex.status(f"pushing manifest for {name}@{document.digest}", done=True)
+        return document.descriptor()
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _tree(self, attributes: Mapping[str, str]) -> AsyncIterator[Path]:
+        """The root of the result: of one platform, or a folder for each; with files of what is attested."""
+        split = attributes.get("platform-split", "true") in _TRUE
+        several = self._multiple and split
+        if len(self._entries) > 1 and not split:
+            raise InvalidParameter("platform-split cannot be false for a result of several platforms")
+        async with contextlib.AsyncExitStack() as stack:
+            roots: list[Path] = []
+            for entry in self._entries:
+                roots.append(await stack.enter_async_context(self._mounted(entry.image)))
+            for entry, root in zip(self._entries, roots, strict=True):
+                for count, (_, data) in enumerate([] if self._inline else entry.statements):
+                    name = "provenance.json" if not count else f"attestation.{count}.json"
+                    await in_thread(_put, root, attributes.get("attestation-prefix", "") + name, data)
+            if not several:
+                yield roots[0]
+                return
+            whole = new_folder(self._store)
+            stack.push_async_callback(in_thread, remove_path, whole)
+            for entry, root in zip(self._entries, roots, strict=True):
+                place = whole / entry.platform.replace("/", "_")
+                place.mkdir()
+                mounts.bind(root, place)
+                stack.callback(mounts.unmount, place)
+            yield whole
+
+    @contextlib.asynccontextmanager
+    async def _mounted(self, image: Image) -> AsyncIterator[Path]:
+        with self._store.lease() as lease:
+            lease.add(image.chain)
+            root = StepRoot(self._store, image.chain)
+            try:
+                await in_thread(root.mount)
+                yield root.merged
+            finally:
+                await in_thread(root.discard)
+
+    async def _local(self, attributes: Mapping[str, str], number: int) -> dict[str, str]:
+        with self._progress.vertex("exporting to client directory") as vertex:
+            async with self._tree(attributes) as root:
+                told = self._session.send_folder
+                total = await told(root, number, lambda size: vertex.status("copying files", size))
+                vertex.status("copying files", total, done=True)
         return {}
-    if kind in ("moby", "image"):
-        return await _image(store, session, progress, image, attributes)
-    if kind == "local":
-        return await _local(store, session, progress, image, number)
-    if kind == "tar":
-        return await _tar(store, session, progress, image, number)
-    if kind in ("docker", "oci"):
-        return await _archive(store, session, progress, image, attributes, kind, number)
-    raise InvalidParameter(f'exporter "{kind}" could not be found')
+
+    async def _tar(self, attributes: Mapping[str, str], number: int) -> dict[str, str]:
+        with self._progress.vertex("exporting to client tarball") as vertex:
+            async with self._tree(attributes) as root:
+                await self._session.send_stream(pieces(iter(Packer(root, layer=False))), number)
+                vertex.status("sending tarball", done=True)
+        return {}
+
+    async def _archive(self, attributes: Mapping[str, str], kind: str, number: int) -> dict[str, str]:
+        if attributes.get("tar", "true") not in _TRUE:
+            raise InvalidParameter(f"{kind} exporter without a tar is not available in this engine")
+        entries = self._entries
+        if kind == "docker":
+            if self._multiple:
+                raise InvalidParameter("docker exporter does not currently support exporting manifest lists")
+            entries = [Entry(entry.platform, entry.image) for entry in entries]
+        with self._progress.vertex(f"exporting to {'docker' if kind == 'docker' else 'oci'} image format") as vertex:
+            top, source = await in_thread(self._written, entries, kind, attributes)
+            vertex.status("exporting layers", done=True)
+            vertex.status(f"exporting manifest {top.digest}", done=True)
+            await self._session.send_stream(pieces(source), number)
+            vertex.status("sending tarball", done=True)
+        descriptor = base64.b64encode(orjson.dumps(top.descriptor())).decode()
+        answer = {"containerimage.digest": top.digest, "containerimage.descriptor": descriptor}
+        if len(entries) == 1:
+            answer["containerimage.config.digest"] = entries[0].image.id
+        return answer
+
+    def _written(self, entries: list[Entry], kind: str, attributes: Mapping[str, str]) -> tuple[Any, Iterator[bytes]]:
+        return archive(
+            self._store,
+            entries,
+            _names(attributes),
+            docker=kind == "docker",
+            single=not self._multiple,
+            annotations=_annotations(attributes),
+        )
 
 
-def _names(attributes: dict[str, str]) -> list[references.Reference]:
+def _names(attributes: Mapping[str, str]) -> list[references.Reference]:
     names: list[references.Reference] = []
     for text in filter(None, attributes.get("name", "").split(",")):
         names.append(references.parse(text.strip()).with_default_tag())
     return names
 
 
-async def _image(
-    store: ImageStore, session: Session, progress: Progress, image: Image, attributes: dict[str, str]
-) -> dict[str, str]:
-    names = _names(attributes)
-    with progress.vertex("exporting to image") as vertex:
-        vertex.status("exporting layers", done=True)
-        vertex.status(f"writing image {image.id}", done=True)
-        for name in names:
-            started = now()
-            store.tag(image, name)
-            shown = str(name).removesuffix(":latest")
-            vertex.status(f"naming to {shown}", started=started, done=True)
-    if attributes.get("push") == "true":
-        for name in names:
-            with progress.vertex(f"pushing {name} with docker") as vertex:
-                layers: dict[str, Any] = {}
-
-                def say(message: dict[str, Any], vertex: Any = vertex, layers: dict[str, Any] = layers) -> None:
-                    layer = message.get("id")
-                    detail = message.get("progressDetail") or {}
-                    if layer and detail:
-                        vertex.status(f"pushing layer {layer}", detail.get("current", 0), detail.get("total", 0))
-                    elif layer and message.get("status") in ("Pushed", "Layer already exists"):
-                        vertex.status(f"pushing layer {layer}", done=True)
-
-                auth = await session.credentials(name.domain)
-                await store.push(name, auth=auth, progress=say)
-    answer = {"containerimage.config.digest": image.id, "containerimage.digest": image.id}
-    if names:
-        answer["image.name"] = ",".join(str(name) for name in names)
-    return answer
+def _annotations(attributes: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """annotation.KEY, annotation-manifest.KEY, annotation-index.KEY: by what they are put on."""
+    found: dict[str, dict[str, str]] = {"manifest": {}, "index": {}}
+    for key, value in attributes.items():
+        kind, dot, name = key.partition(".")
+        base, _, _ = kind.partition("[")
+        if dot and base in ("annotation", "annotation-manifest"):
+            found["manifest"][name] = value
+        elif dot and base == "annotation-index":
+            found["index"][name] = value
+    return found
 
 
-@contextlib.asynccontextmanager
-async def _mounted(store: ImageStore, image: Image) -> Any:
-    with store.lease() as lease:
-        lease.add(image.chain)
-        root = StepRoot(store, image.chain)
-        try:
-            await in_thread(root.mount)
-            yield root.merged
-        finally:
-            await in_thread(root.discard)
+def _put(root: Path, name: str, data: bytes) -> None:
+    from longshore.machinery import rooted
 
-
-async def _local(store: ImageStore, session: Session, progress: Progress, image: Image, number: int) -> dict[str, str]:
-    with progress.vertex("exporting to client directory") as vertex:
-        async with _mounted(store, image) as root:
-            total = await session.send_folder(root, number, lambda size: vertex.status("copying files", size))
-            vertex.status("copying files", total, done=True)
-    return {}
-
-
-async def _tar(store: ImageStore, session: Session, progress: Progress, image: Image, number: int) -> dict[str, str]:
-    with progress.vertex("exporting to client tarball") as vertex:
-        async with _mounted(store, image) as root:
-            await session.send_stream(pieces(iter(Packer(root, layer=False))), number)
-            vertex.status("sending tarball", done=True)
-    return {}
-
-
-async def _archive(
-    store: ImageStore,
-    session: Session,
-    progress: Progress,
-    image: Image,
-    attributes: dict[str, str],
-    kind: str,
-    number: int,
-) -> dict[str, str]:
-    names = _names(attributes)
-    label = "docker image format" if kind == "docker" else "oci image format"
-    with progress.vertex(f"exporting to {label}") as vertex:
-        vertex.status("exporting layers", done=True)
-        for name in names:
-            store.tag(image, name)
-        wanted = [name.familiar for name in names] or [image.id]
-        await session.send_stream(store.save(wanted), number)
-        vertex.status("sending tarball", done=True)
-    return {"containerimage.config.digest": image.id, "containerimage.digest": image.id}
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with rooted.opened(root, name, flags, 0o644) as fd, open(os.dup(fd), "wb") as file:
+        file.write(data)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from longshore.engine.build.buildkit.schemas import control
+from longshore.engine.build.checks import Warning
 
 
 def now() -> Any:
@@ -21,6 +22,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._messages: list[Any] = []
+        self._first = ""
         self._watchers: set[asyncio.Event] = set()
         self.done = False
 
@@ -29,6 +31,33 @@ class Progress:
         self._messages.append(control.StatusResponse(**fields))
         for event in self._watchers:
             event.set()
+
+    @property
+    def messages(self) -> list[Any]:
+        """All that was told so far."""
+        return self._messages
+
+    def plain_warning(self, request: Any) -> None:
+        """A warning of a frontend that runs in the client."""
+        made = control.VertexWarning(
+            vertex=request.digest or self._first,
+            level=request.level,
+            short=request.short,
+            detail=request.detail,
+            url=request.url,
+        )
+        self.send(warnings=[made])
+
+    def steps(self) -> tuple[int, int, int, int]:
+        """(steps, those completed, those from the cache, warnings)."""
+        last: dict[str, Any] = {}
+        warnings = 0
+        for message in self._messages:
+            warnings += len(message.warnings)
+            for vertex in message.vertexes:
+                last[vertex.digest] = vertex
+        done = [vertex for vertex in last.values() if vertex.HasField("completed")]
+        return len(last), len(done), sum(vertex.cached for vertex in last.values()), warnings
 
     def finish(self) -> None:
         self.done = True
@@ -53,7 +82,24 @@ class Progress:
             self._watchers.discard(event)
 
     def vertex(self, name: str) -> Vertex:
-        return Vertex(self, name)
+        made = Vertex(self, name)
+        if name.startswith("[internal] load build definition") or not self._first:
+            self._first = made.digest
+        return made
+
+    def warning(self, found: Warning, name: str, data: bytes) -> None:
+        """A finding of the build checks in a file, told at the vertex that loaded it."""
+        ranges = [control.Range(start=control.Position(line=found.start), end=control.Position(line=found.end))]
+        made = control.VertexWarning(
+            vertex=self._first,
+            level=1,
+            short=found.short.encode(),
+            detail=[found.description.encode()],
+            url=found.url,
+            info=control.SourceInfo(filename=name, data=data, language="Dockerfile"),
+            ranges=ranges,
+        )
+        self.send(warnings=[made])
 
 
 class Vertex:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from longshore.wire.protobuf import Schema
 
 _COMMON = """
+OpMetadata: 1 ignore_cache bool, 2 description {string:string}
 Timestamp: 1 seconds int64, 2 nanos int32
 Any: 1 type_url string, 2 value bytes
 Status: 1 code int32, 2 message string, 3 details *Any
-Definition: 1 def *bytes
+Definition: 1 def *bytes, 2 metadata {string:OpMetadata}
 Platform: 1 Architecture string, 2 OS string, 3 Variant string, 4 OSVersion string, 5 OSFeatures *string
 BuildkitVersion: 1 package string, 2 version string, 3 revision string, 4 dockerfileVersion string
 GCPolicy: 1 all bool, 2 keepDuration int64, 4 filters *string, 3 reservedSpace int64
@@ -59,9 +60,15 @@ ListWorkersRequest: 1 filter *string
 ListWorkersResponse: 1 record *WorkerRecord
 InfoRequest: 1 unused bytes
 InfoResponse: 1 buildkitVersion BuildkitVersion
-BuildHistoryRequest: 1 ActiveOnly bool, 2 Ref string, 3 EarlyExit bool
+BuildHistoryRequest: 1 ActiveOnly bool, 2 Ref string, 3 EarlyExit bool, 4 Filter *string, 5 Limit int32
 BuildHistoryEvent: 1 type int32, 2 record BuildHistoryRecord
-BuildHistoryRecord: 1 Ref string, 2 Frontend string
+BuildHistoryRecord: 1 Ref string, 2 Frontend string, 3 FrontendAttrs {string:string}, 4 Exporters *Exporter, 5 error Status,
+  6 CreatedAt Timestamp, 7 CompletedAt Timestamp, 8 logs Descriptor, 9 ExporterResponse {string:string},
+  10 Result BuildResultInfo, 11 Results {string:BuildResultInfo}, 12 Generation int32, 13 trace Descriptor, 14 pinned bool,
+  15 numCachedSteps int32, 16 numTotalSteps int32, 17 numCompletedSteps int32, 18 externalError Descriptor,
+  19 numWarnings int32
+Descriptor: 1 media_type string, 2 digest string, 3 size int64, 5 annotations {string:string}
+BuildResultInfo: 1 ResultDeprecated Descriptor, 2 Attestations *Descriptor, 3 Results {int64:Descriptor}
 UpdateBuildHistoryRequest: 1 Ref string, 2 Pinned bool, 3 Delete bool, 4 Finalize bool
 UpdateBuildHistoryResponse: 1 unused bytes
 """,
@@ -107,6 +114,47 @@ WarnResponse: 1 unused bytes
 """,
 )
 
+# Operations of a definition (LLB).
+pb = Schema(
+    "pb",
+    """
+Op: 1 inputs *Input, 2 exec ExecOp @op, 3 source SourceOp @op, 4 file FileOp @op, 5 build BuildOp @op, 6 merge MergeOp @op,
+  7 diff DiffOp @op, 10 platform Platform
+Platform: 1 Architecture string, 2 OS string, 3 Variant string
+Input: 1 digest string, 2 index int64
+ExecOp: 1 meta Meta, 2 mounts *Mount, 3 network int32, 4 security int32, 5 secretenv *SecretEnv
+Meta: 1 args *string, 2 env *string, 3 cwd string, 4 user string, 6 extraHosts *HostIP, 7 hostname string, 9 ulimit *Ulimit,
+  10 cgroupParent string, 12 validExitCodes *int32
+HostIP: 1 Host string, 2 IP string
+Ulimit: 1 Name string, 2 Soft int64, 3 Hard int64
+SecretEnv: 1 ID string, 2 name string, 3 optional bool
+Mount: 1 input int64, 2 selector string, 3 dest string, 4 output int64, 5 readonly bool, 6 mountType int32,
+  19 TmpfsOpt TmpfsOpt, 20 cacheOpt CacheOpt, 21 secretOpt FileOpt, 22 SSHOpt FileOpt
+TmpfsOpt: 1 size int64
+CacheOpt: 1 ID string, 2 sharing int32
+FileOpt: 1 ID string, 2 uid uint32, 3 gid uint32, 4 mode uint32, 5 optional bool
+SourceOp: 1 identifier string, 2 attrs {string:string}
+BuildOp: 1 builder int64
+FileOp: 2 actions *FileAction
+FileAction: 1 input int64, 2 secondaryInput int64, 3 output int64, 4 copy CopyAction @action, 5 mkfile MkFileAction @action,
+  6 mkdir MkDirAction @action, 7 rm RmAction @action, 8 symlink SymlinkAction @action
+CopyAction: 1 src string, 2 dest string, 3 owner ChownOpt, 4 mode int32, 5 followSymlink bool, 6 dirCopyContents bool,
+  7 attemptUnpackDockerCompatibility bool, 8 createDestPath bool, 9 allowWildcard bool, 10 allowEmptyWildcard bool,
+  11 timestamp int64, 12 include_patterns *string, 13 exclude_patterns *string, 14 alwaysReplaceExistingDestPaths bool,
+  15 modeStr string, 16 required_paths *string
+MkFileAction: 1 path string, 2 mode int32, 3 data bytes, 4 owner ChownOpt, 5 timestamp int64
+MkDirAction: 1 path string, 2 mode int32, 3 makeParents bool, 4 owner ChownOpt, 5 timestamp int64
+RmAction: 1 path string, 2 allowNotFound bool, 3 allowWildcard bool
+SymlinkAction: 1 oldpath string, 2 newpath string, 3 owner ChownOpt, 4 timestamp int64
+ChownOpt: 1 user UserOpt, 2 group UserOpt
+UserOpt: 1 byName NamedUser @user, 2 byID uint32 @user
+NamedUser: 1 name string, 2 input int64
+MergeOp: 1 inputs *MergeInput
+MergeInput: 1 input int64
+DiffOp: 1 lower MergeInput, 2 upper MergeInput
+""",
+)
+
 filesync = Schema(
     "moby.filesync.v1",
     """
@@ -128,6 +176,30 @@ secrets = Schema(
 service Secrets: GetSecret
 GetSecretRequest: 1 ID string, 2 annotations {string:string}
 GetSecretResponse: 1 data bytes
+""",
+)
+
+content = Schema(
+    "containerd.services.content.v1",
+    """
+service Content: Info, Read(ReadContentRequest)~ReadContentResponse, Write(~WriteContentRequest)~WriteContentResponse
+Timestamp: 1 seconds int64, 2 nanos int32
+Info: 1 digest string, 2 size int64, 3 created_at Timestamp, 4 updated_at Timestamp, 5 labels {string:string}
+InfoRequest: 1 digest string
+InfoResponse: 1 info Info
+ReadContentRequest: 1 digest string, 2 offset int64, 3 size int64
+ReadContentResponse: 1 offset int64, 2 data bytes
+WriteContentRequest: 1 action int32, 2 ref string, 3 total int64, 4 expected string, 5 offset int64, 6 data bytes,
+  7 labels {string:string}
+WriteContentResponse: 1 action int32, 4 offset int64, 5 total int64, 6 digest string
+""",
+)
+
+upload = Schema(
+    "moby.upload.v1",
+    """
+service Upload: Pull(~BytesMessage)~BytesMessage
+BytesMessage: 1 data bytes
 """,
 )
 

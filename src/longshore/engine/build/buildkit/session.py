@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
@@ -30,6 +30,7 @@ _SETUID, _SETGID, _STICKY = 1 << 23, 1 << 22, 1 << 20
 _TYPE = _DIR | _SYMLINK | _DEVICE | _PIPE | _SOCKET | _CHAR | 1 << 19
 _ENTRIES = 1 << 20
 _PIECE = 1 << 15
+_STORE = "buildkit-attachable-store-id"
 
 
 class _Reader(tar.TarReader):
@@ -98,6 +99,7 @@ class Session:
             schemas.filesync.Auth,
             schemas.secrets.Secrets,
             schemas.ssh.SSH,
+            schemas.upload.Upload,
         )
         self._client = Client(*services, host="session", port=80)
         self._client._channel = self._channel
@@ -216,6 +218,72 @@ class Session:
             for fd in open_files.values():
                 os.close(fd)
         return total
+
+    async def upload(self, name: str) -> AsyncIterator[bytes]:
+        """What the client sends as one stream (a context on its standard input). Source: session/upload."""
+        method = self._client._methods["Pull"]
+        stream = self._channel.request(
+            method.path,
+            _stream_stream(),
+            method.request,
+            method.reply,
+            metadata=[("urlpath", f"/{name}"), ("urlhost", "buildkit-session")],
+        )
+        try:
+            async with stream:
+                await stream.send_request()
+                async for message in stream:
+                    yield message.data
+                await stream.end()
+        except StreamTerminatedError:
+            raise SystemFailure("the client's session ended") from None
+        except RpcError as error:
+            raise SystemFailure(error.message or "the client's upload failed") from None
+
+    async def read_content(self, store: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """A blob of a content store of the client's ("local:/path"). Raises SystemFailure."""
+        method = schemas.content.Content.methods["Read"]
+        stream = self._channel.request(
+            method.path, _unary_stream(), method.request, method.reply, metadata=[(_STORE, store)]
+        )
+        try:
+            async with stream:
+                await stream.send_message(method.request(digest=digest, offset=offset), end=True)
+                async for message in stream:
+                    yield message.data
+        except (RpcError, StreamTerminatedError) as error:
+            raise SystemFailure(getattr(error, "message", "") or "the client's session ended") from None
+
+    async def write_content(self, store: str, digest: str, source: AsyncIterable[bytes]) -> None:
+        """Put a blob into a content store of the client's. digest "": known when `source` has ended (see `ended`).
+
+        Raises SystemFailure.
+        """
+        method = schemas.content.Content.methods["Write"]
+        request = method.request
+        name = f"longshore-{os.urandom(8).hex()}"
+        stream = self._channel.request(
+            method.path, _stream_stream(), method.request, method.reply, metadata=[(_STORE, store)]
+        )
+        offset = 0
+        try:
+            async with stream:
+                await stream.send_request()
+                async for data in source:
+                    for start in range(0, len(data), 1 << 20):
+                        piece = data[start : start + (1 << 20)]
+                        await stream.send_message(request(action=1, ref=name, offset=offset, data=piece))
+                        await stream.recv_message()
+                        offset += len(piece)
+                expected = digest or getattr(source, "digest", "")
+                await stream.send_message(request(action=2, ref=name, total=offset, offset=offset, expected=expected))
+                await stream.recv_message()
+                await stream.end()
+        except RpcError as error:
+            if error.status is not Status.ALREADY_EXISTS:
+                raise SystemFailure(error.message or "the client's store failed") from None
+        except StreamTerminatedError:
+            raise SystemFailure("the client's session ended") from None
 
     async def credentials(self, domain: str) -> dict[str, str] | None:
         """The client's credentials for a registry, None where it has none."""
@@ -365,6 +433,12 @@ def _walk(root: Path) -> list[tuple[Path, Any]]:
 
     walk(root, "")
     return found
+
+
+def _unary_stream() -> Any:
+    from grpclib.const import Cardinality
+
+    return Cardinality.UNARY_STREAM
 
 
 def _stream_stream() -> Any:

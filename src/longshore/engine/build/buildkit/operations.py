@@ -1,0 +1,405 @@
+"""The operations of a definition: commands, file operations, merges and differences, each from chains to chains.
+
+Source: BuildKit solver/llbsolver/ops, solver/llbsolver/file (what each does), docs/dev/merge-diff.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longshore.engine.build import mounts
+from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
+from longshore.engine.build.ignore import Ignore
+from longshore.engine.build.modes import parse_mode
+from longshore.engine.build.step import Limits, Mount, RunStep, StepRoot
+from longshore.engine.errors import InvalidParameter, SystemFailure
+from longshore.engine.images.extract import remove_tree
+from longshore.engine.images.layers import Layer
+from longshore.engine.images.streams import in_thread
+from longshore.engine.runtime.users import UnknownUser, resolve_user
+from longshore.machinery import rooted
+
+if TYPE_CHECKING:
+    from longshore.engine.build.buildkit.definitions import Solver
+    from longshore.engine.build.buildkit.progress import Vertex
+
+_BIND, _SECRET, _SSH, _CACHE, _TMPFS = range(5)
+
+
+def shown_name(operation: Any) -> str:
+    """What an operation is called where the client gave it no name."""
+    kind = operation.WhichOneof("op")
+    if kind == "source":
+        return str(operation.source.identifier)
+    if kind == "exec":
+        return " ".join(operation.exec.meta.args)
+    if kind == "file":
+        words = [_action_name(action) for action in operation.file.actions]
+        return ", ".join(words)
+    return str(kind)
+
+
+def _action_name(action: Any) -> str:
+    kind = action.WhichOneof("action")
+    if kind == "copy":
+        return f"copy {action.copy.src} {action.copy.dest}"
+    if kind == "symlink":
+        return f"symlink {action.symlink.oldpath} {action.symlink.newpath}"
+    return f"{kind} {getattr(action, kind).path}" if kind else "?"
+
+
+async def run(solver: Solver, kind: str, operation: Any, inputs: list[str], vertex: Vertex) -> list[str]:
+    """Carry out an operation; the chains of its outputs. Raises EngineError."""
+    if kind == "exec":
+        return await _Exec(solver, operation.exec, inputs, vertex).run()
+    if kind == "file":
+        return await in_thread(_Files(solver, operation.file, inputs).run)
+    if kind == "merge":
+        chains = [_input(inputs, item.input) for item in operation.merge.inputs]
+        return [await in_thread(_merge, solver, chains)]
+    lower = _input(inputs, operation.diff.lower.input) if operation.diff.HasField("lower") else ""
+    upper = _input(inputs, operation.diff.upper.input) if operation.diff.HasField("upper") else ""
+    return [await in_thread(_difference, solver, lower, upper)]
+
+
+def _input(inputs: list[str], index: int) -> str:
+    if index == -1:
+        return ""
+    if not 0 <= index < len(inputs):
+        raise InvalidParameter(f"invalid input index {index}")
+    return inputs[index]
+
+
+def _merge(solver: Solver, chains: list[str]) -> str:
+    result = ""
+    for chain in chains:
+        if not result:
+            result = chain
+        elif chain:
+            result = solver.restack(result, list(reversed(solver.store.layers.stack(chain))))
+    return result
+
+
+def _difference(solver: Solver, lower: str, upper: str) -> str:
+    if not lower:
+        return upper
+    layers: list[Layer] = []
+    for layer in solver.store.layers.stack(upper):
+        if layer.chain == lower:
+            return solver.restack("", layers[::-1])
+        layers.append(layer)
+    if not layers and upper == lower:
+        return ""
+    raise SystemFailure("the difference of results that do not build on each other is not available in this engine")
+
+
+class _Exec:
+    """A command in a root, with mounts."""
+
+    def __init__(self, solver: Solver, operation: Any, inputs: list[str], vertex: Vertex) -> None:
+        self._solver, self._operation, self._inputs, self._vertex = solver, operation, inputs, vertex
+        self._outputs: dict[int, StepRoot | str] = {}
+
+    async def run(self) -> list[str]:
+        meta = self._operation.meta
+        limits = Limits(
+            cgroup_parent=meta.cgroupParent,
+            ulimits=[{"Name": limit.Name, "Soft": limit.Soft, "Hard": limit.Hard} for limit in meta.ulimit],
+        )
+        if self._operation.security:
+            raise SystemFailure("security.insecure is not allowed")
+        self._solver.builder.runner.check(limits)
+        async with contextlib.AsyncExitStack() as stack:
+            root: StepRoot | None = None
+            held: list[Mount] = []
+            env = list(meta.env)
+            for mount in self._operation.mounts:
+                if mount.dest == "/":
+                    root = await self._root(mount, stack)
+                    if mount.output >= 0:
+                        self._outputs[mount.output] = root
+                    continue
+                made = await self._mount(mount, stack)
+                if made is not None:
+                    held.append(made)
+            for secret in self._operation.secretenv:
+                value = await self._solver.session.secret(secret.ID)
+                if value is None and not secret.optional:
+                    raise SystemFailure(f"secret {secret.ID}: not found")
+                if value is not None:
+                    env.append(f"{secret.name}={value.decode('utf-8', 'replace')}")
+            if root is None:
+                raise InvalidParameter("no root mount in exec operation")
+            await in_thread(root.add_mount_points, [(mount.target, mount.folder) for mount in held])
+            step = RunStep(
+                root.id,
+                root.merged,
+                list(meta.args),
+                env,
+                meta.cwd or "/",
+                user=meta.user,
+                network={1: "host", 2: "none"}.get(self._operation.network, "default"),
+                mounts=held,
+                hosts=[(host.Host, host.IP) for host in meta.extraHosts],
+                limits=limits,
+                hostname=meta.hostname,
+            )
+            code = await self._solver.builder.runner.run(step, self._vertex.log)
+            if code not in (list(meta.validExitCodes) or [0]):
+                words = " ".join(meta.args)
+                raise SystemFailure(f'process "{words}" did not complete successfully: exit code: {code}')
+            chains: dict[int, str] = {}
+            for number, output in self._outputs.items():
+                if isinstance(output, str):
+                    chains[number] = output
+                    continue
+                await in_thread(output.finish)
+                layer = await in_thread(output.layer, self._solver.lease)
+                chains[number] = layer.chain if layer is not None else output.chain
+        return [chains.get(number, "") for number in range(max(chains, default=-1) + 1)]
+
+    async def _root(self, mount: Any, stack: contextlib.AsyncExitStack) -> StepRoot:
+        root = StepRoot(self._solver.store, _input(self._inputs, mount.input))
+        stack.push_async_callback(in_thread, root.discard)
+        await in_thread(root.mount)
+        return root
+
+    async def _mount(self, mount: Any, stack: contextlib.AsyncExitStack) -> Mount | None:
+        target = posixpath.normpath(posixpath.join(self._operation.meta.cwd or "/", mount.dest))
+        if mount.mountType == _TMPFS:
+            size = mount.TmpfsOpt.size
+            return Mount("tmpfs", target, ("nosuid", "nodev", *((f"size={size}",) if size else ())), "tmpfs")
+        if mount.mountType in (_SECRET, _SSH):
+            option = mount.secretOpt if mount.mountType == _SECRET else mount.SSHOpt
+            wanted = mounts.Wanted(
+                "secret" if mount.mountType == _SECRET else "ssh",
+                target,
+                id=option.ID,
+                required=not option.optional,
+                uid=option.uid,
+                gid=option.gid,
+                mode=option.mode,
+            )
+            if mount.mountType == _SECRET:
+                return await mounts.secret(self._solver.session.secret, self._solver.store, wanted, target, stack)
+            return await mounts.agent(self._solver.session.agent, wanted, stack)
+        if mount.mountType == _CACHE:
+            sharing = {1: "private", 2: "locked"}.get(mount.cacheOpt.sharing, "shared")
+            wanted = mounts.Wanted("cache", target, id=mount.cacheOpt.ID, sharing=sharing, readonly=mount.readonly)
+            return await mounts.cache(self._solver.store, wanted, target, stack)
+        if mount.mountType != _BIND:
+            raise InvalidParameter(f"mount type {mount.mountType} not implemented")
+        root = await self._root(mount, stack)
+        if mount.output >= 0 and not mount.readonly:
+            self._outputs[mount.output] = root
+        elif mount.output >= 0:
+            self._outputs[mount.output] = root.chain
+        inside = mount.selector or "/"
+        if mount.output >= 0 and not mount.readonly:
+            os.close(await in_thread(rooted.make_dirs, root.merged, inside))
+        try:
+            path = f"{root.merged}{await in_thread(rooted.real_path, root.merged, inside)}"
+        except OSError:
+            raise SystemFailure(f'failed to calculate checksum of ref: "{inside}": not found') from None
+        options = ("rbind", "ro") if mount.readonly else ("rbind", "rw")
+        return Mount(path, target, options, folder=stat.S_ISDIR(os.lstat(path).st_mode))
+
+
+class _Files:
+    """File actions: consecutive ones on one result share a root. In a thread."""
+
+    def __init__(self, solver: Solver, operation: Any, inputs: list[str]) -> None:
+        self._solver, self._actions, self._inputs = solver, list(operation.actions), inputs
+        self._made: dict[int, str] = {}
+
+    def run(self) -> list[str]:
+        count = len(self._inputs)
+        position = 0
+        while position < len(self._actions):
+            end = position
+            while (
+                end + 1 < len(self._actions)
+                and self._actions[end].output < 0
+                and self._actions[end + 1].input == count + end
+                and self._actions[end + 1].secondaryInput < count
+            ):
+                end += 1
+            self._run(position, end)
+            position = end + 1
+        outputs = {action.output: self._made[n] for n, action in enumerate(self._actions) if action.output >= 0}
+        return [outputs.get(number, "") for number in range(max(outputs, default=-1) + 1)]
+
+    def _chain(self, index: int) -> str:
+        if index < len(self._inputs):
+            return _input(self._inputs, index)
+        found = self._made.get(index - len(self._inputs))
+        if found is None:
+            raise InvalidParameter(f"invalid input index {index}")
+        return found
+
+    def _run(self, first: int, last: int) -> None:
+        root = StepRoot(self._solver.store, self._chain(self._actions[first].input))
+        try:
+            root.mount()
+            for action in self._actions[first : last + 1]:
+                try:
+                    self._act(root, action)
+                except CopyError as error:
+                    raise SystemFailure(str(error)) from None
+                except OSError as error:
+                    shown = f"{error.filename}: " if error.filename else ""
+                    raise SystemFailure(f"{shown}{(error.strerror or str(error)).lower()}") from None
+            root.finish()
+            layer = root.layer(self._solver.lease)
+        finally:
+            root.discard()
+        self._made[last] = layer.chain if layer is not None else root.chain
+
+    def _act(self, root: StepRoot, action: Any) -> None:
+        kind = action.WhichOneof("action")
+        if kind == "copy":
+            source = StepRoot(self._solver.store, self._chain(action.secondaryInput))
+            try:
+                source.mount()
+                _copy(source.merged, root.merged, action.copy)
+            finally:
+                source.discard()
+        elif kind == "mkfile":
+            _make_file(root.merged, action.mkfile)
+        elif kind == "mkdir":
+            _make_folder(root.merged, action.mkdir)
+        elif kind == "rm":
+            _remove(root.merged, action.rm)
+        elif kind == "symlink":
+            _symlink(root.merged, action.symlink)
+        else:
+            raise InvalidParameter("invalid file action")
+
+
+def _owner(root: Path, option: Any) -> tuple[int, int]:
+    """Whose a file is to be."""
+    parts: list[str] = []
+    for field in ("user", "group"):
+        value = getattr(option, field)
+        which = value.WhichOneof("user") if option.HasField(field) else None
+        parts.append(value.byName.name if which == "byName" else str(value.byID) if which else "0")
+    try:
+        found = resolve_user(root, ":".join(parts))
+    except UnknownUser as error:
+        raise SystemFailure(f"invalid user: {error}") from None
+    return found.uid, found.gid
+
+
+def _at(root: Path, path: str) -> tuple[int, str]:
+    """A descriptor of a path's folder (it must be there) and its last part."""
+    above, _, name = posixpath.normpath("/" + path).rpartition("/")
+    return rooted.open_in(root, above or "/", os.O_PATH | os.O_DIRECTORY), name
+
+
+def _stamp(parent: int, name: str, timestamp: int) -> None:
+    if timestamp >= 0:
+        os.utime(name, ns=(timestamp, timestamp), dir_fd=parent, follow_symlinks=False)
+
+
+def _make_file(root: Path, action: Any) -> None:
+    parent, name = _at(root, action.path)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=parent)
+        with open(fd, "wb") as file:
+            file.write(action.data)
+            os.fchown(fd, *_owner(root, action.owner))
+            os.fchmod(fd, action.mode & 0o7777)
+        _stamp(parent, name, action.timestamp)
+    finally:
+        os.close(parent)
+
+
+def _make_folder(root: Path, action: Any) -> None:
+    uid, gid = _owner(root, action.owner)
+    if action.makeParents:
+        os.close(rooted.make_dirs(root, posixpath.normpath("/" + action.path), action.mode & 0o7777, uid, gid))
+        return
+    parent, name = _at(root, action.path)
+    try:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            return
+        os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        os.chmod(name, action.mode & 0o7777, dir_fd=parent)
+        _stamp(parent, name, action.timestamp)
+    finally:
+        os.close(parent)
+
+
+def _symlink(root: Path, action: Any) -> None:
+    parent, name = _at(root, action.newpath)
+    try:
+        os.symlink(action.oldpath, name, dir_fd=parent)
+        os.chown(name, *_owner(root, action.owner), dir_fd=parent, follow_symlinks=False)
+        _stamp(parent, name, action.timestamp)
+    finally:
+        os.close(parent)
+
+
+def _remove(root: Path, action: Any) -> None:
+    tree = Tree(root, context=False)
+    paths = [action.path]
+    if action.allowWildcard:
+        paths = [source.path for source in tree.find(action.path)]
+    for path in paths:
+        try:
+            parent, name = _at(root, path)
+        except FileNotFoundError:
+            if action.allowNotFound:
+                continue
+            raise
+        try:
+            try:
+                os.stat(name, dir_fd=parent, follow_symlinks=False)
+            except FileNotFoundError:
+                if action.allowNotFound:
+                    continue
+                raise
+            remove_tree(parent, name)
+        finally:
+            os.close(parent)
+
+
+def _copy(source: Path, target: Path, action: Any) -> None:
+    from longshore.engine.build.transfer import unpack
+
+    tree = Tree(source, context=False)
+    found = (
+        tree.find(action.src) if action.allowWildcard else [tree.one(posixpath.normpath("/" + action.src).lstrip("/"))]
+    )
+    if not found:
+        if action.allowEmptyWildcard:
+            return
+        raise CopyError(f"{action.src}: no such file or directory")
+    placement = Placement(keep_owner=not action.HasField("owner"))
+    if action.HasField("owner"):
+        placement.uid, placement.gid = _owner(target, action.owner)
+    if action.modeStr:
+        placement.mode = parse_mode(action.modeStr)
+    elif action.mode >= 0:
+        placement.mode = parse_mode(f"{action.mode & 0o7777:o}")
+    placement.time = action.timestamp if action.timestamp >= 0 else None
+    placement.include = Ignore(list(action.include_patterns)) if action.include_patterns else None
+    exclude = Ignore(list(action.exclude_patterns)) if action.exclude_patterns else None
+    into = action.dest.endswith("/") or len(found) > 1
+    where = posixpath.normpath("/" + action.dest)
+    copier = Copier(tree, target, placement, exclude)
+    for one in found:
+        if action.attemptUnpackDockerCompatibility and not one.folder and unpack(tree, one, target, where, None):
+            continue
+        if one.folder and not action.dirCopyContents and (into or copier.is_folder(where)) and one.path:
+            copier.copy([one], posixpath.join(where, one.path.rpartition("/")[2]), into=False)
+        else:
+            copier.copy([Source(one.path, one.folder)], where, into=into)

@@ -1,0 +1,173 @@
+"""Provenance of a build: an in-toto statement with a SLSA predicate that tells what went in and who built.
+
+Source: SLSA v1.0 and v0.2 provenance; BuildKit docs/attestations/slsa-definitions.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from longshore.engine.errors import InvalidParameter
+from longshore.engine.images import references
+from longshore.engine.images.model import Image
+
+SLSA1 = "https://slsa.dev/provenance/v1"
+SLSA02 = "https://slsa.dev/provenance/v0.2"
+_STATEMENT = "https://in-toto.io/Statement/v0.1"
+_BUILD_TYPE = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md"
+_BUILD_TYPE_02 = "https://mobyproject.org/buildkit@v1"
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of a build. started, ended: RFC 3339; sources: images by the names that the build used."""
+
+    ref: str
+    frontend: str
+    attributes: Mapping[str, str]
+    sources: Mapping[str, tuple[Image, str]]
+    file: str
+    context: str = ""
+    commit: str = ""
+    platform: str = ""
+    started: str = ""
+    ended: str = ""
+    data: bytes = b""
+    names: list[str] = field(default_factory=list)
+
+
+def _materials(facts: Facts) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if facts.context and facts.commit:
+        found.append({"uri": facts.context, "digest": {"sha1": facts.commit}})
+    for name, (_, digest) in sorted(facts.sources.items()):
+        try:
+            reference = references.parse(name).with_default_tag()
+        except references.InvalidReference:
+            continue
+        uri = f"pkg:docker/{reference.familiar_name}@{reference.tag or reference.digest}?platform={quote(facts.platform, safe='')}"
+        found.append({"uri": uri, "digest": {"sha256": digest.partition(":")[2]}})
+    return found
+
+
+def _arguments(facts: Facts, mode: str) -> dict[str, str]:
+    """The frontend's settings; with mode min nothing that a caller may have put a secret into."""
+    hidden = ("attest:", "context:", "input:", "input-metadata:", "build-arg:BUILDKIT_ATTEST_")
+    private = ("build-arg:", "label:", "vcs:")
+    return {
+        key: value
+        for key, value in sorted(facts.attributes.items())
+        if not key.startswith(hidden)
+        and (mode == "max" or not key.startswith(private))
+        and key not in ("context", "filename", "source", "cache-imports", "requestid")
+    }
+
+
+def statement(facts: Facts, settings: Mapping[str, str]) -> tuple[str, bytes]:
+    """(predicate type, statement) of one image. settings: mode, version, builder-id, reproducible.
+
+    Raises InvalidParameter.
+    """
+    mode, version = settings.get("mode") or "min", settings.get("version") or "v1"
+    if mode not in ("min", "max"):
+        raise InvalidParameter(f'invalid mode "{mode}"')
+    if version not in ("v1", "v0.2"):
+        raise InvalidParameter(f'invalid SLSA provenance version "{version}"')
+    source: dict[str, Any] = {"path": facts.file}
+    if facts.context and facts.commit:
+        source = {"uri": facts.context, "digest": {"sha1": facts.commit}, "path": facts.file}
+    local = [] if facts.commit else [{"name": "context"}, {"name": "dockerfile"}]
+    request: dict[str, Any] = {"frontend": facts.frontend, "args": _arguments(facts, mode)}
+    if local:
+        request["locals"] = local
+    reproducible = settings.get("reproducible", "false") in ("1", "true")
+    metadata: dict[str, Any] = {}
+    if mode == "max":
+        import base64
+
+        metadata["source"] = {
+            "infos": [{"filename": facts.file, "language": "Dockerfile", "data": base64.b64encode(facts.data).decode()}]
+        }
+    subjects = [
+        {"name": f"pkg:docker/{name}?platform={quote(facts.platform, safe='')}", "digest": {}}
+        for name in facts.names or ["_"]
+    ]
+    predicate = _v1(facts, settings, source, request, metadata, reproducible)
+    kind = SLSA1
+    if version == "v0.2":
+        kind = SLSA02
+        predicate = _v02(facts, settings, source, request, metadata, reproducible)
+    body = {"_type": _STATEMENT, "predicateType": kind, "subject": subjects, "predicate": predicate}
+    return kind, orjson.dumps(body)
+
+
+def _v1(
+    facts: Facts,
+    settings: Mapping[str, str],
+    source: dict[str, Any],
+    request: dict[str, Any],
+    metadata: dict[str, Any],
+    reproducible: bool,
+) -> dict[str, Any]:
+    return {
+        "buildDefinition": {
+            "buildType": _BUILD_TYPE,
+            "externalParameters": {"configSource": source, "request": request},
+            "internalParameters": {"builderPlatform": facts.platform},
+            "resolvedDependencies": _materials(facts),
+        },
+        "runDetails": {
+            "builder": {"id": settings.get("builder-id", "")},
+            "metadata": {
+                "invocationID": facts.ref,
+                "startedOn": facts.started,
+                "finishedOn": facts.ended,
+                **({"buildkit_metadata": metadata} if metadata else {}),
+                "buildkit_reproducible": reproducible,
+                "buildkit_completeness": {
+                    "request": request["args"] != {},
+                    "resolvedDependencies": "locals" not in request,
+                },
+            },
+        },
+    }
+
+
+def _v02(
+    facts: Facts,
+    settings: Mapping[str, str],
+    source: dict[str, Any],
+    request: dict[str, Any],
+    metadata: dict[str, Any],
+    reproducible: bool,
+) -> dict[str, Any]:
+    inner = {key: value for key, value in source.items() if key != "path"}
+    found: dict[str, Any] = {
+        "builder": {"id": settings.get("builder-id", "")},
+        "buildType": _BUILD_TYPE_02,
+        "materials": _materials(facts),
+        "invocation": {
+            "configSource": {**inner, "entryPoint": source["path"]},
+            "parameters": request,
+            "environment": {"platform": facts.platform},
+        },
+        "metadata": {
+            "buildInvocationID": facts.ref,
+            "buildStartedOn": facts.started,
+            "buildFinishedOn": facts.ended,
+            "completeness": {
+                "parameters": request["args"] != {},
+                "environment": True,
+                "materials": "locals" not in request,
+            },
+            "reproducible": reproducible,
+        },
+    }
+    if metadata:
+        found["metadata"]["https://mobyproject.org/buildkit@v1#metadata"] = metadata
+    return found
