@@ -228,8 +228,8 @@ class Resource:
         return found
 
     def row(self, obj: Object, version: str = "", now: datetime | None = None) -> list[Any]:
-        """The cells of obj, one a column."""
-        return self.strategy.row(obj, now or utc_now())
+        """The cells of obj (in any version), one a column."""
+        return self.strategy.row(self.to_storage(obj), now or utc_now())
 
     def selectable(self, obj: Object) -> dict[str, str]:
         """The values that field selectors see."""

@@ -74,3 +74,27 @@ def test_a_status_takes_only_certificates(server: Any, request_pem: bytes) -> No
         refused = issue(wrong)
         assert refused.status == 422 and why in refused.json["message"], refused.raw
     assert issue(server.certificate.read_bytes()).status == 200
+
+
+def test_columns_of_versions_that_are_not_stored(server: Any) -> None:
+    event = {
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e1"}, "reason": "Test", "action": "Do",
+        "type": "Normal", "note": "a note", "reportingController": "c", "reportingInstance": "i",
+        "regarding": {"kind": "Pod", "name": "p", "namespace": "default"}, "eventTime": "2024-01-02T03:04:05.000006Z",
+    }  # fmt: skip
+    assert server.send("POST", "/apis/events.k8s.io/v1/namespaces/default/events", event).status == 201
+    scaler = {
+        "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
+        "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"}, "maxReplicas": 3,
+                 "targetCPUUtilizationPercentage": 50},
+    }  # fmt: skip
+    assert server.send("POST", "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers", scaler).status == 201
+    pairs = (
+        ("/apis/events.k8s.io/v1/namespaces/default/events", "/api/v1/namespaces/default/events"),
+        *[("/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers",
+           "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers")],
+    )  # fmt: skip
+    for one, other in pairs:
+        rows = [server.send("GET", path, Accept=TABLE.format("json")).json["rows"] for path in (one, other)]
+        assert [r["cells"] for r in rows[0]] == [r["cells"] for r in rows[1]] and len(rows[0]) == 1
+    assert rows[0][0]["cells"][:3] == ["h", "Deployment/d", "cpu: <unknown>/50%"]
