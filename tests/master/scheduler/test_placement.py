@@ -13,6 +13,8 @@ from scheduler_bench import node, pod
 
 from fake_api import eventually
 from longshore.client.resources import (
+    CSI_DRIVERS,
+    CSI_STORAGE_CAPACITIES,
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
     POD_DISRUPTION_BUDGETS,
@@ -304,3 +306,29 @@ async def test_many_pods_many_nodes(bench: Any) -> None:
             await asyncio.sleep(0)
     await eventually(lambda: len(bench.scheduler.placed) == 600, 60)
     assert max(len(r.pods) for r in bench.scheduler.table.by_name.values()) <= 4
+
+
+async def test_a_claim_goes_where_its_driver_has_room(bench: Any) -> None:
+    bench.nodes(*zones("a", "b"))
+    classes = {
+        "metadata": {"name": "fast"},
+        "provisioner": "d.example.com",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+    bench.api.put(STORAGE_CLASSES, classes)
+    bench.api.put(CSI_DRIVERS, {"metadata": {"name": "d.example.com"}, "spec": {"storageCapacity": True}})
+
+    def has(zone: str, capacity: str, **fields: str) -> None:
+        told = {"storageClassName": "fast", "capacity": capacity, "nodeTopology": {"matchLabels": {ZONE: zone}}}
+        bench.api.put(CSI_STORAGE_CAPACITIES, {"metadata": {"name": zone}, **told, **fields})
+
+    has("a", "1Gi")
+    has("b", "100Gi", maximumVolumeSize="5Gi")
+    spec = {"storageClassName": "fast", "resources": {"requests": {"storage": "10Gi"}}}
+    bench.api.put(PERSISTENT_VOLUME_CLAIMS, {"metadata": {"name": "c"}, "spec": spec, "status": {"phase": "Pending"}})
+    await bench.start()
+    bench.pods(pod("p", volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]))
+    assert "2 node(s) did not have enough free storage" in await eventually(lambda: bench.why("p"))
+    has("b", "100Gi", maximumVolumeSize="50Gi")
+    notes = lambda: bench.api.all(PERSISTENT_VOLUME_CLAIMS)[0]["metadata"].get("annotations") or {}  # noqa: E731
+    await eventually(lambda: notes().get("volume.kubernetes.io/selected-node") == "n1")

@@ -10,7 +10,9 @@ from typing import Any
 
 from longshore.client.objects import is_deleting
 from longshore.client.resources import (
+    CSI_DRIVERS,
     CSI_NODES,
+    CSI_STORAGE_CAPACITIES,
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
     STORAGE_CLASSES,
@@ -82,13 +84,17 @@ class VolumeBinding(Plugin):
     """Claims that wait for a first consumer are bound or provisioned for the node that is chosen."""
 
     name = "VolumeBinding"
-    wants = frozenset({"PersistentVolumeClaim", "PersistentVolume", "StorageClass", "Node"})
+    wants = frozenset(
+        {"PersistentVolumeClaim", "PersistentVolume", "StorageClass", "Node", "CSIDriver", "CSIStorageCapacity"}
+    )
 
     def __init__(self, handle: Handle, args: Object) -> None:
         super().__init__(handle, args)
         self.claims = handle.watch(PERSISTENT_VOLUME_CLAIMS)
         self.volumes = handle.watch(PERSISTENT_VOLUMES)
         self.classes = handle.watch(STORAGE_CLASSES)
+        self.drivers = handle.watch(CSI_DRIVERS)
+        self.capacities = handle.watch(CSI_STORAGE_CAPACITIES)
         self.seconds = float(args.get("bindTimeoutSeconds") or BIND_SECONDS)
         self._assumed: dict[str, str] = {}  # volume -> the claim that it is promised to
         self._waiters: set[asyncio.Event] = set()
@@ -160,12 +166,28 @@ class VolumeBinding(Plugin):
                 continue
             found = self.classes.store.get(claim["spec"].get("storageClassName") or "")
             if found is None or found.get("provisioner") in (None, "", NO_PROVISIONER):
-                return Status.unschedulable("node(s) didn't find available persistent volumes to bind")
+                return Status.unresolvable("node(s) didn't find available persistent volumes to bind")
             topologies = found.get("allowedTopologies") or ()
             if topologies and not any(_in_topology(t, node) for t in topologies):
-                return Status.unschedulable("node(s) didn't find available persistent volumes to bind")
+                return Status.unresolvable("node(s) didn't find available persistent volumes to bind")
+            if not self._room(found, claim, node):
+                return Status.unresolvable("node(s) did not have enough free storage")
             provision.append(claim)
         return matched, provision
+
+    def _room(self, storage_class: Object, claim: Object, node: NodeRow) -> bool:
+        """Whether the provisioner says that it has room for a claim where the node is, if it says anything."""
+        driver = self.drivers.store.get(storage_class["provisioner"])
+        if driver is None or not driver["spec"].get("storageCapacity"):
+            return True
+        wanted, name = request(claim), storage_class["metadata"]["name"]
+        for told in self.capacities.store:
+            most = told.get("maximumVolumeSize") or told.get("capacity")
+            if told["storageClassName"] == name and most is not None and parse(str(most)).value >= wanted:
+                topology = told.get("nodeTopology")
+                if topology is not None and matcher(topology)(node.labels):
+                    return True
+        return False
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
         if self.name not in state.data:
