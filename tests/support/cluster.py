@@ -42,6 +42,13 @@ class Cluster:
     def longshore(self, command: str, *arguments: str, timeout: float = 120) -> str:
         return self.run(sys.executable, "-m", "longshore", command, *self.folders, *arguments, timeout=timeout)
 
+    def longshore_fails(self, command: str, *arguments: str, timeout: float = 120) -> str:
+        """What a command says that must not succeed."""
+        argv = (sys.executable, "-m", "longshore", command, *self.folders, *arguments)
+        told = self.run(*argv, timeout=timeout, check=False)
+        assert "longshore: " in told and "Traceback" not in told, told
+        return told
+
     def run(self, *argv: str, stdin: str | None = None, timeout: float = 60, check: bool = True) -> str:
         """Run a command; what it wrote to stdout (and stderr after it when check is off)."""
         done = subprocess.run(argv, input=stdin, env=self.env, capture_output=True, text=True, timeout=timeout)

@@ -313,6 +313,13 @@ class NodeStatus:
         self.event("Normal", "Starting", "Starting kubelet.")
         await self._report(force=True)
 
+    def seen(self, node: Mapping[str, Any]) -> None:
+        """The Node as the API server has it: where somebody else has called us silent meanwhile, say again how we are."""
+        told = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or ()}
+        if any(told.get(kind) != condition["status"] for kind, condition in self._conditions.items() if kind in told):
+            self._last = None
+            self.nudge()
+
     async def _report(self, force: bool = False) -> None:
         made = self.status()
         plain = {**made, "conditions": [{k: v for k, v in c.items() if k != "lastHeartbeatTime"} for c in made["conditions"]]}  # fmt: skip

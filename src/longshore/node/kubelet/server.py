@@ -184,6 +184,7 @@ async def _follow_node(kubelet: Kubelet, node: NodeStatus) -> None:
         obj = kubelet.node.store.named("", kubelet.config.node_name)
         if obj is None:
             continue
+        node.seen(obj)
         spec = obj.get("spec") or {}
         ranges = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
         if ranges and ranges != given:

@@ -19,6 +19,7 @@ from typing import Any
 
 from longshore.client.informer import Informer
 from longshore.machinery.netlink import Netlink, NetlinkError
+from longshore.machinery.routemonitor import RouteMonitor
 
 log = logging.getLogger("longshore.node.overlay")
 
@@ -28,6 +29,8 @@ VNI, PORT = 1, 8472
 METRIC = 50
 #: What VXLAN puts around a frame, by the IP family of the outside: Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40.
 OVERHEAD = {4: 50, 6: 70}
+#: Changes come in swarms: a link that comes up, its addresses, nodes that join together.
+SETTLE_SECONDS = 0.02
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -96,6 +99,8 @@ def ways(nodes: Iterable[dict[str, Any]], own: str, links: Sequence[Network]) ->
 async def serve(*, nodes: Informer, node_name: str, node_ip: str) -> None:
     """Follow the Nodes until cancelled; routes stay when this ends, for the pods go on talking.
 
+    What an interface that went down took along comes back with it.
+
     node_ip: this node's primary address, the tunnel's end.
     """
     changed = asyncio.Event()
@@ -106,15 +111,20 @@ async def serve(*, nodes: Informer, node_name: str, node_ip: str) -> None:
 
     nodes.on(lambda _: changed.set(), updated, lambda _: changed.set())
     await nodes.wait_synced()
-    while True:
-        changed.clear()
-        try:
-            await asyncio.to_thread(reconcile, list(nodes.store), node_name, node_ip)
-        except OSError as error:
-            log.error("cannot set the routes to other nodes' pods: %s", error)
-            await asyncio.sleep(1)
-            continue
-        await changed.wait()
+    monitor = RouteMonitor(changed.set, metric=METRIC)
+    try:
+        while True:
+            changed.clear()
+            try:
+                await asyncio.to_thread(reconcile, list(nodes.store), node_name, node_ip)
+            except OSError as error:
+                log.error("cannot set the routes to other nodes' pods: %s", error)
+                await asyncio.sleep(1)
+                continue
+            await changed.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
+    finally:
+        monitor.close()
 
 
 def _differs(old: dict[str, Any], new: dict[str, Any]) -> bool:
