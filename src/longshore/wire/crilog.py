@@ -85,6 +85,49 @@ def lines(block: bytes) -> Iterator[Line]:
                 continue
 
 
+_WHOLE = frozenset({b" stdout F ", b" stderr F "})
+_KNOWN = _WHOLE | {b" stdout P ", b" stderr P "}
+#: Longest text of a time: `2024-01-02T03:04:05.123456789+00:00`.
+LONGEST_TIME = 35
+_HEAD = 10  # octets of ` stdout F `
+
+
+def columns(block: bytes) -> tuple[bytes, bytes, int, bool] | None:
+    """A block of whole records taken apart at once: times, rest, records, whether each is a whole line.
+
+    times: the records' times one after another, all of one length; rest: the records without them, with newlines
+    between. None where times differ in length or a record is in another form: such blocks are read line by line.
+    """
+    lines = block.split(b"\n")
+    width = block.find(b" ")
+    if lines.pop() or not lines or not 0 < width <= LONGEST_TIME:
+        return None
+    heads = {line[width : width + _HEAD] for line in lines}
+    if not heads <= _KNOWN:
+        return None
+    times = b"".join([line[:width] for line in lines])
+    return times, b"\n".join([line[width:] for line in lines]), len(lines), heads <= _WHOLE
+
+
+def text_of(block: bytes) -> tuple[bytes, bytes] | None:
+    """The stream and the text of a block whose records are all of one stream, pieces of lines joined; None: otherwise."""
+    width = block.find(b" ")
+    stream = block[width + 1 : width + 7]
+    lines = block.split(b"\n")
+    if lines.pop() or not lines or stream not in (b"stdout", b"stderr") or width > LONGEST_TIME:
+        return None
+    whole, piece = b" %b F " % stream, b" %b P " % stream
+    end = width + _HEAD
+    heads = {line[width:end] for line in lines}
+    if heads == {whole}:
+        lines.append(b" " * end)  # what the last newline stands before
+        return stream, b"\n".join([line[end:] for line in lines])
+    if not heads <= {whole, piece}:
+        return None
+    tag = end - 2
+    return stream, b"".join([line[end:] + b"\n" if line[tag] == 70 else line[end:] for line in lines])  # 70: F
+
+
 def joined(records: Iterator[Line]) -> Iterator[Line]:
     """Join partial records into whole lines, a stream at a time; an unfinished last line is given as it stands."""
     open_parts: dict[bytes, tuple[int, list[bytes]]] = {}

@@ -308,7 +308,7 @@ async def test_journald_is_followed_and_goes_on_after_a_restart(tmp_path):
     for turn in range(2):
         store = LogStore(tmp_path / "store")
         task = asyncio.ensure_future(Journald(folder, store, "n1", tmp_path / "cursor").run())
-        await settle(lambda store=store, turn=turn: len(entries(store, '{job="journald"}')) == 2 * turn + 1)
+        await settle(lambda store=store, turn=turn: len(entries(store, '{job="journald"}')) == 2 * turn + 1, 20)
         say(2 * turn + 1)
         await settle(lambda store=store, turn=turn: len(entries(store, '{job="journald"}')) == 2 * turn + 2, 20)
         task.cancel()

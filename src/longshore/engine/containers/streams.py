@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.runtime import logs
 from longshore.engine.runtime.attachment import Attachment
-from longshore.wire import rawstream
+from longshore.wire import crilog, rawstream
 
 from . import detach, logdrivers
 from .model import Container
@@ -127,9 +126,7 @@ def log_text(
 
 def _stamp(nanoseconds: int) -> bytes:
     """RFC 3339 with nine digits, as docker logs --timestamps prints it."""
-    from longshore.wire.crilog import format_time as cri
-
-    return cri(nanoseconds)
+    return crilog.format_time(nanoseconds)
 
 
 def attributes_of(container: Container) -> str:
@@ -140,10 +137,6 @@ def attributes_of(container: Container) -> str:
     return ",".join(f"{name}={value}" for name, value in found.items())
 
 
-_HEAD = rb"^[0-9]{4}-[0-9T:.+-]+Z? "
-_RECORD = re.compile(_HEAD + rb"(stdout|stderr) [FP] ")
-_PIECE = {name: re.compile(_HEAD + name + rb" P ([^\n]*)\n", re.M) for name in (b"stdout", b"stderr")}
-_LINE = {name: re.compile(_HEAD + name + rb" F ", re.M) for name in (b"stdout", b"stderr")}
 # From this size on a block of one stream goes out as one frame: a line costs a tenth of what a frame costs.
 _BULK = 32768
 
@@ -152,16 +145,10 @@ def _bulk(block: bytes, tty: bool, stdout: bool, stderr: bool) -> bytes | None:
     """A large block whose records are of one stream, rendered at once; None: take it line by line."""
     if len(block) < _BULK:
         return None
-    first = _RECORD.match(block)
-    if first is None:
+    found = crilog.text_of(block)
+    if found is None:
         return None
-    stream = first[1]
-    records = block.count(b"\n")
-    # The monitor cuts a line wherever its buffer ended: such pieces lose their line feed with their head.
-    text, lines = _LINE[stream].subn(b"", block)
-    text, pieces = _PIECE[stream].subn(rb"\1", text)
-    if pieces + lines != records:
-        return None
+    stream, text = found
     number = 1 if stream == b"stdout" else 2
     if not (stdout if number == 1 else stderr):
         return b""

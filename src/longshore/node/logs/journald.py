@@ -62,9 +62,14 @@ class Journald:
 
     async def _follow(self) -> None:
         command = ["journalctl", "-D", str(self._folder), "-o", "json", f"--output-fields={FIELDS}", "--all"]
-        command += ["--follow", "--no-pager", "--quiet"]
+        command += [
+            "--follow",
+            "--no-tail",
+            "--no-pager",
+            "--quiet",
+        ]  # without --no-tail it would begin ten entries back
         known = self._cursor.read_text().strip() if self._cursor.exists() else ""
-        command += [f"--after-cursor={known}"] if known else ["--no-tail", f"--since=@{time.time() - OLDEST / 1e9:.0f}"]
+        command += [f"--after-cursor={known}"] if known else [f"--since=@{time.time() - OLDEST / 1e9:.0f}"]
         mine, its = os.pipe()
         child = process.spawn(command, stdout=its)
         os.close(its)

@@ -124,9 +124,10 @@ def _candidates(block: bytes, texts: Sequence[bytes], start: int, end: int) -> I
     Without a text, those in [start, end): told by comparing their times as texts where they are written in UTC.
     """
     if not texts:
-        low, high = crilog.format_time(max(start, 0)), crilog.format_time(min(end, FAR))
+        low, high = crilog.format_time(max(start, 0))[:29], crilog.format_time(min(end, FAR))[:29]
+        utc = block[29:30] == b"Z" or block[29:35] == b"+00:00"  # the monitor writes the second
         for raw in block.split(b"\n"):
-            if raw and (raw[29:30] != b"Z" or low <= raw[:30] < high):
+            if raw and (not utc or raw[29:30] not in (b"Z", b"+") or low <= raw[:29] <= high):
                 try:
                     yield crilog.parse_line(raw)
                 except ValueError:

@@ -1,8 +1,8 @@
 """Segment files: append-only, a frame a block, each frame able to prove itself.
 
 Frame: magic (4), CRC-32 of the rest (4), stream id (8), first and last time (8 + 8, nanoseconds), records (4),
-raw length (4), stored length (4), then the records, zstd-compressed: as they are (LSB1), or (LSB2, where all are whole
-lines) the length of the messages' part (4), the messages without their times, and the times' thirty characters column by
+raw length (4), stored length (4), then the records, zstd-compressed: as they are (LSB1), or (LSB2, where all times
+are of one length) the length of the messages' part (4), the messages without their times, and the times' characters column by
 column, each compressed by itself: columns of times compress to little, and a search for a text need not touch them. Damage to one frame loses that frame only: the
 others are found through the index, or by their magic when the index is lost.
 """
@@ -19,10 +19,11 @@ from pathlib import Path
 
 import zstandard
 
+from longshore.wire import crilog
+
 MAGIC = b"LSB1"
 SPLIT = b"LSB2"
 _ANY = re.compile(rb"LSB[12]")
-TIME_SIZE = 30  # of `2024-01-02T03:04:05.123456789Z`
 _HEAD = struct.Struct("<4sIQQQIII")
 HEAD_SIZE = _HEAD.size
 
@@ -64,20 +65,15 @@ class Codec:
         return b"".join((magic, struct.pack("<I", zlib.crc32(stored, zlib.crc32(rest))), rest, stored))
 
     def _split(self, block: bytes) -> bytes | None:
-        """A block's two parts, or None when not every record is a whole line with a time of the usual size."""
-        lines = block.split(b"\n")
-        if lines.pop() or not lines:
+        """A block's two parts, or None when its records cannot be told apart at once."""
+        found = crilog.columns(block)
+        if found is None:
             return None
-        rest = b"\n".join([line[TIME_SIZE:] for line in lines])
-        plain = (
-            rest.startswith((b" stdout F ", b" stderr F ")) + rest.count(b"\n stdout F ") + rest.count(b"\n stderr F ")
-        )
-        if plain != len(lines):
-            return None
-        times = b"".join([line[:TIME_SIZE] for line in lines])
+        times, rest, count, _ = found
+        width = len(times) // count
         messages = self._compress.compress(rest)
-        columns = self._compress.compress(b"".join([times[n::TIME_SIZE] for n in range(TIME_SIZE)]))
-        return b"".join((struct.pack("<I", len(messages)), messages, columns))
+        by_column = self._compress.compress(b"".join([times[n::width] for n in range(width)]))
+        return b"".join((struct.pack("<I", len(messages)), messages, by_column))
 
     def decode(self, frame: bytes, texts: Sequence[bytes] = ()) -> bytes | None:
         """A frame's block; None when it is known that no message of it holds all of `texts`. Raises Damaged."""
@@ -93,18 +89,27 @@ class Codec:
                 return self._decompress.decompress(stored, max_output_size=raw_size)
             end = 4 + struct.unpack_from("<I", stored)[0]
             rest = self._decompress.decompress(stored[4:end], max_output_size=raw_size)
-            if any(text not in rest for text in texts):
+            lines = rest.split(b"\n")
+            plain = _whole(rest) == len(lines)
+            if plain and any(text not in rest for text in texts):
                 return None
             columns = self._decompress.decompress(stored[end:], max_output_size=raw_size)
         except (zstandard.ZstdError, struct.error) as error:
             raise Damaged(str(error)) from error
-        count = len(columns) // TIME_SIZE
+        width = len(columns) // len(lines)
         times = bytearray(len(columns))
-        for n in range(TIME_SIZE):
-            times[n::TIME_SIZE] = columns[n * count : (n + 1) * count]
+        for n in range(width):
+            times[n::width] = columns[n * len(lines) : (n + 1) * len(lines)]
         whole = bytes(times)
-        pieces = [whole[at : at + TIME_SIZE] for at in range(0, len(whole), TIME_SIZE)]
-        return Plain(b"".join([b"%b%b\n" % pair for pair in zip(pieces, rest.split(b"\n"), strict=True)]))
+        pieces = [whole[at : at + width] for at in range(0, len(whole), width)]
+        block = b"".join([b"%b%b\n" % pair for pair in zip(pieces, lines, strict=True)])
+        return Plain(block) if plain else block
+
+
+def _whole(rest: bytes) -> int:
+    """How many of the records are whole lines."""
+    first = rest.startswith((b" stdout F ", b" stderr F "))
+    return first + rest.count(b"\n stdout F ") + rest.count(b"\n stderr F ")
 
 
 def scan(path: Path) -> Iterator[Frame]:
