@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from longshore.client.resources import (
     BY_KIND,
     CERTIFICATE_SIGNING_REQUESTS,
     CONFIG_MAPS,
+    CRON_JOBS,
     DAEMON_SETS,
     DEPLOYMENTS,
     HORIZONTAL_POD_AUTOSCALERS,
@@ -373,6 +375,43 @@ async def test_jobs(cluster: Cluster, golden: Path) -> None:
         return result
 
     assert plain(ours) == plain(theirs)
+
+
+async def test_cron_job(cluster: Cluster, golden: Path) -> None:
+    namespace = "ctl-cron"
+    await cluster.namespace(namespace)
+    template = {"spec": {"containers": [{"name": "c", "image": "done"}], "restartPolicy": "Never"}}
+    spec = {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": template}}}
+    if datetime.now(UTC).second > 45:  # one minute is recorded: do not begin at the end of one
+        await asyncio.sleep(61 - datetime.now(UTC).second)
+    await cluster.client.create(CRON_JOBS, {"metadata": {"name": "cron"}, "spec": spec}, namespace)
+    before = (datetime.now(UTC) - timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    due = {"status": {"lastScheduleTime": before}}  # this minute's run is due at once
+    await cluster.client.patch(CRON_JOBS, "cron", due, namespace, subresource="status")
+
+    async def done() -> bool:
+        items = (await cluster.client.list(CRON_JOBS, namespace))["items"]
+        return bool(items[0]["status"].get("lastSuccessfulTime")) and not items[0]["status"].get("active")
+
+    await cluster.until(namespace, done)
+    wanted = stage(golden, "cronjob", 0)
+    minute = (await cluster.client.list(JOBS, namespace))["items"][0]["metadata"]["name"].removeprefix("cron-")
+
+    async def ours(*kinds: str) -> list[Object]:
+        text = json.dumps(await fetch(cluster, namespace, kinds)).replace(minute, "<minute1>")
+        return json.loads(text)  # type: ignore[no-any-return]
+
+    kinds = ("CronJob", "Job")
+    compare(wanted, await ours(*kinds), kinds)
+
+    def plain(events: list[Object]) -> Counter[tuple[str, ...]]:
+        return Counter(
+            (type_, reason, re.sub(r"cron-[*]-[a-z0-9*]+", "cron-*-*", message), kind)
+            for (type_, reason, message, kind), n in said(events).items()
+            for _ in range(n)
+        )
+
+    assert plain(await ours("Event")) == plain(wanted)
 
 
 async def test_service_budget_and_quota(cluster: Cluster, golden: Path) -> None:
