@@ -23,9 +23,10 @@ from longshore.master.scheduler.counters import Counters
 from longshore.master.scheduler.extender import Extender, ExtenderError
 from longshore.master.scheduler.framework import Action, ClusterEvent, Code, CycleState, Handle, Status
 from longshore.master.scheduler.nodes import NodeRow, NodeTable, Rows
-from longshore.master.scheduler.podinfo import PodInfo
+from longshore.master.scheduler.podinfo import PodInfo, start_time
 from longshore.master.scheduler.profile import Diagnosis, Profile
 from longshore.master.scheduler.queue import SchedulingQueue
+from longshore.master.scheduler.room import Room
 
 log = logging.getLogger("longshore.scheduler")
 
@@ -187,6 +188,8 @@ class Scheduler:
             old = row.pods.get(key) if row is not None else None
             if before == node and old is not None and row is not None and old.cls is info.cls:
                 if is_deleting(old.pod) == is_deleting(pod):
+                    if start_time(old.pod) != start_time(pod):
+                        self.table.touch(node)  # preemption spares who has run longest
                     old.pod = pod
                     if confirmed:
                         self.queue.event(ClusterEvent("Pod", Action.ADD, None, pod))
@@ -212,6 +215,7 @@ class Scheduler:
         if node:
             self.nominations.setdefault(node, {})[info.key] = info
             self._nominated_to[info.key] = node
+            self.table.touch(node)
 
     def _unnominate(self, key: str) -> None:
         node = self._nominated_to.pop(key, None)
@@ -219,10 +223,12 @@ class Scheduler:
             self.nominations[node].pop(key, None)
             if not self.nominations[node]:
                 del self.nominations[node]
+            self.table.touch(node)
 
     def _without_nominated(self, state: CycleState, profile: Profile, pod: PodInfo, rows: list[int]) -> list[int]:
         """Rows that still fit when pods of the same or a higher priority that are nominated there run there too."""
         result = []
+        only_room = not pod.cls.ports and profile.only_room(state)
         for index in rows:
             row = self.table.rows[index]
             others = [
@@ -230,7 +236,12 @@ class Scheduler:
                 for p in self.nominated(row.name if row is not None else "")
                 if p.key != pod.key and p.priority >= pod.priority and p.key not in self.placed
             ]
-            if row is None or not others or self.fits_with(profile, pod, row, add=others):
+            if row is None or not others:
+                result.append(index)
+            elif only_room:
+                if Room(self.table, pod, row, others).enough:
+                    result.append(index)
+            elif self.fits_with(profile, pod, row, add=others):
                 result.append(index)
         return result
 
@@ -372,7 +383,12 @@ class Scheduler:
         self._assume(state, profile, info, row)
 
     def _prefer_nominated(self, state: CycleState, profile: Profile, info: PodInfo, rows: Rows) -> Rows:
-        touched = {self.table.by_name[n].index for n in self.nominations if n in self.table.by_name}
+        if len(rows) < len(self.nominations):
+            touched = {
+                i for i in rows.tolist() if (row := self.table.rows[i]) is not None and row.name in self.nominations
+            }
+        else:
+            touched = {self.table.by_name[n].index for n in self.nominations if n in self.table.by_name}
         own = self.table.by_name.get(self._nominated_to.get(info.key, ""))
         if own is not None and own.index in rows and self._without_nominated(state, profile, info, [own.index]):
             return rows[rows == own.index]

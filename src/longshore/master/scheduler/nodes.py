@@ -139,6 +139,12 @@ class NodeTable:
         if static:
             self.static_changed[index] = self.static_generation = self.generation
 
+    def touch(self, name: str) -> None:
+        """Something about a node has changed that the table does not hold (who is promised room on it)."""
+        row = self.by_name.get(name)
+        if row is not None:
+            self._touch(row.index)
+
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def set_node(self, node: Object) -> NodeRow:

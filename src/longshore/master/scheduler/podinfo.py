@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import orjson
 
-from longshore.client.objects import containers
+from longshore.client.objects import containers, seconds
 from longshore.client.store import Object, key_of
 from longshore.machinery.quantity import parse
 from longshore.master.scheduler.terms import (
@@ -215,6 +215,11 @@ def class_of(pod: Object) -> PodClass:
     if found is None:
         found = _classes[key] = PodClass(key, pod)
     return found
+
+
+def start_time(pod: Object) -> float:
+    """When a pod started (seconds since the epoch); one that has not started comes after all others."""
+    return seconds((pod.get("status") or {}).get("startTime")) or 2**62
 
 
 class PodInfo:

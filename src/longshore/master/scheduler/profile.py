@@ -25,6 +25,7 @@ class Diagnosis:
     pre_filter: str = ""
     plugins: frozenset[str] = frozenset()
     nodes: int = 0
+    counts: dict[str, int] | None = None  # nodes by reason; None: to be counted from statuses
 
     def message(self, post_filter: str = "") -> str:
         """The condition's message: how many nodes, the reasons with their numbers, what preemption says."""
@@ -34,7 +35,9 @@ class Diagnosis:
         if self.pre_filter:
             text += f" {self.pre_filter}."
         else:
-            counts = Counter(reason for status in self.statuses.values() for reason in status.reasons)
+            counts = self.counts
+            if counts is None:
+                counts = Counter(reason for status in self.statuses.values() for reason in status.reasons)
             parts = sorted(f"{count} {reason}" for reason, count in counts.items())
             if parts:
                 text += f" {', '.join(parts)}."
@@ -62,6 +65,35 @@ class Kept:
     def __init__(self) -> None:
         self.column: Array = None
         self.generation = -1
+
+
+class Refusals:
+    """Why nodes refuse the pods of a class, by name; and how many nodes give a reason, and owe it to a plugin."""
+
+    __slots__ = ("_names", "by_name", "plugins", "reasons")
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Status] = {}
+        self.reasons: Counter[str] = Counter()
+        self.plugins: Counter[str] = Counter()
+        self._names: dict[int, str] = {}  # of rows, when they were looked at
+
+    def set(self, index: int, name: str, status: Status | None) -> None:
+        """What a row's node says now (None: nothing against the pod, or there is no node any more)."""
+        before = self.by_name.pop(self._names.pop(index, ""), None)
+        if before is not None:
+            self._count(before, -1)
+        if status is not None:
+            self._names[index] = name
+            self.by_name[name] = status
+            self._count(status, 1)
+
+    def _count(self, status: Status, sign: int) -> None:
+        for counter, keys in ((self.reasons, status.reasons), (self.plugins, (status.plugin,))):
+            for key in keys:
+                counter[key] += sign
+                if not counter[key]:
+                    del counter[key]
 
 
 class Profile:
@@ -185,12 +217,16 @@ class Profile:
         return all(p.name in ("NodePorts", "NodeResourcesFit") for p in self._scoped["node"])
 
     def diagnose(self, state: CycleState, pod: PodInfo) -> Diagnosis:
-        """Why no node fits. Equal pods share the answer while nothing changes."""
+        """Why no node fits. Equal pods share the answer, as far as nothing changes."""
+        refusals = self._refusals(state, pod)
+        cluster = [p for p in self._scoped["cluster"] if p.name not in state.skipped_filters]
+        if not cluster and state.only is None:
+            return Diagnosis(
+                refusals.by_name, "", frozenset(refusals.plugins), int(self.table.valid.sum()), dict(refusals.reasons)
+            )
         generation, cls, known = self._diagnosed
         if known is not None and cls is pod.cls and generation == self.table.generation:
             return known
-        refusals = self._refusals(state, pod)
-        cluster = [p for p in self._scoped["cluster"] if p.name not in state.skipped_filters]
         statuses: dict[str, Status] = {}
         for row in self.table.by_name.values():
             if row.node is None:
@@ -198,7 +234,7 @@ class Profile:
             if state.only is not None and row.name not in state.only:
                 statuses[row.name] = NOT_CHOSEN
                 continue
-            status = refusals.get(row.index) or _first_refusal(cluster, state, pod, row)
+            status = refusals.by_name.get(row.name) or _first_refusal(cluster, state, pod, row)
             if status is not None:
                 statuses[row.name] = status
         plugins = frozenset(s.plugin for s in statuses.values())
@@ -207,21 +243,17 @@ class Profile:
         self._diagnosed = (self.table.generation, pod.cls, diagnosis)
         return diagnosis
 
-    def _refusals(self, state: CycleState, pod: PodInfo) -> dict[int, Status]:
-        """By row, what the filters that look at one node only say; kept a class, renewed for rows that changed."""
+    def _refusals(self, state: CycleState, pod: PodInfo) -> Refusals:
+        """What the filters that look at one node only say; kept a class, renewed for rows that changed."""
         table, kept = self.table, self._kept(pod.cls, "refusals")
         if kept.column is None:
-            kept.column = {}
+            kept.column = Refusals()
+        found: Refusals = kept.column
         own = [p for p in self.filters if p.filter_scope != "cluster" and p.name not in state.skipped_filters]
-        for index in np.nonzero(table.valid & (table.changed > kept.generation))[0].tolist():
-            row = table.rows[index]
-            status = _first_refusal(own, state, pod, row) if row is not None else None
-            if status is None:
-                kept.column.pop(index, None)
-            else:
-                kept.column[index] = status
+        for index in np.nonzero(table.changed > kept.generation)[0].tolist():
+            row = table.rows[index] if table.valid[index] else None
+            found.set(index, row.name if row else "", _first_refusal(own, state, pod, row) if row else None)
         kept.generation = table.generation
-        found: dict[int, Status] = kept.column
         return found
 
     # -- scoring ---------------------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
-from longshore.client.objects import is_deleting, is_terminal, now, seconds
+import numpy as np
+
+from longshore.client.objects import is_deleting, is_terminal, now
 from longshore.client.resources import POD_DISRUPTION_BUDGETS, PODS
 from longshore.client.rest import is_not_found
 from longshore.client.selectors import matcher
@@ -19,7 +22,8 @@ from longshore.client.store import Object
 from longshore.machinery.errors import StatusError
 from longshore.master.scheduler.framework import Code, CycleState, Handle, Plugin, Status
 from longshore.master.scheduler.nodes import NodeRow
-from longshore.master.scheduler.podinfo import PodInfo
+from longshore.master.scheduler.podinfo import PodInfo, start_time
+from longshore.master.scheduler.room import Room
 
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
@@ -30,15 +34,68 @@ Fits = Callable[[list[PodInfo]], bool]  # whether the pod would fit with these p
 
 @dataclass(slots=True)
 class Candidate:
-    """A node, and who would have to go from it."""
+    """A node, and who would have to go from it (the most important first)."""
 
     row: NodeRow
     victims: list[PodInfo]
     violations: int
+    harm: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        priorities = [v.priority for v in self.victims] or [-(2**31)]
+        highest = max(priorities)
+        latest = min((start_time(v.pod) for v in self.victims if v.priority == highest), default=0.0)
+        self.harm = (self.violations, highest, sum(p + 2**31 for p in priorities), len(self.victims), -latest)
 
 
-def start_time(info: PodInfo) -> float:
-    return seconds((info.pod.get("status") or {}).get("startTime")) or 2**62
+class Known:
+    """What is known of the nodes for the pods of one class, as long as a node and the budgets do not change."""
+
+    __slots__ = ("_count", "_order", "budgets", "found", "generation", "harmless", "reasons", "told", "untried")
+
+    def __init__(self, rows: list[int], generation: int, budgets: int) -> None:
+        random.shuffle(rows)
+        self.untried = rows
+        self.generation = generation
+        self.budgets = budgets
+        self.found: dict[int, Candidate] = {}
+        self._order: list[tuple[tuple[float, ...], int, int, Candidate]] = []  # a heap, with some that are no more
+        self._count = 0
+        self.harmless = 0  # candidates that break no budget
+        self.told: dict[int, str] = {}  # why a row is none
+        self.reasons: Counter[str] = Counter()
+
+    def renew(self, rows: list[int], generation: int) -> None:
+        """Some rows have changed."""
+        for index in rows:
+            candidate = self.found.pop(index, None)
+            if candidate is not None:
+                self.harmless -= not candidate.violations
+            reason = self.told.pop(index, None)
+            if reason is not None:
+                self.reasons[reason] -= 1
+        self.untried.extend(rows)
+        self.generation = generation
+
+    def learn(self, index: int, what: Candidate | str) -> None:
+        if isinstance(what, str):
+            self.told[index] = what
+            self.reasons[what] += 1
+        else:
+            self.found[index] = what
+            self.harmless += not what.violations
+            self._count += 1
+            if len(self._order) > 2 * len(self.found) + 64:
+                self._order = [entry for entry in self._order if self.found.get(entry[2]) is entry[3]]
+                heapify(self._order)
+            heappush(self._order, (what.harm, self._count, index, what))
+
+    def best(self) -> Candidate | None:
+        """The candidate of the least harm."""
+        order = self._order
+        while order and self.found.get(order[0][2]) is not order[0][3]:
+            heappop(order)
+        return order[0][3] if order else None
 
 
 class DefaultPreemption(Plugin):
@@ -52,6 +109,11 @@ class DefaultPreemption(Plugin):
         self.percentage = 10 if percentage is None else int(percentage)
         self.least = 100 if least is None else int(least)
         self.budgets = handle.informers.informer(POD_DISRUPTION_BUDGETS)
+        self._budget_changes = 0
+        self.budgets.on(self._budget_changed, lambda _old, new: self._budget_changed(new), self._budget_changed)
+
+    def _budget_changed(self, _budget: Object) -> None:
+        self._budget_changes += 1
 
     async def post_filter(
         self, state: CycleState, pod: PodInfo, refused: dict[str, Status]
@@ -59,13 +121,12 @@ class DefaultPreemption(Plugin):
         why = self._not_eligible(pod)
         if why:
             return "", Status.unschedulable(f"preemption: {why}")
-        candidates, reasons = self._candidates(state, pod, refused)
-        if not candidates:
+        chosen, reasons = self.choose(state, pod, refused)
+        if chosen is None:
             total = len(refused)
-            counts = sorted(f"{n} {reason}" for reason, n in Counter(reasons).items())
+            counts = sorted(f"{n} {reason}" for reason, n in reasons.items() if n)
             text = f"0/{total} nodes are available: {', '.join(counts)}."
             return "", Status.unschedulable(f"preemption: {text}")
-        chosen = best(candidates)
         await self._prepare(pod, chosen)
         return chosen.row.name, None
 
@@ -77,80 +138,78 @@ class DefaultPreemption(Plugin):
             return "not eligible due to a terminating pod on the nominated node."
         return ""
 
-    def _candidates(
+    def choose(
         self, state: CycleState, pod: PodInfo, refused: dict[str, Status]
-    ) -> tuple[list[Candidate], list[str]]:
-        """Candidates among the nodes that refused, and for the others why they are none."""
+    ) -> tuple[Candidate | None, dict[str, int]]:
+        """Where preemption does the least harm among enough nodes that were tried; by reason, how many are no help.
+
+        What was found out for a pod holds for its equals, until a node or a budget changes.
+        """
         table = self.handle.table
-        reasons, possible = [], []
-        for name, status in refused.items():
-            row = table.by_name.get(name)
-            if status.code is Code.UNRESOLVABLE or row is None:
-                reasons.append(NOT_HELPFUL)
-            else:
-                possible.append(row)
-        enough = max(self.least, len(possible) * self.percentage // 100)
-        random.shuffle(possible)
-        found: list[Candidate] = []
-        budgets = list(self.budgets.store)
+        table.touch(pod.nominated)  # what is promised to the pod itself is not in its way there
         only_room = self.handle.only_room(state, pod)
-        for row in possible:
-            if only_room and refused[row.name].plugin == "NodeResourcesFit":
-                fits: Fits = self._room(pod, row)
-            else:
-                fits = lambda gone, row=row: self.handle.fits_with(pod, row, self._promised(pod, row), gone)  # type: ignore[misc]  # noqa: E731
-            candidate = self._victims(pod, row, budgets, fits)
-            if isinstance(candidate, str):
-                reasons.append(candidate)
+        shared = only_room and state.only is None
+        key = (id(self), "preemption")
+        known: Known | None = pod.cls.cache.get(key) if shared else None
+        if known is None or known.budgets != self._budget_changes:
+            known = Known(table.all_rows().tolist(), table.generation, self._budget_changes)
+            if shared:
+                pod.cls.cache[key] = known
+        elif known.generation != table.generation:
+            known.renew(np.nonzero(table.changed > known.generation)[0].tolist(), table.generation)
+        enough = max(self.least, len(refused) * self.percentage // 100)
+        budgets = list(self.budgets.store)
+        while known.untried and (len(known.found) < enough or not known.harmless):
+            index = known.untried.pop()
+            row = table.rows[index]
+            status = refused.get(row.name) if row is not None else None
+            if row is None or status is None or index in known.found or index in known.told:
                 continue
-            found.append(candidate)
-            if len(found) >= enough and any(c.violations == 0 for c in found):
-                break
-        return found, reasons
+            known.learn(index, self._try(row, pod, status, budgets, only_room))
+        table.touch(pod.nominated)
+        return known.best(), known.reasons
 
-    def _promised(self, pod: PodInfo, row: NodeRow) -> list[PodInfo]:
-        """Pods at least as important that are nominated to the node."""
-        return [n for n in self.handle.nominated(row.name) if n.key != pod.key and n.priority >= pod.priority]
+    def _try(
+        self, row: NodeRow, pod: PodInfo, status: Status, budgets: list[Object], only_room: bool
+    ) -> Candidate | str:
+        """Who would have to go from a node that refused the pod; or why that is no help."""
+        if status.code is Code.UNRESOLVABLE:
+            return NOT_HELPFUL
+        promised = [n for n in self.handle.nominated(row.name) if n.key != pod.key and n.priority >= pod.priority]
+        if only_room and status.plugin == "NodeResourcesFit":
+            return self._in_room(row, pod, budgets, Room(self.handle.table, pod, row, promised))
+        return self._in_trials(row, pod, budgets, lambda gone: self.handle.fits_with(pod, row, promised, gone))
 
-    def _room(self, pod: PodInfo, row: NodeRow) -> Fits:
-        """Whether the pod has room once some pods are gone, by arithmetic alone."""
-        table, index = self.handle.table, row.index
-        promised = self._promised(pod, row)
-        places = int(table.max_pods[index] - table.pod_count[index]) - len(promised)
-        missing: list[tuple[str, int]] = []
-        for name, value in pod.cls.requests.items():
-            column = table.column(name)
-            free = int(table.allocatable[column, index] - table.requested[column, index])
-            free -= sum(p.cls.requests.get(name, 0) for p in promised)
-            missing.append((name, value - free))
-
-        def fits(gone: list[PodInfo]) -> bool:
-            if places + len(gone) < 1:
-                return False
-            return all(sum(v.cls.requests.get(name, 0) for v in gone) >= lack for name, lack in missing if lack > 0)
-
-        return fits
-
-    def _victims(self, pod: PodInfo, row: NodeRow, budgets: list[Object], fits: Fits) -> Candidate | str:
-        """Who would have to go from a node: as few and as unimportant as possible; or why nobody helps."""
+    @staticmethod
+    def _lower(row: NodeRow, pod: PodInfo, budgets: list[Object]) -> list[list[PodInfo]]:
+        """Who may go from a node: those whose end breaks a budget, the others; the most important of each first."""
         lower = [v for v in row.pods.values() if v.priority < pod.priority and not is_terminal(v.pod)]
-        if not lower:
+        if len(lower) > 1:
+            lower.sort(key=lambda v: (-v.priority, start_time(v.pod)))
+        return list(split_by_budgets(lower, budgets)) if budgets else [[], lower]
+
+    def _in_room(self, row: NodeRow, pod: PodInfo, budgets: list[Object], room: Room) -> Candidate | str:
+        """Who would have to go from a node where only room matters: as few and as unimportant as possible."""
+        groups = self._lower(row, pod, budgets)
+        found = room.victims(groups) if any(groups) else None
+        return NO_VICTIMS if found is None else Candidate(row, _ordered(found[0]), found[1])
+
+    def _in_trials(self, row: NodeRow, pod: PodInfo, budgets: list[Object], fits: Fits) -> Candidate | str:
+        """The same on a node where the filters must tell what fits: each pod comes back if there is room."""
+        groups = self._lower(row, pod, budgets)
+        gone = [v for group in groups for v in group]
+        if not gone or not fits(gone):
             return NO_VICTIMS
-        if not fits(lower):
-            return NO_VICTIMS
-        # The most important first: each comes back if there is room, those under a violated budget before the others.
-        ordered = sorted(lower, key=lambda v: (-v.priority, start_time(v)))
-        violating, rest = split_by_budgets(ordered, budgets)
-        victims, violations, gone = [], 0, list(lower)
-        for group, counts in ((violating, True), (rest, False)):
+        victims, violations = [], 0
+        for number, group in enumerate(groups):
             for info in group:
                 without = [v for v in gone if v is not info]
                 if fits(without):
                     gone = without
                 else:
                     victims.append(info)
-                    violations += counts
-        return Candidate(row, sorted(victims, key=lambda v: (-v.priority, start_time(v))), violations)
+                    violations += number == 0
+        return Candidate(row, _ordered(victims), violations)
 
     async def _prepare(self, pod: PodInfo, chosen: Candidate) -> None:
         client, scheduler = self.handle.client, pod.cls.scheduler
@@ -208,13 +267,5 @@ def split_by_budgets(pods: list[PodInfo], budgets: list[Object]) -> tuple[list[P
     return broken, fine
 
 
-def best(candidates: list[Candidate]) -> Candidate:
-    """The node where preemption does the least harm."""
-
-    def harm(c: Candidate) -> tuple[float, ...]:
-        priorities = [v.priority for v in c.victims] or [-(2**31)]
-        highest = max(priorities)
-        latest = min((start_time(v) for v in c.victims if v.priority == highest), default=0.0)
-        return (c.violations, highest, sum(p + 2**31 for p in priorities), len(c.victims), -latest)
-
-    return min(candidates, key=harm)
+def _ordered(victims: list[PodInfo]) -> list[PodInfo]:
+    return sorted(victims, key=lambda v: (-v.priority, start_time(v.pod))) if len(victims) > 1 else victims
