@@ -338,7 +338,9 @@ class _Registry:
 
     async def layer(self, layer: Layer) -> dict[str, Any]:
         found = await send_layer(self._store, self._session, layer, self._name)
-        return {**found, "mediaType": _GZIP if "gzip" in found["mediaType"] else found["mediaType"]}
+        media = _GZIP if "gzip" in found["mediaType"] else found["mediaType"]
+        # In the order of the other target's: the same cache has the same manifest.
+        return {"mediaType": media, "digest": found["digest"], "size": found["size"]}
 
     async def document(self, data: bytes, digest: str) -> None:
         await send_bytes(self._session, data, digest)

@@ -19,8 +19,9 @@ from longshore.engine.build.buildkit.frontend import Frontend, Outcome, SolveErr
 from longshore.engine.build.buildkit.history import History, descriptor, stamp
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.schemas import control
-from longshore.engine.build.buildkit.session import Sessions
+from longshore.engine.build.buildkit.session import Session, Sessions
 from longshore.engine.build.buildkit.stages import complete_config
+from longshore.engine.build.buildkit.transport import StreamDuplex
 from longshore.engine.errors import EngineError, InvalidParameter
 from longshore.engine.images.listing import shown_platform
 from longshore.engine.images.manifests import IN_TOTO, Entry
@@ -350,6 +351,23 @@ class Control:
                 return
         async for message in job.progress.watch():
             yield message
+
+    async def session(self, stream: Any, metadata: Any) -> AsyncIterator[Any]:
+        """A client's session inside this connection, as sessions that several builds share come."""
+        name = str(metadata.get("x-docker-expose-session-uuid") or "")
+        if not name or name in self._services.sessions:
+            raise RpcError(Status.INVALID_ARGUMENT, f"session {name} already exists" if name else "no session id")
+        duplex = StreamDuplex(stream)
+        opened = Session(name, duplex, metadata.getall("x-docker-expose-session-grpc-method", []))
+        ending = asyncio.ensure_future(opened.ended())
+        try:
+            await self._services.sessions.add(opened)
+            ending.add_done_callback(lambda _: duplex.close())
+            async for data in duplex.written():
+                yield control.BytesMessage(data=data)
+        finally:
+            ending.cancel()
+            self._services.sessions.remove(opened)
 
     async def listen_build_history(self, request: Any) -> AsyncIterator[Any]:
         async for event in self._services.history.listen(request):

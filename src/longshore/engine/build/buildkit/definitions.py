@@ -47,6 +47,8 @@ def definition_of(chain: str, schema: Any) -> Any:
     end = schemas.pb.Op(inputs=[schemas.pb.Input(digest=digest_of(source))]).SerializeToString(deterministic=True)
     made = schema.Definition()
     getattr(made, "def").extend([source, end])
+    # A definition without metadata is taken for none by clients.
+    made.metadata[digest_of(source)].description["llb.customname"] = "result of a build"
     return made
 
 
@@ -167,7 +169,7 @@ class Solver:
         identifier, attributes = operation.source.identifier, dict(operation.source.attrs)
         scheme, colon, rest = identifier.partition("://")
         if identifier.startswith(OURS):
-            chain = identifier.removeprefix(OURS)
+            chain = str(identifier).removeprefix(OURS)
             if chain:
                 self.lease.add(chain)
                 if self.store.layers.get(chain) is None:

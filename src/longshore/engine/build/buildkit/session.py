@@ -13,7 +13,7 @@ from urllib.parse import quote_plus
 from grpclib.exceptions import StreamTerminatedError
 
 from longshore.engine.build.buildkit import schemas
-from longshore.engine.build.buildkit.transport import SessionChannel
+from longshore.engine.build.buildkit.transport import SessionChannel, StreamDuplex
 from longshore.engine.errors import SystemFailure
 from longshore.engine.images.extract import ExtractError, Extractor
 from longshore.engine.images.streams import in_thread
@@ -90,7 +90,7 @@ def stat_of(path: str, info: os.stat_result, linkname: str = "") -> Any:
 class Session:
     """One client's session. id: its name in requests."""
 
-    def __init__(self, session_id: str, duplex: Duplex, methods: Sequence[str]) -> None:
+    def __init__(self, session_id: str, duplex: Duplex | StreamDuplex, methods: Sequence[str]) -> None:
         self.id = session_id
         self.methods = set(methods)
         self._channel = SessionChannel(duplex)
@@ -231,10 +231,10 @@ class Session:
         )
         try:
             async with stream:
-                await stream.send_request()
+                # Our side ends at once: the client resets what is open when it is done, and messages under way were lost.
+                await stream.send_request(end=True)
                 async for message in stream:
                     yield message.data
-                await stream.end()
         except StreamTerminatedError:
             raise SystemFailure("the client's session ended") from None
         except RpcError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from grpclib.client import Channel
@@ -22,7 +23,7 @@ _WINDOW = 4 << 20
 _PIECE = 1 << 17
 
 
-async def _pump(duplex: Duplex, inner: socket.socket) -> None:
+async def _pump(duplex: Duplex | StreamDuplex, inner: socket.socket) -> None:
     """Carry octets both ways until one side ends."""
     loop = asyncio.get_running_loop()
 
@@ -43,6 +44,43 @@ async def _pump(duplex: Duplex, inner: socket.socket) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         inner.close()
+
+
+class StreamDuplex:
+    """A connection inside a gRPC stream of byte messages, as far as a session uses one."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._held = self._pending = b""
+        self._out: asyncio.Queue[bytes] = asyncio.Queue(64)
+
+    async def read(self, n: int = 65536) -> bytes:
+        while not self._held:
+            message = await self._stream.recv_message()
+            if message is None:
+                return b""
+            self._held = bytes(message.data)
+        data, self._held = self._held[:n], self._held[n:]
+        return data
+
+    def write(self, data: bytes) -> None:
+        self._pending = data
+
+    async def drain(self) -> None:
+        data, self._pending = self._pending, b""
+        if data:
+            await self._out.put(data)
+
+    def close(self) -> None:
+        """End what written() gives."""
+        if self._out.full():
+            self._out.get_nowait()
+        self._out.put_nowait(b"")
+
+    async def written(self) -> AsyncIterator[bytes]:
+        """What is to go to the client."""
+        while data := await self._out.get():
+            yield data
 
 
 class DetailsCodec(StatusDetailsCodecBase):  # type: ignore[misc]
@@ -78,7 +116,7 @@ async def serve(duplex: Duplex, server: Server) -> None:
 class SessionChannel(Channel):  # type: ignore[misc]
     """A gRPC channel whose one connection is already there."""
 
-    def __init__(self, duplex: Duplex) -> None:
+    def __init__(self, duplex: Duplex | StreamDuplex) -> None:
         super().__init__(
             "session",
             80,
