@@ -42,14 +42,14 @@ class Engine:
         layout: Layout,
         node_layout: NodeLayout,
         node: str = "",
-        bridge: str = "longshore0",
+        bridge: str = "",
         runtimes: dict[str, str] | None = None,
         reserved: Iterable[str] = (PODS, SERVICES),
         configuration: Configuration | None = None,
         registry_namespace: Path | None = None,
     ) -> None:
-        """node: this engine's name among those that share the image store. bridge: interface of Docker's default network.
-        runtimes: name to program; the first is the default. reserved: ranges that no Docker network may get.
+        """node: this engine's name among those that share the image store. bridge: interface of Docker's default
+        network, "": see NetworkService. runtimes: name to program; the first is the default. reserved: ranges that no Docker network may get.
         configuration: what daemon.json says. registry_namespace: the network namespace to reach registries from."""
         self.layout, self.node_layout = layout, node_layout
         data, run = node_layout.engine_data, node_layout.engine_run
@@ -189,7 +189,7 @@ async def serve(
     docker_socket: Path | None = None,
     cri_socket: Path | None = None,
     node: str = "",
-    bridge: str = "longshore0",
+    bridge: str = "",
     gateway: str = "pods0",
     mtu: int = 0,
     cluster_cidrs: Sequence[str] = (PODS, SERVICES),
@@ -206,8 +206,8 @@ async def serve(
     """Run an engine until cancelled.
 
     docker_socket, cri_socket: unix sockets to serve the Docker Engine API and CRI v1 on; None: not at all. node: the
-    engine's name among those that share the machine's image store. bridge: interface of Docker's default network.
-    gateway, mtu, cluster_cidrs, cni_folder: the pod network, see engine.cri.CriServer. beside: further servers to run in
+    engine's name among those that share the machine's image store. bridge: interface of Docker's default network, "": see
+    NetworkService. gateway, mtu, cluster_cidrs, cni_folder: the pod network, see engine.cri.CriServer. beside: further servers to run in
     this process (the registry). docker_hosts, docker_tls: further addresses of the Docker Engine API in dockerd's form,
     and the files for TLS on those over TCP. configuration, registry_namespace: see Engine. docker_group: the group that owns the docker socket. ready: called when everything listens. Raises OSError when a socket cannot be made.
     """

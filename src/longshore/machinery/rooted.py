@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _SYS_OPENAT2 = 437
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH, _RESOLVE_IN_ROOT = 0x02, 0x08, 0x10
 _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,10 +28,20 @@ def open_in(root: str | os.PathLike[str] | int, path: str, flags: int = os.O_RDO
 
     flags: as os.open; close-on-exec is added. Returns a descriptor. Raises OSError.
     """
+    return _open(root, path or "/", flags, mode, _RESOLVE_IN_ROOT)
+
+
+def open_beneath(root: str | os.PathLike[str] | int, path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a relative `path` below a folder; what leads out on the way (an absolute link, "..") is an error and not taken
+    as inside. Returns a descriptor. Raises OSError, EXDEV for what leads out."""
+    return _open(root, path, flags, 0, _RESOLVE_BENEATH)
+
+
+def _open(root: str | os.PathLike[str] | int, path: str, flags: int, mode: int, resolve: int) -> int:
     how = _OpenHow(
         flags | os.O_CLOEXEC,
         mode if flags & (os.O_CREAT | os.O_TMPFILE) else 0,
-        _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
+        resolve | _RESOLVE_NO_MAGICLINKS,
     )
     own = -1
     if isinstance(root, int):
@@ -40,9 +50,7 @@ def open_in(root: str | os.PathLike[str] | int, path: str, flags: int = os.O_RDO
         directory = own = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         while True:
-            fd = int(
-                _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path or "/"), ctypes.byref(how), ctypes.sizeof(how))
-            )
+            fd = int(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
             if fd >= 0:
                 return fd
             code = ctypes.get_errno()

@@ -6,14 +6,16 @@ Source: Docker Engine API, "Create a container"; the texts of errors are dockerd
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import EngineError, InvalidParameter, NotFound, SystemFailure
 from longshore.engine.networks import model as network_model
 
-from . import mountspec, rootfs, validate
+from . import links, mountspec, preparation, rootfs, validate
 from .model import CONFIG_FIELDS, HOST_FIELDS, Container, endpoint, new_id, normalized, now
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ async def create(
 ) -> tuple[Container, list[str]]:
     """Make a container that is not started; returns it and the warnings. Raises EngineError classes."""
     config, host, wanted = read_body(body)
+    if version < (1, 44) and len(wanted) > 1:
+        raise InvalidParameter("Container cannot be created with multiple network endpoints")
     if "default" in wanted:
         wanted = {("bridge" if name == "default" else name): settings for name, settings in wanted.items()}
     hostname_given = bool(config["Hostname"])
@@ -69,10 +73,6 @@ async def create(
             except NotFound as error:
                 raise InvalidParameter(error.message) from None
             host[mode] = f"container:{other.id}"
-            if mode == "IpcMode" and other.host["IpcMode"] not in ("shareable", "host"):
-                raise InvalidParameter(
-                    f"can't join IPC of container {other.id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
-                )
     if host["NetworkMode"].startswith("container:"):
         with contextlib.suppress(EngineError):
             host["NetworkMode"] = f"container:{service.store.find(host['NetworkMode'].partition(':')[2]).id}"
@@ -91,6 +91,7 @@ async def create(
     if host["Privileged"] or host["PidMode"] == "host" or host["IpcMode"] == "host":
         # As dockerd shows it: with shared namespaces no label keeps processes apart.
         host["SecurityOpt"] = [*(host["SecurityOpt"] or []), "label=disable"]
+    linked = links.register(service, host)
     command = [*(config["Entrypoint"] or []), *(config["Cmd"] or [])]
     id = new_id()
     full_name = service.store.reserve(name, id)
@@ -106,6 +107,7 @@ async def create(
         host=host,
         image_id=image.id if image is not None else "",
         security_options=security,
+        links=linked,
     )
     if not config["Hostname"]:
         if host["UTSMode"] == "host" or host["NetworkMode"] == "host":
@@ -117,11 +119,10 @@ async def create(
     if mac:
         config["MacAddress"] = mac
     _set_networks(service, container, wanted)
-    links = _check_links(service, host)
     try:
         folder.mkdir(mode=0o710)
         service.roots.prepare(container, image)
-        await _set_mounts(service, container)
+        await _set_mounts(service, container, version)
         if config["WorkingDir"]:
             root = service.roots.mount(container)
             try:
@@ -140,8 +141,6 @@ async def create(
             service.roots.release(container)
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    if links:
-        container.host["Links"] = links
     service.store.add(container)
     service.event(container, "create")
     return container, warnings
@@ -166,20 +165,6 @@ def _check_networks(service: ContainerService, config: Json, host: Json, wanted:
     if mac and not network_model.valid_mac(mac):
         raise InvalidParameter(f"invalid config for network {mode}: invalid MAC address {mac}")
     return mac
-
-
-def _check_links(service: ContainerService, host: Json) -> list[str]:
-    links = []
-    for link in host["Links"] or []:
-        parts = link.split(":")
-        if len(parts) > 2 or not parts[0]:
-            raise SystemFailure(f"bad format for links: {link}")
-        try:
-            service.store.find(parts[0].lstrip("/"))
-        except EngineError as error:
-            raise InvalidParameter(f"could not get container for {parts[0].lstrip('/')}: {error.message}") from None
-        links.append(link)
-    return links
 
 
 def _set_networks(service: ContainerService, container: Container, wanted: Json) -> None:
@@ -207,8 +192,9 @@ def _set_networks(service: ContainerService, container: Container, wanted: Json)
             settings["_mac"] = own
 
 
-async def _set_mounts(service: ContainerService, container: Container) -> None:
+async def _set_mounts(service: ContainerService, container: Container, version: tuple[int, int]) -> None:
     """Decide on the mount points, make the volumes that are missing and fill empty ones from the image."""
+    roots = (str(service.images.root), str(service.store.root.parent))
     host, config = container.host, container.config
     points: dict[str, Json] = {}
     for entry in host["VolumesFrom"] or []:
@@ -235,9 +221,11 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
         if point["Destination"] in binds:
             raise InvalidParameter(f"Duplicate mount point: {point['Destination']}")
         binds.add(point["Destination"])
+        mountspec.guard_engine(point, roots, asked=bool(mountspec.PROPAGATION & set(point["Mode"].split(","))))
         points[point["Destination"]] = point
     for mount in host.get("Mounts") or []:
         point = mountspec.parse_mount(mount)
+        mountspec.guard_engine(point, roots, asked=bool((mount.get("BindOptions") or {}).get("Propagation")))
         if point["Destination"] in binds:
             raise InvalidParameter(f"Duplicate mount point: {mount['Target']}")
         binds.add(point["Destination"])
@@ -258,6 +246,11 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
             "RW": True,
             "Propagation": "",
         }
+    if version < (1, 44):
+        # Read-only mounts were read-only at the top alone before.
+        for point in points.values():
+            if point["Type"] == "bind" and not point["RW"]:
+                point["_readonly"] = "top"
     fill: list[Json] = []
     made: list[str] = []
     container.mounts = list(points.values())
@@ -277,12 +270,10 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
             made.append(point["Name"])
         point["Source"] = str(service.volumes.path(point["Name"]))
         service.volumes.use(point["Name"], container.id)
-        if (
-            (fresh or not any(service.volumes.path(point["Name"]).iterdir()))
-            and not point.get("_nocopy")
-            and container.image_id
-        ):
-            fill.append(point)
+        if not point.get("_nocopy") and container.image_id:
+            folder = service.volumes.path(point["Name"])
+            if not folder.is_dir() or point.get("_subpath") or not any(folder.iterdir()):
+                fill.append(point)
     if not container.host["AutoRemove"]:
         for name in made:
             await service.in_thread(service.volumes.keep, name)
@@ -292,9 +283,20 @@ async def _set_mounts(service: ContainerService, container: Container) -> None:
     try:
         for point in fill:
             folder = service.volumes.mount(point["Name"], container.id)
+            fd = -1
             try:
-                await service.in_thread(rootfs.copy_up, root, point["Destination"], folder)
+                if point.get("_subpath"):
+                    fd = preparation.subpath(folder, point["_subpath"])
+                    folder = Path(f"/proc/self/fd/{fd}")
+                if folder.is_dir():
+                    await service.in_thread(rootfs.copy_up, root, point["Destination"], folder)
+            except EngineError:
+                # What is wrong with a sub-path is told when the container starts.
+                if not point.get("_subpath"):
+                    raise
             finally:
+                if fd >= 0:
+                    os.close(fd)
                 service.volumes.unmount(point["Name"], container.id)
     finally:
         service.roots.unmount(container)

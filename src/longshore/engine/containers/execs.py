@@ -183,7 +183,9 @@ async def _ended(service: ContainerService, entry: Exec, session: ExecSession) -
 
 
 async def resize(entry: Exec, rows: int, columns: int) -> None:
-    """Set the size of an exec's terminal. Raises SystemFailure, NotFound."""
+    """Set the size of an exec's terminal. Raises SystemFailure, NotFound, Conflict."""
+    if not entry.container.state.running:
+        raise Conflict(f"container {entry.container.id} is not running")
     if not entry.ready.is_set():
         try:
             async with asyncio.timeout(10 if entry.started else 0.05):

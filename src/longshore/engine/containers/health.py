@@ -118,6 +118,8 @@ async def _probe(service: ContainerService, container: Container, command: list[
         except TimeoutError:
             session.kill()
             text = f"Health check exceeded timeout ({_duration(timeout)})"
+            if output:
+                text += ": " + output[:_OUTPUT].decode(errors="replace")
         finally:
             io.close()
             if entry.running:

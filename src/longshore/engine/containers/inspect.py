@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from . import links
 from .model import ENDPOINT_FIELDS, Container, parse_time
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def network_settings(service: ContainerService, container: Container) -> Json:
     }
 
 
+def _host_config(service: ContainerService, container: Container) -> Json:
+    shown = {k: v for k, v in container.host.items() if not k.startswith("_")}
+    shown["Links"] = links.shown(service, container)
+    return shown
+
+
 def inspect(service: ContainerService, container: Container, *, size: tuple[int, int] | None = None) -> Json:
     """The whole inspect answer. size: (SizeRw, SizeRootFs)."""
     started = container.state.started_at != "0001-01-01T00:00:00Z" or (container.folder / "hosts").exists()
@@ -93,7 +100,7 @@ def inspect(service: ContainerService, container: Container, *, size: tuple[int,
         "ProcessLabel": "",
         "AppArmorProfile": container.security_options.get("apparmor") or "",
         "ExecIDs": running_execs or None,
-        "HostConfig": {k: v for k, v in container.host.items() if not k.startswith("_")},
+        "HostConfig": _host_config(service, container),
         "GraphDriver": service.graph_driver(container),
     }
     if size is not None:
@@ -190,7 +197,7 @@ def list_entry(service: ContainerService, container: Container, *, size: tuple[i
         host["Annotations"] = container.host["Annotations"]
     entry: Json = {
         "Id": container.id,
-        "Names": [container.name, *service.link_names(container)],
+        "Names": [container.name, *links.names(service, container)],
         "Image": service.shown_image(container),
         "ImageID": container.image_id,
         "Command": command_text(container),

@@ -21,7 +21,7 @@ from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRun
 from longshore.machinery import mounts
 from longshore.machinery.nftables import NftablesError
 
-from . import health, logdrivers, ocispec, signals
+from . import health, links, logdrivers, ocispec, signals
 from .model import Container, format_time, now, parse_time
 from .preparation import Preparation, network_failure, start_error
 
@@ -108,6 +108,7 @@ class Lifecycle(Preparation):
         sandbox, plugs = self._reserve_network(container)
         merged: Path | None = None
         created = False
+        held = contextlib.ExitStack()
         shm: Path | None = None
         plugging: asyncio.Future[None] | None = None
         serving: asyncio.Future[None] | None = None
@@ -115,7 +116,7 @@ class Lifecycle(Preparation):
             merged = service.roots.mount(container)
             shm = self._make_shm(container)
             own_files = self._write_files(container)
-            oci_mounts = self._prepare_mounts(container, merged)
+            oci_mounts = self._prepare_mounts(container, held, await self._recursive_readonly(container))
             spec = ocispec.build(
                 container,
                 root=merged,
@@ -127,6 +128,7 @@ class Lifecycle(Preparation):
                 find=service.store.find,
                 cgroup_parent=service.cgroup_parent,
                 init_program=service.init_program,
+                linked=links.environment(service, container),
             )
             await self._open_log(container)
             if container.sandbox_id and sandbox is not None:
@@ -151,11 +153,13 @@ class Lifecycle(Preparation):
                 created = True
             except RuntimeFailed as error:
                 raise start_error(str(error), container.path) from None
+            finally:
+                held.close()
             if plugging is not None:
                 await plugging
                 plugging = None
             if plugs:
-                bindings = self._bindings(container)
+                bindings = self.bindings(container)
                 if bindings:
                     container.ports = service.networks.publish(plugs[0][0], bindings)
             if serving is not None:
@@ -178,6 +182,7 @@ class Lifecycle(Preparation):
             finally:
                 await keeping
         except BaseException as error:
+            held.close()
             for pending in (plugging, serving):
                 if pending is not None:
                     with contextlib.suppress(BaseException):
@@ -200,6 +205,7 @@ class Lifecycle(Preparation):
                 network = service.networks.find(name)
                 if network is not None:
                     service.networks.announce("connect", network, container.id)
+        links.moved(service, container)
         service.event(container, "start")
         health.start(service, container)
 
@@ -341,7 +347,6 @@ class Lifecycle(Preparation):
             if not container.state.restarting or container.removed or self._stopping:
                 return
             count = container.restart_count
-            container.state.restarting = container.state.running = False
             try:
                 await self._start(container)
             except Exception as error:
@@ -370,14 +375,9 @@ class Lifecycle(Preparation):
     async def kill(self, container: Container, number: int) -> None:
         """Send a signal; SIGKILL waits for the end. Raises Conflict when it does not run."""
         state = container.state
-        if not state.running or state.restarting:
-            if state.restarting:
-                container.manually_stopped = True
-                async with container.lock:
-                    self._cancel_restart(container)
-                    container.save()
-                    self._wake(container)
-                return
+        if state.restarting and await self._end_restarting(container):
+            return
+        if not state.running:
             raise Conflict(f"container {container.id} is not running")
         stop_signal = signals.parse(container.config.get("StopSignal") or "SIGTERM")
         if number in (signal.SIGKILL, stop_signal):
@@ -395,6 +395,17 @@ class Lifecycle(Preparation):
                 async with asyncio.timeout(10):
                     await asyncio.shield(ended)
 
+    async def _end_restarting(self, container: Container) -> bool:
+        """Give up a restart that is waited for; False when it has begun in the meantime, and the container runs."""
+        container.manually_stopped = True
+        async with container.lock:
+            if not container.state.restarting:
+                return False
+            self._cancel_restart(container)
+            container.save()
+            self._wake(container)
+            return True
+
     async def stop(self, container: Container, timeout: float | None, signal_name: str = "") -> None:
         """Stop by signal, then by SIGKILL after `timeout` seconds (None: the container's own, -1: never).
 
@@ -403,8 +414,7 @@ class Lifecycle(Preparation):
         state = container.state
         if not state.running:
             raise NotModified("")
-        if state.restarting:
-            await self.kill(container, signal.SIGTERM)
+        if state.restarting and await self._end_restarting(container):
             return
         number = signals.parse(signal_name or container.config.get("StopSignal") or "SIGTERM")
         if timeout is None:
@@ -543,6 +553,8 @@ class Lifecycle(Preparation):
         for point in container.mounts:
             if point["Type"] == "image":
                 self._service.release_image_mount(container, point)
+        # Nothing may be mounted in a folder that is removed with all that is in it.
+        mounts.unmount_below(container.folder)
         if not container.host["AutoRemove"]:
             durable.remove(container.folder / "container.json")
         shutil.rmtree(container.folder, ignore_errors=True)

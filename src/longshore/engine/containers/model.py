@@ -244,13 +244,14 @@ class State:
 
 _SAVED = (
     "id", "name", "created", "path", "args", "config", "host", "image_id", "platform", "networks", "mounts", "restart_count",
-    "manually_stopped", "sandbox_id", "ports", "init_lower", "security_options", "number",
+    "manually_stopped", "sandbox_id", "ports", "init_lower", "security_options", "number", "links",
 )  # fmt: skip
 
 
 @dataclass(eq=False)
 class Container:
-    """One container. `config` and `host` are dockerd's Config and HostConfig; `networks` maps names to endpoint settings.
+    """One container. `config` and `host` are dockerd's Config and HostConfig; `networks` maps names to endpoint settings,
+    `links` aliases to the ids of containers (see links.py).
 
     What begins with an underscore or has no place in `_SAVED` lives only while the engine runs.
     """
@@ -274,6 +275,7 @@ class Container:
     init_lower: str = ""
     security_options: Json = field(default_factory=dict)
     number: int = 0
+    links: dict[str, str] = field(default_factory=dict)
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from longshore.engine.errors import InvalidParameter
@@ -126,6 +127,24 @@ def parse_bind(raw: str, driver: str = "") -> Json:
     }
 
 
+def guard_engine(point: Json, roots: Sequence[str], *, asked: bool) -> None:
+    """A bind of the engine's own folders (or of what holds them) gets rslave, so that no mount of a container is held
+    elsewhere. asked: whether the propagation was given. Raises InvalidParameter for another than rslave and rshared."""
+    if point["Type"] != "bind":
+        return
+    source = point["Source"]
+    root = next((r for r in roots if posixpath.commonpath([source, r]) in (source, r)), None)
+    if root is None:
+        return
+    if not asked:
+        point["Propagation"] = "rslave"
+    elif point["Propagation"] not in ("rslave", "rshared"):
+        raise InvalidParameter(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the '
+            f'daemon root, daemon root: "{root}", bind mount source: "{source}", propagation: "{point["Propagation"]}"'
+        )
+
+
 def check_option_kinds(mount: Json) -> None:
     """Options that belong to another type of mount are refused before anything else. Raises InvalidParameter."""
     kind = mount.get("Type") or ""
@@ -163,6 +182,13 @@ def check_mount(mount: Json) -> None:
             raise fail(f"invalid propagation mode: {word}")
         if not source.startswith("/"):
             raise fail(f"invalid mount path: '{source}' mount path must be absolute")
+        top, below = options.get("ReadOnlyNonRecursive"), options.get("ReadOnlyForceRecursive")
+        if top and not mount.get("ReadOnly"):
+            raise fail("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+        if below and not mount.get("ReadOnly"):
+            raise fail("mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
+        if top and below:
+            raise fail("mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
         if not options.get("CreateMountpoint") and not os.path.lexists(source):
             raise fail(f"bind source path does not exist: {source}")
     elif kind == "volume":
@@ -190,6 +216,9 @@ def check_mount(mount: Json) -> None:
                 raise fail(f"field {field} must not be specified")
         if not source:
             raise fail("field Source must not be empty")
+        subpath = (mount.get("ImageOptions") or {}).get("Subpath") or ""
+        if posixpath.isabs(subpath) or posixpath.normpath(subpath).startswith(".."):
+            raise fail("subpath must be a relative path within the volume")
     else:
         raise fail("mount type unknown")
 
@@ -211,6 +240,9 @@ def parse_mount(mount: Json) -> Json:
             "Propagation": options.get("Propagation") or "rprivate",
             "_create": bool(options.get("CreateMountpoint")),
             "_nonrecursive": bool(options.get("NonRecursive")),
+            "_readonly": "top"
+            if options.get("ReadOnlyNonRecursive")
+            else ("all" if options.get("ReadOnlyForceRecursive") else ""),
         }
     if kind == "volume":
         options = mount.get("VolumeOptions") or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ INIT_PATH = "/sbin/docker-init"
 _DEVICE_RULE = re.compile(r"^([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})$")
 
 
-def environment(container: Container) -> list[str]:
-    """PATH, HOSTNAME and TERM under what the configuration says; a name without a value takes the variable away."""
+def environment(container: Container, linked: Sequence[str] = ()) -> list[str]:
+    """PATH, HOSTNAME, TERM and what links tell under what the configuration says; a name without a value takes the
+    variable away."""
     config = container.config
     base = {"PATH": f"PATH={oci.DEFAULT_PATH}", "HOSTNAME": f"HOSTNAME={config['Hostname']}"}
     if config["Tty"]:
         base["TERM"] = "TERM=xterm"
+    for entry in linked:
+        base[entry.partition("=")[0]] = entry
     for entry in config["Env"] or []:
         name, equals, _ = entry.partition("=")
         if equals:
@@ -180,27 +183,26 @@ def build(
     find: Callable[[str], Container],
     cgroup_parent: str,
     init_program: str = "",
+    linked: Sequence[str] = (),
 ) -> oci.Spec:
     """The whole OCI configuration.
 
     root: the mounted root file system, as seen by the engine. sandbox: its network namespace (None: the host's). mounts: ready
     OCI mounts for volumes, binds and tmpfs. files: path inside to the engine's file for hosts, hostname and resolv.conf.
-    shm: a folder for /dev/shm that others may share. Raises EngineError classes with dockerd's texts.
+    shm: a folder for /dev/shm that others may share. linked: variables of links. Raises EngineError classes with dockerd's texts.
     """
     config, host = container.config, container.host
     args = [container.path, *container.args]
     spec = oci.default_spec(
         rootfs=merged,
         args=args,
-        env=environment(container),
+        env=environment(container, linked),
         cwd=config["WorkingDir"] or "/",
         hostname=config["Hostname"],
         terminal=config["Tty"],
         readonly=host["ReadonlyRootfs"],
     )
     linux, process = spec["linux"], spec["process"]
-    if config["Domainname"]:
-        spec["domainname"] = config["Domainname"]
     if config["Tty"] and any(host["ConsoleSize"]):
         process["consoleSize"] = {"height": host["ConsoleSize"][0], "width": host["ConsoleSize"][1]}
     # Devices first: they can be missing; then limits.
@@ -228,8 +230,7 @@ def build(
     process["noNewPrivileges"] = bool(security.get("no_new_privileges"))
     _seccomp(spec, privileged, security.get("seccomp") or "", names)
     _namespaces(container, spec, sandbox, find)
-    if host.get("Sysctls"):
-        linux["sysctl"] = dict(host["Sysctls"])
+    linux["sysctl"] = {**_sysctls(container), **(host.get("Sysctls") or {})}
     if not privileged:
         linux["maskedPaths"] = host["MaskedPaths"] or []
         linux["readonlyPaths"] = host["ReadonlyPaths"] or []
@@ -242,8 +243,19 @@ def build(
         process["args"] = [INIT_PATH, "--", *args]
     if oci.namespace(spec, "uts") is None:
         spec.pop("hostname", None)
-        spec.pop("domainname", None)
     return spec
+
+
+def _sysctls(container: Container) -> dict[str, str]:
+    """What needs no capability in a network namespace of the container's own; the NIS domain name."""
+    mode, chosen = container.network_mode, {}
+    if mode != "host" and not mode.startswith("container:"):
+        for name, value in (("ping_group_range", "0 2147483647"), ("ip_unprivileged_port_start", "0")):
+            if os.path.exists(f"/proc/sys/net/ipv4/{name}"):
+                chosen[f"net.ipv4.{name}"] = value
+    if container.config["Domainname"] and container.host["UTSMode"] != "host":
+        chosen["kernel.domainname"] = container.config["Domainname"]
+    return chosen
 
 
 def _seccomp(spec: oci.Spec, privileged: bool, chosen: str, names: list[str]) -> None:
@@ -265,14 +277,17 @@ def _namespaces(container: Container, spec: oci.Spec, sandbox: Path | None, find
     host = container.host
 
     def joined(mode: str, kind: str, what: str) -> str:
+        prefix = f"failed to join {what} namespace: "
         try:
             other = namespace_of(find, mode)
         except EngineError as error:
-            raise type(error)(error.message) from None
+            raise SystemFailure(prefix + error.message) from None
         if not other.state.running or not other.state.pid:
-            from longshore.engine.errors import Conflict
-
-            raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+            raise SystemFailure(f"{prefix}container {other.id} is not running")
+        if kind == "ipc" and other.host["IpcMode"] not in ("shareable", "host"):
+            raise SystemFailure(
+                f"{prefix}container {other.id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+            )
         return f"/proc/{other.state.pid}/ns/{kind}"
 
     if sandbox is None:
@@ -320,7 +335,13 @@ def _mounts(container: Container, spec: oci.Spec, mounts: list[Json], files: dic
         spec["mounts"] = [m for m in spec["mounts"] if m["destination"] != posixpath.normpath(destination)]
         oci.add_mount(spec, "tmpfs", destination, words, "tmpfs")
     taken = {posixpath.normpath(m["destination"]) for m in mounts}
-    spec["mounts"] = [m for m in spec["mounts"] if posixpath.normpath(m["destination"]) not in taken]
+    # A /dev of the user's own brings what is below it.
+    covered = ("/dev/",) if "/dev" in taken else ()
+    spec["mounts"] = [
+        m
+        for m in spec["mounts"]
+        if posixpath.normpath(m["destination"]) not in taken and not m["destination"].startswith(covered or "//")
+    ]
     for inside, file in files.items():
         if inside not in taken:
             oci.add_mount(spec, file, inside, ["rbind", "rprivate"])

@@ -6,16 +6,20 @@ A part of Lifecycle, kept apart for its size; nothing here changes a container's
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from longshore.engine.networks import model as network_model
 from longshore.engine.networks.model import Endpoint
+from longshore.engine.networks.service import Plug
 from longshore.machinery import mounts, rooted
 
-from . import files, logdrivers, logoptions, mountspec
+from . import files, links, logdrivers, logoptions, mountspec
 from .model import Container, new_id
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+SUBPATHS = "subpaths"
 _OCI_FAILED = "failed to create task for container: failed to create shim task: OCI runtime create failed: "
 
 
@@ -32,7 +37,7 @@ class Preparation:
     def __init__(self, service: ContainerService) -> None:
         self._service = service
 
-    def _plug(self, container: Container, sandbox: Path, plugs: list[tuple[Endpoint, str, bool]]) -> None:
+    def _plug(self, container: Container, sandbox: Path, plugs: list[Plug]) -> None:
         try:
             self._service.networks.build(sandbox, plugs, create=False)
         except OSError as error:
@@ -63,7 +68,7 @@ class Preparation:
                 f"failed to create task for container: failed to initialize logging driver: {error}"
             ) from None
 
-    def _reserve_network(self, container: Container) -> tuple[Path | None, list[tuple[Endpoint, str, bool]]]:
+    def _reserve_network(self, container: Container) -> tuple[Path | None, list[Plug]]:
         """Choose the network namespace and take addresses. Returns its path (None: the host's) and what to plug in."""
         service, mode = self._service, container.network_mode
         networks = service.networks
@@ -91,7 +96,7 @@ class Preparation:
             return None, []
         container.sandbox_id = new_id()
         sandbox = networks.sandbox_path(container.sandbox_id)
-        plugs: list[tuple[Endpoint, str, bool]] = []
+        plugs: list[Plug] = []
         if mode == "none" or container.config.get("NetworkDisabled"):
             settings = container.networks.get("none")
             if settings is not None:
@@ -116,14 +121,15 @@ class Preparation:
             if isinstance(error, EngineError):
                 raise type(error)(f"failed to set up container networking: {error.message}") from None
             raise
-        gateway = choose_gateway(container, taken)
+        gateways = choose_gateways(container, taken)
         for number, endpoint in enumerate(taken):
-            plugs.append((endpoint, endpoint.interface or f"eth{number}", endpoint is gateway))
+            versions = {version for version, chosen in gateways.items() if chosen is endpoint}
+            plugs.append((endpoint, endpoint.interface or f"eth{number}", versions))
         # The one with the default route is published through, so it comes first.
-        plugs.sort(key=lambda plug: not plug[2])
+        plugs.sort(key=lambda plug: min(plug[2], default=9))
         return sandbox, plugs
 
-    def _bindings(self, container: Container) -> Json:
+    def bindings(self, container: Container) -> Json:
         """The ports to publish: exposed ones with their bindings; all exposed ones with PublishAllPorts."""
         bindings: Json = {}
         wanted = {(p if "/" in p else p + "/tcp"): b for p, b in (container.host["PortBindings"] or {}).items()}
@@ -180,14 +186,7 @@ class Preparation:
             if address == "host-gateway":
                 address = service.host_gateway()
             extra.append((address.strip("[]"), name))
-        for link in host["Links"] or []:
-            target, _, alias = link.partition(":")
-            with contextlib.suppress(EngineError):
-                other = service.store.find(target.lstrip("/"))
-                address = next((s["IPAddress"] for s in other.networks.values() if s["IPAddress"]), "")
-                if address:
-                    shown = [alias or other.name[1:], other.config["Hostname"], other.name[1:]]
-                    extra.append((address, " ".join(dict.fromkeys(shown))))
+        extra += links.hosts(service, container)
         user_defined = any(s["DNSNames"] for s in container.networks.values())
         if mode == "host" and not extra and not own:
             content = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else files.hosts([])
@@ -210,8 +209,30 @@ class Preparation:
         (container.folder / "resolv.conf").write_text(files.resolv_conf(servers, search, options))
         return {f"/etc/{n}": container.folder / n for n in ("hosts", "hostname", "resolv.conf")}
 
-    def _prepare_mounts(self, container: Container, merged: Path) -> list[Json]:
-        """The OCI mounts of volumes, binds, images and tmpfs; sources are made available."""
+    async def _recursive_readonly(self, container: Container) -> str:
+        """Why read-only mounts of a container cannot be read-only below their top; "" when they can or there are none."""
+        if all(point["RW"] or point.get("_readonly") == "top" for point in container.mounts):
+            return ""
+        release = os.uname().release.split(".")
+        if (int(release[0]), int(release[1])) < (5, 12):
+            return "rro is not supported: function not implemented (kernel is older than 5.12?)"
+        runtime = container.host["Runtime"]
+        if "rro" not in await self._service.runtime.mount_options(runtime):
+            return f'rro is not supported by runtime "{runtime}"'
+        return ""
+
+    def _prepare_mounts(self, container: Container, held: contextlib.ExitStack, recursive: str) -> list[Json]:
+        """The OCI mounts of volumes, binds, images and tmpfs; sources are made available.
+
+        held: gets what undoes that which is needed only until the runtime has made the mounts. recursive: why read-only mounts cannot be
+        read-only below their top; "" when they can.
+        """
+
+        def inside(folder: Path, path: str) -> str:
+            where = container.folder / SUBPATHS / str(len(result))
+            held.callback(pin_subpath(folder, path, where))
+            return str(where)
+
         service = self._service
         result: list[Json] = []
         tmpfs = {mount["Target"]: mount for mount in container.host.get("Mounts") or [] if mount.get("Type") == "tmpfs"}
@@ -231,7 +252,10 @@ class Preparation:
             propagation = point["Propagation"] or "rprivate"
             options = ["bind" if point.get("_nonrecursive") else "rbind", propagation]
             if not point["RW"]:
-                options.append("ro")
+                depth = point.get("_readonly")
+                if depth == "all" and recursive:
+                    raise SystemFailure(recursive)
+                options.append("ro" if depth == "top" or recursive else "rro")
             if kind == "bind":
                 source = point["Source"]
                 if not os.path.lexists(source):
@@ -249,9 +273,10 @@ class Preparation:
                 folder = service.volumes.mount(point["Name"], container.id)
                 source = str(folder)
                 if point.get("_subpath"):
-                    source = subpath(folder, point["_subpath"])
+                    source = inside(folder, point["_subpath"])
             else:
-                source = service.mount_image(container, point)
+                folder = service.mount_image(container, point)
+                source = inside(folder, point["_subpath"]) if point.get("_subpath") else str(folder)
             result.append({"destination": target, "type": "bind", "source": source, "options": options})
         return result
 
@@ -290,19 +315,68 @@ def dns_names(container: Container, settings: Json) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def choose_gateway(container: Container, endpoints: list[Endpoint]) -> Endpoint | None:
-    """The endpoint that has the default route: the highest priority, then the first by name that is not internal."""
-    candidates = [e for e in endpoints if not e.network.internal]
-    if not candidates:
-        return endpoints[0] if endpoints else None
-    return min(candidates, key=lambda e: (-int(container.networks[e.network.name]["GwPriority"] or 0), e.network.name))
+def choose_gateways(container: Container, endpoints: list[Endpoint]) -> dict[int, Endpoint]:
+    """The endpoints that have the default routes, by IP version: the highest priority, then the first by name, among those
+    whose networks have a gateway of that version."""
+
+    def rank(endpoint: Endpoint) -> tuple[int, str]:
+        return -int(container.networks[endpoint.network.name]["GwPriority"] or 0), endpoint.network.name
+
+    chosen = {}
+    for version in (4, 6):
+        candidates = [e for e in endpoints if e.network.gateway(version) is not None]
+        if candidates:
+            chosen[version] = min(candidates, key=rank)
+    return chosen
 
 
-def subpath(folder: Path, inside: str) -> str:
-    """A folder or file in a volume, found without leaving it. Raises SystemFailure, InvalidParameter."""
+def subpath(folder: Path, inside: str) -> int:
+    """A folder or file in a volume, found without leaving it: an O_PATH descriptor, which nothing can redirect later.
+
+    Raises NotFound, InvalidParameter (it leads out), SystemFailure.
+    """
     try:
-        return str(folder) + rooted.real_path(folder, "/" + inside)
+        return rooted.open_beneath(folder, inside, os.O_PATH)
     except FileNotFoundError:
         raise NotFound(f"cannot access path {folder}/{inside}: no such file or directory") from None
     except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise InvalidParameter(
+                f"path concatenation escapes the base directory, base: {folder}, subpath: {inside}"
+            ) from None
         raise SystemFailure(f"cannot access path {folder}/{inside}: {(error.strerror or '').lower()}") from None
+
+
+def pin_subpath(folder: Path, inside: str, where: Path) -> Callable[[], None]:
+    """Mount a folder or file of a volume where nothing in the volume can redirect it; returns what undoes it.
+
+    Raises as `subpath`.
+    """
+    fd = subpath(folder, inside)
+    try:
+        where.parent.mkdir(exist_ok=True)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            where.mkdir(exist_ok=True)
+        else:
+            where.touch()
+        mounts.bind(f"/proc/self/fd/{fd}", where)
+    finally:
+        os.close(fd)
+    return lambda: unpin_subpath(where)
+
+
+def unpin_subpath(where: Path) -> None:
+    """Undo pin_subpath; what was mounted stays as it is."""
+    mounts.unmount(where)
+    if where.is_dir():
+        where.rmdir()
+    else:
+        where.unlink(missing_ok=True)
+
+
+def unpin_all(containers: Path) -> None:
+    """Unmount what an engine that was killed between the two left."""
+    top = os.path.realpath(containers)
+    for entry in reversed(mounts.table()):
+        if entry.path.startswith(top + "/") and os.path.basename(os.path.dirname(entry.path)) == SUBPATHS:
+            unpin_subpath(Path(entry.path))

@@ -11,7 +11,7 @@ from longshore.engine.networks.model import Endpoint
 
 from . import health, logoptions
 from .model import Container, format_time, now
-from .preparation import choose_gateway
+from .preparation import choose_gateways
 
 if TYPE_CHECKING:
     from .forwarding import Forwarder
@@ -118,7 +118,8 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
             endpoint = service.networks.adopt(network, container, settings)
             if endpoint is not None:
                 adopted.append(endpoint)
-    published = choose_gateway(container, adopted)
+    gateways = choose_gateways(container, adopted)
+    published = gateways.get(4) or gateways.get(6) or next(iter(adopted), None)
     if published is not None and container.ports:
         service.networks.republish(published, container.ports)
     if service.networks.resolvers is not None and container.sandbox_id:

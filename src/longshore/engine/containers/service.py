@@ -19,7 +19,7 @@ from longshore.engine.networks.service import NetworkService
 from longshore.engine.runtime.runtime import NotRunning, RuntimeFailed
 from longshore.engine.volumes.service import VolumeService
 
-from . import create, execs, lifecycle, ocispec, preparation, validate
+from . import create, execs, lifecycle, links, ocispec, preparation, validate
 from .events import Events
 from .model import HOST_FIELDS, Container, endpoint, normalized
 from .rootfs import Roots
@@ -80,6 +80,7 @@ class ContainerService:
 
     async def start(self) -> None:
         """Read the containers back and take over those that run."""
+        await self.in_thread(preparation.unpin_all, self.store.root)
         await self.in_thread(self.store.load)
         await self.lifecycle.recover()
 
@@ -129,7 +130,12 @@ class ContainerService:
         """Which images are in use, for the image store's conflicts."""
         from longshore.engine.images.store import ImageUser
 
-        return [ImageUser(c.id, c.image_id, c.state.running) for c in self.store]
+        users = [ImageUser(c.id, c.image_id, c.state.running) for c in self.store]
+        for container in self.store:
+            for point in container.mounts:
+                if point.get("_image"):
+                    users.append(ImageUser(container.id, point["_image"], container.state.running))
+        return users
 
     def find_image(self, reference: str, platform: str = "") -> Image:
         """The image of a new container. Raises NotFound, InvalidParameter."""
@@ -170,16 +176,6 @@ class ContainerService:
             found = None
         return name if found is not None and found.id == container.image_id else container.image_id
 
-    def link_names(self, container: Container) -> list[str]:
-        """Names under which links of other containers reach this one."""
-        names = []
-        for other in self.store:
-            for link in other.host["Links"] or []:
-                target, _, alias = link.partition(":")
-                if target.lstrip("/") in (container.name.lstrip("/"), container.id):
-                    names.append(f"{other.name}/{alias or target}")
-        return names
-
     def host_gateway(self) -> str:
         """The address under which containers reach the host: the default bridge's."""
         bridge = self.networks.find("bridge")
@@ -203,15 +199,11 @@ class ContainerService:
         """Make the folders of an image that is mounted into a container. Raises NotFound."""
         image = self.images.resolve(point["Name"])
         root = self.images.prepare(self._image_mount_id(container, point), image)
-        point["Source"] = str(root.merged)
+        point["Source"], point["_image"] = str(root.merged), image.id
 
-    def mount_image(self, container: Container, point: Json) -> str:
-        """Mount it read-only; returns the folder (or the sub-path in it)."""
-        root = self.images.rootfs(self._image_mount_id(container, point))
-        folder = root.mount(readonly=True)
-        if point.get("_subpath"):
-            return preparation.subpath(folder, point["_subpath"])
-        return str(folder)
+    def mount_image(self, container: Container, point: Json) -> Path:
+        """Mount it read-only; returns the folder."""
+        return self.images.rootfs(self._image_mount_id(container, point)).mount(readonly=True)
 
     def unmount_image(self, container: Container, point: Json) -> None:
         with contextlib.suppress(Exception):
@@ -242,6 +234,14 @@ class ContainerService:
         future: asyncio.Future[Attachment] = WaitingAttach(stdin)
         container.pending_attach.append(future)
         return await future
+
+    async def unlink(self, name: str) -> None:
+        """Take a link away by its name, "holder/alias"; its containers stay. Raises NotFound, SystemFailure."""
+        self.find(name)
+        holder, alias = links.find(self, name)
+        holder.links.pop(alias, None)
+        holder.save()
+        await self.keep(holder)
 
     async def wait(self, container: Container, condition: str) -> Json:
         """Wait for not-running, next-exit or removed; the API's answer."""
@@ -284,7 +284,7 @@ class ContainerService:
         container.save()
         self.event(container, "rename", {"oldName": old})
 
-    async def update(self, container: Container, body: Json) -> list[str]:
+    async def update(self, container: Container, body: Json, version: tuple[int, int] = (1, 51)) -> list[str]:
         """Change limits and the restart policy. Raises InvalidParameter, Conflict, SystemFailure."""
         given = normalized(body, HOST_FIELDS)
         validate.check_restart_policy(given["RestartPolicy"] or {})
@@ -297,6 +297,7 @@ class ContainerService:
         for field in (
             "CpuShares", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpusetCpus", "CpusetMems",
             "Memory", "MemorySwap", "MemoryReservation", "NanoCpus", "BlkioWeight",
+            "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
         ):  # fmt: skip
             if given[field]:
                 host[field] = given[field]
@@ -320,8 +321,8 @@ class ContainerService:
                 prefix
                 + "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
             )
-        if given["PidsLimit"] is not None:
-            host["PidsLimit"] = given["PidsLimit"]
+        if given["PidsLimit"] is not None and version >= (1, 40):
+            host["PidsLimit"] = max(given["PidsLimit"], 0)
         policy = given["RestartPolicy"] or {}
         if policy.get("Name"):
             if container.host["AutoRemove"] and policy["Name"] != "no":
@@ -391,23 +392,40 @@ class ContainerService:
             held.names = settings["DNSNames"] or []
             try:
                 interface = held.interface or self._next_interface(container)
-                first = not container.networks
-                await self.in_thread(
-                    lambda: self.networks.build(
-                        self.networks.sandbox_path(container.sandbox_id), [(held, interface, first)], create=False
-                    )
-                )
+                sandbox = self.networks.sandbox_path(container.sandbox_id)
+                await self.in_thread(lambda: self.networks.build(sandbox, [(held, interface, ())], create=False))
             except BaseException as error:
                 self.networks.release(held)
                 if isinstance(error, OSError):
                     raise SystemFailure(f"failed to connect: {(error.strerror or str(error)).lower()}") from None
                 raise
             container.networks[network.name] = settings
+            await self._choose_gateways(container)
             self._rewrite_hosts(container)
             if network.user_defined and self.networks.resolvers is not None:
                 await self.networks.resolvers.serve(container, self.networks.sandbox_path(container.sandbox_id))
             container.save()
         self.networks.announce("connect", network, container.id)
+
+    async def _choose_gateways(self, container: Container, leaving: Endpoint | None = None) -> None:
+        """Set a running container's default routes anew; its published ports follow. leaving: an endpoint on its way out."""
+        found = (self.networks.find(name) for name in container.networks)
+        held = [self.networks.connected(network, container) for network in found if network is not None]
+        endpoints = [endpoint for endpoint in held if endpoint is not None]
+        gateways = preparation.choose_gateways(container, endpoints)
+        await self.in_thread(self.networks.route, self.networks.sandbox_path(container.sandbox_id), gateways)
+        target = gateways.get(4) or gateways.get(6)
+        source = next((e for e in [*endpoints, *([leaving] if leaving else [])] if e.rules), None)
+        if source is target:
+            return
+        if target is None:
+            if source is not None:
+                self.networks.unpublish(source)
+                container.ports = {}
+        elif source is not None:
+            self.networks.move_ports(source, target, container.ports)
+        elif bindings := self.lifecycle.bindings(container):
+            container.ports = self.networks.publish(target, bindings)
 
     def _next_interface(self, container: Container) -> str:
         from longshore.machinery.netlink import Netlink
@@ -444,6 +462,7 @@ class ContainerService:
                 held: Endpoint | None = self.networks.connected(network, container)
                 if held is not None:
                     await self.in_thread(self.networks.unplug, self.networks.sandbox_path(container.sandbox_id), held)
+                    await self._choose_gateways(container, leaving=held)
                     self.networks.release(held)
                 self._rewrite_hosts(container)
             container.save()

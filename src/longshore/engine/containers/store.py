@@ -65,7 +65,7 @@ class ContainerStore:
         return self._by_id.get(id)
 
     def find(self, term: str) -> Container:
-        """By full id, name, or an id's beginning. Raises NotFound, InvalidParameter."""
+        """By full id, name, name of a link to it ("holder/alias") or an id's beginning. Raises NotFound, InvalidParameter."""
         if not term:
             raise InvalidParameter("bad parameter: container name or ID cannot be empty")
         found = self._by_id.get(term)
@@ -74,6 +74,11 @@ class ContainerStore:
         id = self._by_name.get(term if term.startswith("/") else "/" + term)
         if id is not None:
             return self._by_id[id]
+        holder, _, alias = term.strip("/").partition("/")
+        if alias and "/" + holder in self._by_name:
+            linked = self._by_id[self._by_name["/" + holder]].links.get(alias)
+            if linked in self._by_id:
+                return self._by_id[linked]
         matches = [c for i, c in self._by_id.items() if i.startswith(term)]
         if len(matches) == 1:
             return matches[0]

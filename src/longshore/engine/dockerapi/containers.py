@@ -11,7 +11,7 @@ import orjson
 
 from longshore.engine.containers import archive, detach, execs, filters, inspect, logoptions, signals, stats, streams
 from longshore.engine.containers.model import Container
-from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
+from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotImplementedUpstream
 from longshore.machinery.http import Duplex, Response
 
 from .router import HEADERS, Call, Router, empty, json_response
@@ -73,7 +73,7 @@ async def prune(call: Call) -> Response:
     return json_response({"ContainersDeleted": gone or None, "SpaceReclaimed": space})
 
 
-@routes.route("GET", "/containers/{name}/json")
+@routes.route("GET", "/containers/{name:*}/json")
 async def inspect_container(call: Call) -> Response:
     service = call.api.containers
     container = service.find(call.path["name"])
@@ -81,7 +81,7 @@ async def inspect_container(call: Call) -> Response:
     return json_response(inspect.inspect(service, container, size=size))
 
 
-@routes.route("POST", "/containers/{name}/start")
+@routes.route("POST", "/containers/{name:*}/start")
 async def start(call: Call) -> Response:
     if call.request.has_body and (call.request.content_length or 0) != 0:
         raw = await call.request.read(65536)
@@ -89,6 +89,8 @@ async def start(call: Call) -> Response:
             raise InvalidParameter(
                 "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"
             )
+    if call.param("checkpoint"):
+        raise InvalidParameter("checkpoint is only supported in experimental mode")
     service = call.api.containers
     keys = call.param("detachKeys")
     if keys:
@@ -107,7 +109,7 @@ def _timeout(call: Call) -> float | None:
     return float(call.number("t"))
 
 
-@routes.route("POST", "/containers/{name}/stop")
+@routes.route("POST", "/containers/{name:*}/stop")
 async def stop(call: Call) -> Response:
     service = call.api.containers
     timeout = _timeout(call)
@@ -116,7 +118,7 @@ async def stop(call: Call) -> Response:
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/restart")
+@routes.route("POST", "/containers/{name:*}/restart")
 async def restart(call: Call) -> Response:
     service = call.api.containers
     timeout = _timeout(call)
@@ -125,7 +127,7 @@ async def restart(call: Call) -> Response:
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/kill")
+@routes.route("POST", "/containers/{name:*}/kill")
 async def kill(call: Call) -> Response:
     name = call.path["name"]
     try:
@@ -141,21 +143,21 @@ async def kill(call: Call) -> Response:
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/pause")
+@routes.route("POST", "/containers/{name:*}/pause")
 async def pause(call: Call) -> Response:
     service = call.api.containers
     await service.lifecycle.pause(service.find(call.path["name"]))
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/unpause")
+@routes.route("POST", "/containers/{name:*}/unpause")
 async def unpause(call: Call) -> Response:
     service = call.api.containers
     await service.lifecycle.unpause(service.find(call.path["name"]))
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/rename")
+@routes.route("POST", "/containers/{name:*}/rename")
 async def rename(call: Call) -> Response:
     service = call.api.containers
     container = service.find(call.path["name"])
@@ -164,17 +166,17 @@ async def rename(call: Call) -> Response:
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/update")
+@routes.route("POST", "/containers/{name:*}/update")
 async def update(call: Call) -> Response:
     service = call.api.containers
     body = await call.json()
     container = service.find(call.path["name"])
-    warnings = await service.update(container, body)
+    warnings = await service.update(container, body, call.version)
     await service.keep(container)
     return json_response({"Warnings": warnings or None})
 
 
-@routes.route("POST", "/containers/{name}/wait")
+@routes.route("POST", "/containers/{name:*}/wait")
 async def wait(call: Call) -> Response | None:
     service = call.api.containers
     condition = call.param("condition") or "not-running"
@@ -195,18 +197,30 @@ async def wait(call: Call) -> Response | None:
     return None
 
 
-@routes.route("DELETE", "/containers/{name}")
+@routes.route("DELETE", "/containers/{name:*}")
 async def remove(call: Call) -> Response:
     service = call.api.containers
     name = call.path["name"]
-    container = service.find(name)
     if call.flag("link"):
-        raise SystemFailure("could not remove link")
+        await service.unlink(name)
+        return empty(204)
+    container = service.find(name)
     await service.lifecycle.remove(container, force=call.flag("force"), volumes=call.flag("v"), shown=name)
     return empty(204)
 
 
-@routes.route("POST", "/containers/{name}/resize")
+async def experimental(call: Call) -> Response:
+    """Checkpoints, as of a dockerd that is not in its experimental mode."""
+    raise NotImplementedUpstream(
+        "This experimental feature is disabled by default. Start the Docker daemon in experimental mode in order to enable it."
+    )
+
+
+for _method, _path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
+    routes.add(_method, f"/containers/{{name:*}}/checkpoints{_path}", experimental)
+
+
+@routes.route("POST", "/containers/{name:*}/resize")
 async def resize(call: Call) -> Response:
     height, width = _size(call)
     service = call.api.containers
@@ -231,7 +245,7 @@ def _size(call: Call) -> tuple[int, int]:
     return result[0], result[1]
 
 
-@routes.route("GET", "/containers/{name}/top")
+@routes.route("GET", "/containers/{name:*}/top")
 async def top(call: Call) -> Response:
     service = call.api.containers
     container = service.find(call.path["name"])
@@ -240,7 +254,7 @@ async def top(call: Call) -> Response:
     return json_response(answer)
 
 
-@routes.route("GET", "/containers/{name}/changes")
+@routes.route("GET", "/containers/{name:*}/changes")
 async def changes(call: Call) -> Response:
     service = call.api.containers
     container = service.find(call.path["name"])
@@ -249,7 +263,7 @@ async def changes(call: Call) -> Response:
     return json_response(answer or None)
 
 
-@routes.route("GET", "/containers/{name}/stats")
+@routes.route("GET", "/containers/{name:*}/stats")
 async def container_stats(call: Call) -> Response | None:
     service = call.api.containers
     stream = call.flag("stream", True)
@@ -280,7 +294,7 @@ async def container_stats(call: Call) -> Response | None:
     return None
 
 
-@routes.route("GET", "/containers/{name}/logs")
+@routes.route("GET", "/containers/{name:*}/logs")
 async def logs(call: Call) -> Response | None:
     service = call.api.containers
     stdout, stderr = call.flag("stdout"), call.flag("stderr")
@@ -312,7 +326,7 @@ async def logs(call: Call) -> Response | None:
     return None
 
 
-@routes.route("POST", "/containers/{name}/attach")
+@routes.route("POST", "/containers/{name:*}/attach")
 async def attach(call: Call) -> Response | None:
     try:
         container, keys = _check_attach(call)
@@ -389,7 +403,7 @@ async def hijack(call: Call, content_type: str) -> Duplex:
     return await call.request.upgrade(200, headers)
 
 
-@routes.route("GET", "/containers/{name}/attach/ws")
+@routes.route("GET", "/containers/{name:*}/attach/ws")
 async def attach_websocket(call: Call) -> Response | None:
     container, keys = _check_attach(call)
     from .websocket import serve
@@ -397,7 +411,7 @@ async def attach_websocket(call: Call) -> Response | None:
     return await serve(call, container, keys)
 
 
-@routes.route("HEAD", "/containers/{name}/archive")
+@routes.route("HEAD", "/containers/{name:*}/archive")
 async def archive_head(call: Call) -> Response:
     service = call.api.containers
     try:
@@ -409,7 +423,7 @@ async def archive_head(call: Call) -> Response:
     return Response(200, b"", [*HEADERS, ("X-Docker-Container-Path-Stat", value)])
 
 
-@routes.route("GET", "/containers/{name}/archive")
+@routes.route("GET", "/containers/{name:*}/archive")
 async def archive_get(call: Call) -> Response | None:
     from longshore.engine.images.streams import pieces
 
@@ -426,7 +440,7 @@ async def archive_get(call: Call) -> Response | None:
     return None
 
 
-@routes.route("PUT", "/containers/{name}/archive")
+@routes.route("PUT", "/containers/{name:*}/archive")
 async def archive_put(call: Call) -> Response:
     import os
 
@@ -456,7 +470,7 @@ async def archive_put(call: Call) -> Response:
     return empty(200)
 
 
-@routes.route("GET", "/containers/{name}/export")
+@routes.route("GET", "/containers/{name:*}/export")
 async def export(call: Call) -> Response | None:
     from longshore.engine.images.pack import Packer
     from longshore.engine.images.streams import pieces
@@ -472,7 +486,7 @@ async def export(call: Call) -> Response | None:
     return None
 
 
-@routes.route("POST", "/containers/{name}/exec")
+@routes.route("POST", "/containers/{name:*}/exec")
 async def exec_create(call: Call) -> Response:
     service = call.api.containers
     body = await call.json(required=True)

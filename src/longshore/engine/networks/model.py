@@ -68,6 +68,12 @@ class Network:
     def bridge(self) -> str:
         return self.options.get("com.docker.network.bridge.name") or "br-" + self.id[:12]
 
+    def gateway(self, version: int) -> Address | None:
+        """The address of an IP version through which containers leave; None where they do not."""
+        if self.internal:
+            return None
+        return next((g for g in self.gateways if g is not None and g.version == version), None)
+
     @property
     def mtu(self) -> int:
         return int(self.options.get("com.docker.network.driver.mtu") or 1500)

@@ -122,6 +122,10 @@ class Ports:
         self._owner.setdefault(owner, []).append(key)
         return ip, port
 
+    def give(self, owner: str, other: str) -> None:
+        """Let another owner have all ports of one."""
+        self._owner.setdefault(other, []).extend(self._owner.pop(owner, []))
+
     def release(self, owner: str) -> None:
         """Give all ports of an owner back."""
         for key in self._owner.pop(owner, []):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from .model import Endpoint, Network, check_endpoint, ipam_errors
 log = logging.getLogger("longshore.engine.networks")
 Json = dict[str, Any]
 
+#: An endpoint to plug in: with its interface's name and the IP versions whose default route it has.
+Plug = tuple[Endpoint, str, Collection[int]]
+_EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _UNREACHABLE_METRIC = 0xFF001000
 _NOT_MANAGER = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 
@@ -39,7 +43,8 @@ _NOT_MANAGER = 'This node is not a swarm manager. Use "docker swarm init" or "do
 class NetworkService:
     """Networks kept under `data`, namespaces pinned under `run`.
 
-    bridge: interface of the default network. emit: takes events. The engine's own network namespace is where bridges lie.
+    bridge: interface of the default network; "": docker0, or longshore0 and so on where something else has that name.
+    emit: takes events. The engine's own network namespace is where bridges lie.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class NetworkService:
         run: Path,
         emit: Callable[[str, str, str, Mapping[str, str]], None],
         *,
-        bridge: str = "longshore0",
+        bridge: str = "",
         reserved: Iterable[str] = (),
         name: str = "engine",
     ) -> None:
@@ -90,7 +95,7 @@ class NetworkService:
                 "com.docker.network.bridge.enable_icc": "true",
                 "com.docker.network.bridge.enable_ip_masquerade": "true",
                 "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-                "com.docker.network.bridge.name": self._bridge,
+                "com.docker.network.bridge.name": self._bridge or self._free_bridge_name(),
                 "com.docker.network.driver.mtu": "1500",
             }
             self._assign_pools(network, {})
@@ -131,6 +136,11 @@ class NetworkService:
             durable.keep(self._data / f"{network.id}.json")
 
     # ------------------------------------------------------------------ bridges
+
+    def _free_bridge_name(self) -> str:
+        """docker0 as scripts and firewalls know it, unless a dockerd or another engine beside this one owns it."""
+        names = itertools.chain(["docker0"], (f"longshore{number}" for number in itertools.count()))
+        return next(name for name in names if self._netlink.link(name) is None)
 
     def _bridge_rule(self, network: Network) -> BridgeRule:
         subnet = next((str(p.subnet) for p in network.pools if p.subnet.version == 4), "")
@@ -182,12 +192,12 @@ class NetworkService:
         return list(self._networks.values())
 
     def resolve(self, term: str) -> Network:
-        """By name, id or an id's beginning. Raises NotFound, InvalidParameter."""
+        """By id, name or an id's beginning, in this order. Raises NotFound, InvalidParameter."""
+        if term in self._networks:
+            return self._networks[term]
         for network in self._networks.values():
             if network.name == term:
                 return network
-        if term in self._networks:
-            return self._networks[term]
         found = [n for n in self._networks.values() if term and n.id.startswith(term)]
         if len(found) == 1:
             return found[0]
@@ -409,14 +419,14 @@ class NetworkService:
         self.endpoints(network)[endpoint.id] = endpoint
         return endpoint
 
-    def build(self, sandbox: Path, plugs: list[tuple[Endpoint, str, bool]], *, create: bool = True) -> None:
-        """Make a namespace (create) and plug endpoints in: (endpoint, interface name, default route). Blocking."""
+    def build(self, sandbox: Path, plugs: list[Plug], *, create: bool = True) -> None:
+        """Make a namespace (create) and plug endpoints in. Blocking."""
         if create:
             netns.create(sandbox)
         if not plugs:
             return
         with netns.opened(sandbox) as fd, Netlink() as host, Netlink(fd) as inside:
-            for endpoint, interface, default in plugs:
+            for endpoint, interface, versions in plugs:
                 network = endpoint.network
                 name = "veth" + endpoint.id[:7]
                 bridge = host.index(network.bridge)
@@ -443,14 +453,24 @@ class NetworkService:
                 for address, prefix in endpoint.addresses:
                     inside.add_address(index, ipaddress.ip_interface(f"{address}/{prefix}"))
                 inside.set_link(index, up=True)
-                if default and not network.internal:
-                    for gateway in network.gateways:
-                        if gateway is not None:
-                            inside.add_route(
-                                ipaddress.ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"),
-                                gateway=gateway,
-                                replace=True,
-                            )
+                for version in versions:
+                    self._set_default_route(inside, version, endpoint)
+
+    @staticmethod
+    def _set_default_route(inside: Netlink, version: int, endpoint: Endpoint | None) -> None:
+        everywhere = _EVERYWHERE[version]
+        gateway = endpoint.network.gateway(version) if endpoint is not None else None
+        if gateway is not None:
+            inside.add_route(everywhere, gateway=gateway, replace=True)
+        else:
+            with contextlib.suppress(NetlinkError):
+                inside.delete_route(everywhere)
+
+    def route(self, sandbox: Path, gateways: Mapping[int, Endpoint]) -> None:
+        """Set the default routes of a living namespace: IP version to the endpoint that has it. Blocking."""
+        with netns.opened(sandbox) as fd, Netlink(fd) as inside:
+            for version in (4, 6):
+                self._set_default_route(inside, version, gateways.get(version))
 
     def unplug(self, sandbox: Path, endpoint: Endpoint) -> None:
         """Take an endpoint's interface out of a living namespace. Blocking."""
@@ -483,6 +503,21 @@ class NetworkService:
             raise
         return shown
 
+    def move_ports(self, source: Endpoint, target: Endpoint, shown: Json) -> None:
+        """Let another endpoint of the same container have its published ports; they stay the same at the host."""
+        self._firewall.remove_ports(source.rules)
+        source.rules = []
+        self._ports.give(source.id, target.id)
+        target.rules = ports.rules(shown, target.ipv4, target.ipv6)
+        self._firewall.add_ports(target.rules)
+
+    def unpublish(self, endpoint: Endpoint) -> None:
+        """Give the ports of an endpoint back."""
+        if endpoint.rules:
+            self._firewall.remove_ports(endpoint.rules)
+            endpoint.rules = []
+        self._ports.release(endpoint.id)
+
     def republish(self, endpoint: Endpoint, shown: Json) -> None:
         """Take the ports of a container that ran on; the rules are set by refresh_firewall."""
         for port, entries in shown.items():
@@ -496,10 +531,7 @@ class NetworkService:
 
     def release(self, endpoint: Endpoint) -> None:
         """Give addresses and ports of an endpoint back."""
-        if endpoint.rules:
-            self._firewall.remove_ports(endpoint.rules)
-            endpoint.rules = []
-        self._ports.release(endpoint.id)
+        self.unpublish(endpoint)
         self._free(endpoint)
         self.endpoints(endpoint.network).pop(endpoint.id, None)
 

@@ -68,6 +68,7 @@ class Runtime:
         self._callbacks: list[Callable[[str, ExitStatus], None]] = []
         self._loop = asyncio.get_running_loop()
         self._programs: dict[str, str] = {}
+        self._mount_options: dict[str, frozenset[str]] = {}
         for name in ("containers", "runc"):
             (run / name).mkdir(parents=True, exist_ok=True)
         os.chmod(run, 0o711)
@@ -428,6 +429,18 @@ class Runtime:
     def stats(self, id: str) -> cgroups.Stats:
         """The container's cgroup figures now."""
         return cgroups.stats(self._get(id).cgroup)
+
+    async def mount_options(self, runtime: str = "") -> frozenset[str]:
+        """The options of mounts that an OCI runtime says it knows (its `features`); none when it does not say."""
+        program = self._program(runtime or self.default_runtime)
+        if program not in self._mount_options:
+            done = await process.run([program, "features"], check=False)
+            known: frozenset[str] = frozenset()
+            with contextlib.suppress(orjson.JSONDecodeError, AttributeError):
+                if done.returncode == 0:
+                    known = frozenset(orjson.loads(done.stdout).get("mountOptions") or ())
+            self._mount_options[program] = known
+        return self._mount_options[program]
 
     def processes(self, id: str) -> list[int]:
         """The pids (of the host) in the container."""
