@@ -18,6 +18,7 @@ from longshore.master.controllers.pods import text
 
 FINALIZER = "kubernetes"
 GENTLE_SECONDS = 2.0
+MOST_SECONDS = 15.0  # upstream's estimate of what a finalizer takes
 
 GOOD = {
     "NamespaceDeletionDiscoveryFailure": ("ResourcesDiscovered", "All resources successfully discovered"),
@@ -40,8 +41,11 @@ class NamespaceController(Controller):
     max_delay = 60.0
 
     def setup(self) -> None:
-        self.namespaces = self.watch(NAMESPACES, add=self._namespace, update=lambda old, new: self._namespace(new))
+        self.namespaces = self.watch(
+            NAMESPACES, add=self._namespace, update=lambda old, new: self._namespace(new), delete=self.enqueue
+        )
         self.pods = self.watch(PODS, delete=self._pod_gone)
+        self._pauses: dict[str, float] = {}  # before the next look, by namespace
 
     def _namespace(self, obj: Object) -> None:
         if is_deleting(obj):
@@ -55,6 +59,7 @@ class NamespaceController(Controller):
     async def reconcile(self, key: str) -> float | None:
         namespace = self.namespaces.store.get(key)
         if namespace is None or not is_deleting(namespace):
+            self._pauses.pop(key, None)
             return None
         try:
             # The cache may be behind: what is judged here is the namespace itself.
@@ -76,7 +81,10 @@ class NamespaceController(Controller):
         if content.errors:
             raise StatusError(500, "InternalError", content.errors[0])
         if content.remaining:
-            return GENTLE_SECONDS if not content.wait else max(GENTLE_SECONDS, min(content.wait / 2 + 1, 15.0))
+            # A pod that goes brings the namespace back at once: the pauses are for what tells nobody that it went.
+            pause = self._pauses.get(key, GENTLE_SECONDS)
+            self._pauses[key] = min(2 * pause, MOST_SECONDS)
+            return max(pause, min(content.wait / 2 + 1, MOST_SECONDS) if content.wait else 0.0)
         finished = copy(namespace)
         finished["spec"]["finalizers"] = [f for f in finished["spec"]["finalizers"] if f != FINALIZER]
         try:
