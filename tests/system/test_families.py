@@ -6,14 +6,14 @@ import ipaddress
 import json
 import socket
 import subprocess
-import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from support.cluster import Cluster, eventually, need
+from support.cluster import Cluster, eventually
+from support.machines import busybox
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -56,22 +56,12 @@ spec:
 
 @pytest.fixture(scope="module", params=["dual", "ipv6"])
 def family(request):
-    if not Path("/bin/busybox").exists():
-        pytest.skip("busybox-static is not installed")
     if not Path("/proc/net/if_inet6").exists():
         pytest.skip("the kernel has no IPv6")
     made = Cluster("--nodes", "2", "--ip-family", request.param)
     try:
         made.up()
-        need("docker")
-        path = made.folder / "busybox.tar"
-        with tarfile.open(path, "w") as tar:
-            tar.add("/bin/busybox", "bin/busybox")
-            for name in ("sh", "httpd", "hostname", "mkdir", "wget", "timeout", "nslookup"):
-                link = tarfile.TarInfo(f"bin/{name}")
-                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-                tar.addfile(link)
-        made.docker("import", str(path), "local/busybox:1")
+        busybox(made)
         nodes = sorted(n["metadata"]["name"] for n in json.loads(made.kubectl("get", "nodes", "-o", "json"))["items"])
         text = SERVER.format(name="a", node=nodes[0], ports="")
         text += SERVER.format(name="b", node=nodes[1], ports="{containerPort: 8080, hostPort: 8088}")

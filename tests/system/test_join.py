@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import json
-import os
-import signal
 import subprocess
-import tarfile
-from pathlib import Path
 
 import pytest
 
-from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink
-from support.cluster import Cluster, eventually, need
+from support.cluster import Cluster, eventually
+from support.machines import Machine, busybox
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
-IMAGE = "local/busybox:1"
 WEB = """
 apiVersion: apps/v1
 kind: Deployment
@@ -52,61 +45,10 @@ spec:
 """
 
 
-class Second(Cluster):
-    """A machine of its own: every command runs in its network namespace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside = self.folder / "machine"
-        netns.create(self.inside)
-        with netns.opened(self.inside) as there, Netlink() as link:
-            link.add_veth("machine2", "eth0", peer_namespace=there, up=True)
-            link.add_address(link.index("machine2"), ipaddress.ip_interface(f"{FIRST}/24"))
-        with Netlink(self.inside) as link:
-            index = link.index("eth0")
-            link.add_address(index, ipaddress.ip_interface(f"{SECOND}/24"))
-            link.set_link(index, up=True)
-            link.set_link(link.index("lo"), up=True)
-            link.add_route(ipaddress.ip_network("0.0.0.0/0"), gateway=ipaddress.ip_address(FIRST), link=index)
-
-    def run(self, *argv: str, **rest: object) -> str:
-        return super().run("nsenter", f"--net={self.inside}", "--", *argv, **rest)  # type: ignore[arg-type]
-
-    def cut(self, *, off: bool) -> None:
-        with Netlink() as link:
-            link.set_link(link.index("machine2"), up=not off)
-
-    def kill_everything(self) -> None:
-        """The machine dies: every part at once, none of them told."""
-        for part in self.status()["parts"]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(part["pid"], signal.SIGKILL)
-
-    def destroy(self) -> None:
-        try:
-            super().destroy()
-        finally:
-            netns.delete(self.inside)
-
-
-def busybox(cluster: Cluster) -> None:
-    """A base image of the machine's static busybox."""
-    need("docker")
-    path = cluster.folder / "busybox.tar"
-    with tarfile.open(path, "w") as tar:
-        tar.add("/bin/busybox", "bin/busybox")
-        for name in ("sh", "httpd", "hostname", "mkdir", "sleep", "wget", "timeout", "nslookup"):
-            link = tarfile.TarInfo(f"bin/{name}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(link)
-    cluster.docker("import", str(path), IMAGE)
-
-
 @pytest.fixture(scope="module")
 def machines():
-    if not Path("/bin/busybox").exists():
-        pytest.skip("busybox-static is not installed")
-    second = Second()
+    second = Machine()
+    second.plug("machine2", f"{FIRST}/24", f"{SECOND}/24")
     first = Cluster("--node-ip", FIRST, "--node-monitor-grace-period", "12")
     try:
         first.up()
