@@ -14,6 +14,7 @@ from longshore.machinery import process, quantity
 INGRESS, EGRESS = "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"
 _LEAST, _MOST = 10**3, 10**15
 _SECONDS = 10.0
+MOST_BURST = 2**32 - 1
 
 
 class BadBandwidth(ValueError):
@@ -38,6 +39,16 @@ def limits(annotations: Mapping[str, str]) -> tuple[int, int]:
             raise BadBandwidth(f"annotation {name}: resource is unreasonably large (> 1Pbit)")
         found.append(rate)
     return found[0], found[1]
+
+
+def capability(annotations: Mapping[str, str]) -> dict[str, int]:
+    """The same for a CNI plugin: rates in bits a second, bursts as containerd gives them. Raises BadBandwidth."""
+    return {
+        f"{way}{what}": value
+        for way, rate in zip(("ingress", "egress"), limits(annotations), strict=True)
+        for what, value in (("Rate", rate), ("Burst", MOST_BURST))
+        if rate
+    }
 
 
 async def limit(sandbox_id: str, namespace: Path, rates: tuple[int, int]) -> None:

@@ -20,10 +20,18 @@ log = logging.getLogger("longshore.engine.cri.cni")
 PLUGIN_FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 CONFIG_FOLDER = Path("/etc/cni/net.d")
 TIMEOUT = 120.0
+#: Versions of the specification that are spoken, the newest first.
+VERSIONS = ("1.1.0", "1.0.0", "0.4.0", "0.3.1", "0.3.0")
+#: Error codes by which a plugin says that it cannot serve now (STATUS): not at all, or not new pods.
+UNAVAILABLE = (50, 51)
 
 
 class CniError(Exception):
-    """A plugin failed or the configuration is wrong; the text says which and why."""
+    """A plugin failed or the configuration is wrong; the text says which and why. code: the plugin's, 0 for none."""
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def load(folder: Path = CONFIG_FOLDER) -> dict[str, Any] | None:
@@ -53,6 +61,15 @@ def load(folder: Path = CONFIG_FOLDER) -> dict[str, Any] | None:
             }
         if not found["plugins"] or not found.get("name"):
             raise CniError(f"{path}: a network needs a name and plugins")
+        offered = found.pop("cniVersions", None)
+        if offered:
+            # 1.1: the newest that both sides speak.
+            spoken = [version for version in VERSIONS if version in offered]
+            if not spoken:
+                raise CniError(f"{path}: none of the versions {', '.join(map(str, offered))} is supported")
+            found["cniVersion"] = spoken[0]
+        elif found.get("cniVersion", "0.4.0") not in VERSIONS:
+            raise CniError(f"{path}: version {found['cniVersion']!r} is not supported")
         return found
     return None
 
@@ -108,6 +125,27 @@ class CniNetwork:
         for plugin in reversed(self.conf["plugins"]):
             await self._run("DEL", plugin, sandbox_id, where, arguments, capabilities, result)
 
+    @property
+    def _is_1_1(self) -> bool:
+        return str(self.conf.get("cniVersion", "")) == "1.1.0"
+
+    async def status(self) -> None:
+        """Ask the plugins whether they can serve (1.1's STATUS; earlier versions have none). Raises CniError."""
+        if self._is_1_1:
+            for plugin in self.conf["plugins"]:
+                await self._run("STATUS", plugin, "", "", {}, {}, None)
+
+    async def collect(self, sandboxes: Sequence[str]) -> None:
+        """Have the plugins forget everything but these sandboxes (1.1's GC). What fails is logged."""
+        if not self._is_1_1 or self.conf.get("disableGC"):
+            return
+        valid = [{"containerID": sandbox, "ifname": "eth0"} for sandbox in sandboxes]
+        for plugin in self.conf["plugins"]:
+            try:
+                await self._run("GC", {**plugin, "cni.dev/valid-attachments": valid}, "", "", {}, {}, None)
+            except CniError as error:
+                log.warning("collecting garbage: %s", error)
+
     async def _undo(self, plugins: list[Any], *rest: Any) -> None:
         for plugin in reversed(plugins):
             try:
@@ -135,15 +173,14 @@ class CniNetwork:
             conf["runtimeConfig"] = runtime
         if previous is not None:
             conf["prevResult"] = previous
-        env = {
-            **os.environ,
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": sandbox_id,
-            "CNI_NETNS": namespace,
-            "CNI_IFNAME": "eth0",
-            "CNI_ARGS": ";".join(f"{k}={v}" for k, v in arguments.items()),
-            "CNI_PATH": ":".join(str(f) for f in self._folders),
-        }
+        env = {**os.environ, "CNI_COMMAND": command, "CNI_PATH": ":".join(str(f) for f in self._folders)}
+        if sandbox_id:
+            env.update(
+                CNI_CONTAINERID=sandbox_id,
+                CNI_NETNS=namespace,
+                CNI_IFNAME="eth0",
+                CNI_ARGS=";".join(f"{k}={v}" for k, v in arguments.items()),
+            )
         try:
             done = await process.run(
                 [_program(kind, self._folders)], stdin=orjson.dumps(conf), env=env, timeout=TIMEOUT, check=False
@@ -158,7 +195,11 @@ class CniNetwork:
             text = (answer or {}).get("msg") if isinstance(answer, dict) else ""
             details = (answer or {}).get("details") if isinstance(answer, dict) else ""
             words = "; ".join(filter(None, (text, details))) or done.stderr.decode(errors="replace").strip()
-            raise CniError(f"plugin type={kind!r} failed ({command.lower()}): {words or done.returncode}")
+            code = answer.get("code") if isinstance(answer, dict) else 0
+            raise CniError(
+                f"plugin type={kind!r} failed ({command.lower()}): {words or done.returncode}",
+                code if isinstance(code, int) else 0,
+            )
         return answer if isinstance(answer, dict) else None
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from longshore.engine.cri.records import Sandbox
-from longshore.machinery.nftables import Nftables, NftablesError
+from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
 from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.engine.cri.hostports")
@@ -47,6 +47,27 @@ class HostPorts:
         self.table = table
         self.cluster = list(cluster)
         self._nft: Nftables | None = None
+        self._monitor: ChangeMonitor | None = None
+
+    def watch(self, sandboxes: Callable[[], Iterable[Sandbox]], ranges: Callable[[], Iterable[Any]]) -> None:
+        """Put the table back whenever somebody else takes of it (`nft flush ruleset`); on the running loop."""
+
+        def repair() -> None:
+            log.warning("the rules of host ports were changed by someone else; restoring them")
+            try:
+                self.rebuild(sandboxes(), ranges())
+            except NftablesError as error:
+                log.error("host ports cannot be restored: %s", error)
+
+        if self._nft is None:
+            self._nft = Nftables()
+        self._monitor = ChangeMonitor({self.table}, repair, own_ports={self._nft.port}, removals_only=True)
+
+    def close(self) -> None:
+        """Stop watching; the table stays."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
 
     def _run(self, text: str) -> None:
         if self._nft is None:

@@ -86,6 +86,7 @@ class CriServer:
                 await self.containers.remove(container)
         try:
             self.sandboxes.hostports.rebuild(list(self.sandboxes.records), self.sandboxes.network.ranges)
+            self.sandboxes.hostports.watch(lambda: list(self.sandboxes.records), lambda: self.sandboxes.network.ranges)
         except (NftablesError, NftablesUnavailable) as error:
             log.warning("host ports are not in force: %s", error)
         await self.streaming.start()
@@ -95,6 +96,7 @@ class CriServer:
         """Stop serving; containers go on."""
         await self._server.close()
         await self.streaming.close()
+        self.sandboxes.hostports.close()
 
     async def purge(self) -> None:
         """End and remove every sandbox and container and the pod network (when the node is taken down for good)."""
