@@ -226,11 +226,11 @@ class Control:
         services = self._services
         job = services.job(request.Ref)
         job.session = request.Session
-        job.entitlements = self._entitlements(request)
         job.imports = [(entry.Type, dict(entry.Attrs)) for entry in request.Cache.Imports]
         job.begun.set()
         record = _Record(services, job, request)
         try:
+            job.entitlements = self._entitlements(request)
             answer = await services.detached(self._solve(job, request))
             record.answer = answer
             return control.SolveResponse(ExporterResponse=answer)

@@ -198,7 +198,7 @@ def _mount(
 ) -> None:
     parts = dict(part.partition("=")[::2] for part in text.split(","))
     where = location(what.node.start, what.node.end)
-    required = parts.get("required", "true" if "required" in parts else "") == "true"
+    required = parts.get("required", "false") in ("", "true", "1")
     kind = parts.get("type", "bind")
     if kind == "secret":
         name = parts.get("id") or parts.get("target", "").rpartition("/")[2]

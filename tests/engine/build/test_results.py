@@ -1,0 +1,383 @@
+"""What becomes of BuildKit's results: platforms, archives, attestations, caches elsewhere, history, requests."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import tarfile
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from longshore.engine.build.buildkit import schemas
+from longshore.engine.build.buildkit.definitions import definition_of
+from longshore.engine.build.buildkit.schemas import bridge, control
+from longshore.engine.images import references
+from longshore.machinery.grpc import Client, RpcError, Status
+
+from ..images.conftest import imported
+from .kit import Kit
+
+pytestmark = pytest.mark.root
+Start = Callable[..., Awaitable[str]]
+QUIET = {"force-network-mode": "none"}
+
+
+def members(kit: Kit) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO((kit.path / "out").read_bytes())) as archive:
+        return {m.name: (archive.extractfile(m) or io.BytesIO()).read() if m.isfile() else b"" for m in archive}
+
+
+def blob(found: dict[str, bytes], entry: dict[str, Any]) -> Any:
+    return json.loads(found[f"blobs/sha256/{entry['digest'][7:]}"])
+
+
+async def test_several_platforms_in_one_layout(kit: Kit) -> None:
+    text = "FROM scratch\nARG TARGETARCH\nARG TARGETVARIANT\nCOPY Dockerfile /$TARGETARCH$TARGETVARIANT\n"
+    answer, _ = await kit.build(text, exporter="oci", name="a:1", platform="linux/amd64,arm64,linux/arm/v7")
+    found = members(kit)
+    index = blob(found, json.loads(found["index.json"])["manifests"][0])
+    assert answer["containerimage.digest"] == json.loads(found["index.json"])["manifests"][0]["digest"]
+    shown = [(e["platform"]["architecture"], e["platform"].get("variant", "")) for e in index["manifests"]]
+    assert shown == [("amd64", ""), ("arm64", ""), ("arm", "v7")]
+    configs = [blob(found, blob(found, entry)["config"]) for entry in index["manifests"]]
+    assert [(c["architecture"], c.get("variant", "")) for c in configs] == shown
+    assert kit.store.find("a:1") is None  # an archive is no image of the store
+    assert "[linux/arm64 1/1] COPY Dockerfile /$TARGETARCH$TARGETVARIANT" in kit.names
+    await kit.build(text, exporter="tar", platform="linux/amd64,linux/arm64")
+    assert {"linux_amd64/amd64", "linux_arm64/arm64"} <= set(members(kit))
+    with pytest.raises(RpcError, match="invalid platform specifier"):
+        await kit.build(text, platform="a/b/c/d")
+
+
+async def test_a_base_of_another_platform_comes_from_the_registry(kit: Kit, registry: Start) -> None:
+    host = await registry()
+    for arch in ("amd64", "arm64"):
+        await imported(kit.store, f"{host}/base:1", {"arch": arch.encode()}, platform=("linux", arch, ""))
+        await kit.build(
+            f"FROM {host}/base:1\nLABEL a=1\n", name=f"{host}/base:{arch}", opt__push="true", platform=f"linux/{arch}"
+        )
+    await kit.build("FROM scratch\nCOPY Dockerfile /\n", name="mark")
+    await kit.store.remove(f"{host}/base:1")
+    answer, _ = await kit.build(f"FROM {host}/base:arm64\nCOPY Dockerfile /\n", name="out", platform="linux/arm64")
+    image = kit.store.resolve("out")
+    assert answer["containerimage.digest"] == image.id and image.config["architecture"] == "arm64"
+
+
+async def test_a_pushed_image_says_how_it_was_made(kit: Kit, registry: Start) -> None:
+    host = await registry()
+    name = references.parse(f"{host}/app:1")
+    text = "FROM busybox\nARG SECRET=none\nRUN echo x > /x\n"
+    attributes = {"attest:provenance": "mode=min", "build-arg:SECRET": "hush", **QUIET}
+    answer, _ = await kit.build(text, name=f"{host}/app:1", opt__push="true", **attributes)
+    session = await kit.store.registries.session(host, "app", auth=None, actions="pull")
+    body, media, digest = await session.manifest(name.tag)
+    assert digest == answer["containerimage.digest"] and media.endswith("image.index.v1+json")
+    image, attested = json.loads(body)["manifests"]
+    assert attested["platform"] == {"architecture": "unknown", "os": "unknown"}
+    assert attested["annotations"]["vnd.docker.reference.digest"] == image["digest"]
+    manifest = json.loads((await session.manifest(attested["digest"]))[0])
+    layer = manifest["layers"][0]
+    assert layer["annotations"] == {"in-toto.io/predicate-type": "https://slsa.dev/provenance/v1"}
+    statement = json.loads(await (await session.blob(layer["digest"])).read(1 << 20))
+    assert statement["subject"][0]["digest"]["sha256"] == image["digest"][7:] and "hush" not in str(statement)
+    found = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [entry["uri"] for entry in found] == ["pkg:docker/busybox@latest?platform=linux%2Famd64"]
+    old = {"attest:provenance": "mode=max,version=v0.2,builder-id=me", "build-arg:SECRET": "shown", **QUIET}
+    await kit.build(text, name=f"{host}/app:2", opt__push="true", **old)
+    index = json.loads((await session.manifest("2"))[0])
+    manifest = json.loads((await session.manifest(index["manifests"][1]["digest"]))[0])
+    statement = json.loads(await (await session.blob(manifest["layers"][0]["digest"])).read(1 << 20))
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v0.2"
+    assert statement["predicate"]["builder"] == {"id": "me"}
+    assert statement["predicate"]["invocation"]["parameters"]["args"]["build-arg:SECRET"] == "shown"
+    await kit.build(text, exporter="tar", **attributes)
+    assert "provenance.json" in members(kit)
+    with pytest.raises(RpcError, match='unknown attestation type "x"'):
+        await kit.build(text, **{"attest:x": ""})
+    with pytest.raises(RpcError, match="sbom attestations are not available"):
+        await kit.build(text, **{"attest:sbom": "", **QUIET})
+
+
+CACHED = "FROM busybox AS a\nRUN echo one > /one\nENV X=1\nFROM a\nRUN cat /one > /two\nCOPY Dockerfile /d\n"
+
+
+async def forgotten(kit: Kit, *names: str) -> None:
+    for name in names:
+        await kit.store.remove(name, force=True)
+    async for _ in kit.client.stream("Prune", all=True):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["registry", "local", "inline"])
+async def test_caches_elsewhere(kit: Kit, registry: Start, kind: str) -> None:
+    host = await registry()
+    place = {"registry": {"ref": f"{host}/cache:1"}, "local": {"dest": "/c", "src": "/c"}, "inline": {}}[kind]
+    kit.cache_to = [control.CacheOptionsEntry(Type=kind, Attrs={**place, "mode": "max"})]
+    push = {"opt__push": "true"} if kind == "inline" else {}
+    answer, _ = await kit.build(CACHED, name=f"{host}/app:1", **QUIET, **push)
+    first = kit.store.resolve(f"{host}/app:1")
+    kit.cache_to = []
+    await forgotten(kit, f"{host}/app:1")
+    assert kit.store.get(first.id) is None
+    if kind == "inline":
+        kit.cache_from = [control.CacheOptionsEntry(Type="registry", Attrs={"ref": f"{host}/app:1"})]
+    else:
+        digest = json.loads(answer["cache.manifest"])["digest"]
+        kit.cache_from = [control.CacheOptionsEntry(Type=kind, Attrs={**place, "digest": digest})]
+    await kit.build(CACHED, name="again", **QUIET)
+    assert [name for name in kit.names if "/2]" in name and not name.endswith("*")] == []
+    if kind != "inline":
+        assert kit.store.resolve("again").id == first.id
+    # What has changed is built anew, and what lies before it is not.
+    await forgotten(kit, "again")
+    await kit.build(CACHED.replace("/two\n", "/three\n"), name="third", **QUIET)
+    assert [name for name in kit.names if name.startswith("[") and "RUN" in name] == [
+        "[a 2/2] RUN echo one > /one*",
+        "[stage-1 1/2] RUN cat /one > /three",
+    ]
+
+
+async def test_a_cache_that_is_not_there_is_none(kit: Kit, registry: Start) -> None:
+    host = await registry()
+    kit.cache_from = [control.CacheOptionsEntry(Type="registry", Attrs={"ref": f"{host}/nothing:1"})]
+    await kit.build("FROM busybox\nRUN true\n", name="x", **QUIET)
+    assert any(name.startswith("importing cache manifest") for name in kit.names)
+    kit.cache_from = [control.CacheOptionsEntry(Type="s3", Attrs={})]
+    with pytest.raises(RpcError, match='unknown cache importer: "s3"'):
+        await kit.build("FROM busybox\n", name="x")
+    kit.cache_from, kit.cache_to = [], [control.CacheOptionsEntry(Type="gha", Attrs={})]
+    with pytest.raises(RpcError, match='unknown cache exporter: "gha"'):
+        await kit.build("FROM busybox\n", name="x")
+
+
+async def test_history(kit: Kit) -> None:
+    await kit.build("FROM busybox\nRUN echo said\n", name="x", **{"attest:provenance": "", **QUIET})
+    with pytest.raises(RpcError):
+        await kit.build("FROM busybox\nRUN false\n", name="x", **QUIET)
+
+    async def records(**fields: Any) -> list[Any]:
+        return [event.record async for event in kit.client.stream("ListenBuildHistory", EarlyExit=True, **fields)]
+
+    good, bad = await records()
+    assert (good.Ref, good.HasField("error"), bad.Ref, bad.HasField("error")) == ("r1", False, "r2", True)
+    assert good.numTotalSteps == good.numCompletedSteps == 6 and good.FrontendAttrs["filename"] == "Dockerfile"
+    assert "exit code: 1" in bad.error.message and bad.error.details[0].type_url.endswith("errdefs.Source+json")
+    assert [r.Ref for r in await records(Filter=["status==error"])] == ["r2"]
+    assert [r.Ref for r in await records(Ref="r1")] == ["r1"] and [r.Ref for r in await records(Limit=1)] == ["r2"]
+    # Its log and its documents can be had after the engine's memory of it is gone.
+    kit.services._jobs.clear()
+    said = b"".join([log.msg async for m in kit.client.stream("Status", Ref="r1") for log in m.logs])
+    assert said == b"said\n"
+    content = Client(schemas.content.Content, path=kit.path / "engine.sock")
+    document = good.Result.Attestations[0]
+    assert (await content.call("Info", digest=document.digest)).info.size == document.size
+    data = b"".join([part.data async for part in content.stream("Read", digest=document.digest, offset=1, size=9)])
+    assert data == b'"_type":"'
+    with pytest.raises(RpcError) as caught:
+        await content.call("Info", digest="sha256:00")
+    assert caught.value.status is Status.NOT_FOUND
+    content.close()
+    await kit.client.call("UpdateBuildHistory", Ref="r1", Pinned=True)
+    assert [r.pinned for r in await records(Ref="r1")] == [True]
+    await kit.client.call("UpdateBuildHistory", Ref="r1", Delete=True)
+    assert [r.Ref for r in await records()] == ["r2"]
+    with pytest.raises(RpcError, match="record r1 not found"):
+        await kit.client.call("UpdateBuildHistory", Ref="r1", Delete=True)
+
+
+async def ask(kit: Kit, request: str, text: str, **attributes: str) -> dict[str, Any]:
+    (kit.context / "Dockerfile").write_text(text)
+    kit.services.job("r0").session = "s1"
+    kit.services.job("r0").begun.set()
+    answer = await kit.bridge.call(
+        "Solve", Frontend="dockerfile.v0", FrontendOpt={"requestid": request, "filename": "Dockerfile", **attributes}
+    )
+    found = dict(answer.result.metadata)
+    return {
+        "json": json.loads(found["result.json"]),
+        "text": found["result.txt"].decode(),
+        "code": found.get("result.statuscode"),
+    }
+
+
+async def test_requests_about_a_file(kit: Kit) -> None:
+    text = "ARG V=1\n# base is where it begins\nFROM busybox AS base\n# WHO is greeted\nARG WHO=you\nRUN --mount=type=secret,id=s,required --mount=type=ssh true\nFROM base\nCMD x\n"
+    found = await ask(kit, "frontend.targets", text)
+    assert [(t.get("name"), t.get("default"), t.get("description")) for t in found["json"]["targets"]] == [
+        ("base", None, "is where it begins"), (None, True, None),
+    ]  # fmt: skip
+    assert found["text"] == "TARGET    DESCRIPTION\nbase      is where it begins\n(default) \n"
+    found = await ask(kit, "frontend.outline", text, target="base")
+    assert found["json"]["args"][0] | {"location": 0} == {
+        "name": "WHO",
+        "description": "is greeted",
+        "value": "you",
+        "location": 0,
+    }
+    assert found["json"]["secrets"][0]["required"] is True and found["json"]["ssh"][0]["name"] == "default"
+    found = await ask(kit, "frontend.lint", text)
+    assert [w["ruleName"] for w in found["json"]["warnings"]] == ["JSONArgsRecommended"] and found["code"] == b"1"
+    assert "Dockerfile:8\n--------------------\n" in found["text"] and "   8 | >>> CMD x\n" in found["text"]
+    found = await ask(kit, "frontend.lint", "FROM nowhere.invalid/x\n")
+    assert "failed to resolve source metadata" in found["json"]["buildError"]["message"]
+    assert len((await ask(kit, "frontend.subrequests.describe", text))["json"]) == 4
+    with pytest.raises(RpcError, match=r"unsupported request frontend\.other"):
+        await ask(kit, "frontend.other", text)
+
+
+async def test_a_build_warns_and_can_be_made_to_fail(kit: Kit) -> None:
+    text = "FROM busybox\nCMD x\n"
+    await kit.build(text, name="x")
+    detail = "JSON arguments recommended for CMD to prevent unintended behavior related to OS signals (line 2)"
+    assert kit.warnings == [f"JSONArgsRecommended: {detail}"]
+    with pytest.raises(RpcError, match="lint violation found for rules: JSONArgsRecommended"):
+        await kit.build("# check=error=true\n" + text, name="x")
+    await kit.build("# check=error=true\n" + text, name="x", **{"build-arg:BUILDKIT_DOCKERFILE_CHECK": "skip=all"})
+    assert kit.warnings == []
+
+
+async def test_contexts(kit: Kit) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, data in (("Dockerfile", b"FROM scratch\nCOPY in/f /g\n"), ("in/f", b"sent")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    kit.upload.data["u1"] = packed.getvalue()
+    await kit.build("", exporter="tar", context="http://buildkit-session/u1")
+    assert members(kit) == {"g": b"sent"}
+    other = kit.path / "other"
+    other.mkdir()
+    (other / "f").write_text("named")
+    kit.files.folders["other"] = other
+    text = "FROM base AS b\nCOPY --from=files f /f\nRUN --mount=type=bind,from=files,target=/m cat /m/f\nFROM scratch\nCOPY --from=b /f /f\nCOPY --from=sub / /\n"
+    contexts = {"context:base": "docker-image://busybox", "context:files": "local:other", "context:sub": "local:other"}
+    await kit.build(text, exporter="tar", **contexts, **QUIET)
+    assert members(kit) == {"f": b"named"} and kit.logs == b"named"
+    # A stage gives way to a context of its name; a result of another build comes as a definition.
+    await kit.build("FROM scratch AS one\nCOPY nothing /\nFROM one\n", exporter="tar", **{"context:one": "local:other"})
+    assert members(kit) == {"f": b"named"}
+    image = await imported(kit.store, "made:1", {"m": b"made"})
+    kit.inputs = {"base": definition_of(image.chain, control)}
+    config = json.dumps({"containerimage.config": "eyJjb25maWciOnsiRW52IjpbIkE9YiJdfX0="})
+    await kit.build(
+        "FROM base\nLABEL e=$A\n", name="linked", **{"context:base": "input:base", "input-metadata:base": config}
+    )
+    assert kit.store.resolve("linked").labels == {"e": "b"}
+    kit.inputs = {}
+    with pytest.raises(RpcError, match="unsupported context source ftp"):
+        await kit.build("FROM base\n", name="x", **{"context:base": "ftp://x"})
+
+
+def graph(*operations: Any, schema: Any = bridge) -> Any:
+    """A definition from operations; each one's inputs are the operations before it that it names by number."""
+    from longshore.engine.build.buildkit.definitions import digest_of
+
+    made = schema.Definition()
+    digests: list[str] = []
+    for operation, inputs in (*operations, (schemas.pb.Op(), [(len(operations) - 1, 0)])):
+        for number, index in inputs:
+            operation.inputs.add(digest=digests[number], index=index)
+        data = operation.SerializeToString(deterministic=True)
+        digests.append(digest_of(data))
+        getattr(made, "def").append(data)
+    return made
+
+
+async def test_definitions(kit: Kit) -> None:
+    pb = schemas.pb
+    base = pb.Op(source=pb.SourceOp(identifier="docker-image://docker.io/library/busybox:latest"))
+    local = pb.Op(source=pb.SourceOp(identifier="local://context"))
+    (kit.context / "f").write_text("from the client")
+    run = pb.Op(exec=pb.ExecOp(
+        meta=pb.Meta(args=["/bin/sh", "-c", "cat /in/f > /out/x; echo kept > /y; echo $A"], env=["PATH=/bin", "A=said"], cwd="/"),
+        network=2,
+        mounts=[
+            pb.Mount(input=0, dest="/", output=0),
+            pb.Mount(input=1, dest="/in", output=-1, readonly=True),
+            pb.Mount(input=-1, dest="/out", output=1),
+        ],
+    ))  # fmt: skip
+    files = pb.Op(file=pb.FileOp(actions=[
+        pb.FileAction(input=-1, secondaryInput=0, output=-1, copy=pb.CopyAction(src="/x", dest="/z/", mode=-1, timestamp=-1, createDestPath=True)),
+        pb.FileAction(input=1, secondaryInput=-1, output=-1, mkdir=pb.MkDirAction(path="/d", mode=0o750, timestamp=7 * 10**9)),
+        pb.FileAction(input=2, secondaryInput=-1, output=-1, mkfile=pb.MkFileAction(path="/d/n", mode=0o600, data=b"new", timestamp=-1)),
+        pb.FileAction(input=3, secondaryInput=-1, output=-1, symlink=pb.SymlinkAction(oldpath="n", newpath="/d/l", timestamp=-1)),
+        pb.FileAction(input=4, secondaryInput=-1, output=0, rm=pb.RmAction(path="/nothing*", allowNotFound=True, allowWildcard=True)),
+    ]))  # fmt: skip
+    merge = pb.Op(merge=pb.MergeOp(inputs=[pb.MergeInput(input=0), pb.MergeInput(input=1)]))
+    diff = pb.Op(diff=pb.DiffOp(lower=pb.MergeInput(input=0), upper=pb.MergeInput(input=1)))
+    definition = graph(
+        (base, []), (local, []), (run, [(0, 0), (1, 0)]), (files, [(2, 1)]), (diff, [(0, 0), (2, 0)]), (merge, [(4, 0), (3, 0)]),
+        schema=control,
+    )  # fmt: skip
+    request = control.SolveRequest(
+        Ref="llb", Session="s1", Definition=definition, Exporters=[control.Exporter(Type="tar")]
+    )
+    await kit.client.call("Solve", request)
+    assert members(kit) == {"d": b"", "d/l": b"", "d/n": b"new", "y": b"kept\n", "z": b"", "z/x": b"from the client"}
+    again = control.SolveRequest(
+        Ref="llb2", Session="s1", Definition=definition, Exporters=[control.Exporter(Type="tar")]
+    )
+    await kit.client.call("Solve", again)
+    steps = [r async for r in kit.client.stream("ListenBuildHistory", EarlyExit=True, Ref="llb2")]
+    assert steps[0].record.numCachedSteps == 4
+
+
+async def test_wrong_definitions(kit: Kit) -> None:
+    pb = schemas.pb
+    broken = control.Definition()
+    getattr(broken, "def").append(b"\xff\xff")
+    missing = graph((pb.Op(source=pb.SourceOp(identifier="ftp://x")), []), schema=control)
+    dangling = control.Definition()
+    end = pb.Op(inputs=[pb.Input(digest="sha256:" + "0" * 64)])
+    getattr(dangling, "def").append(end.SerializeToString())
+    for number, (definition, text) in enumerate(
+        [
+            (broken, "failed to parse llb proto op"),
+            (missing, "source scheme ftp is not known"),
+            (dangling, "invalid missing input"),
+        ]
+    ):
+        request = control.SolveRequest(Ref=f"w{number}", Session="s1", Definition=definition)
+        with pytest.raises(RpcError, match=text):
+            await kit.client.call("Solve", request)
+
+
+async def test_files_of_a_result(kit: Kit) -> None:
+    (kit.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /d/f\n")
+    (kit.context / "g").write_text("")
+    solving = asyncio.create_task(kit.client.call("Solve", Ref="r0", Session="s1"))
+    answer = await kit.bridge.call("Solve", Frontend="dockerfile.v0", FrontendOpt={"filename": "Dockerfile"})
+    ref = answer.result.ref.id
+    assert (await kit.bridge.call("ReadFile", Ref=ref, FilePath="/d/f")).Data.startswith(b"FROM scratch")
+    entries = (await kit.bridge.call("ReadDir", Ref=ref, DirPath="/d")).entries
+    assert [entry.path for entry in entries] == ["f"]
+    assert (await kit.bridge.call("StatFile", Ref=ref, Path="/d/f")).stat.size > 20
+    with pytest.raises(RpcError) as caught:
+        await kit.bridge.call("ReadFile", Ref=ref, FilePath="/../../etc/passwd")
+    assert caught.value.status is Status.NOT_FOUND
+    await kit.bridge.call("Return", result=answer.result)
+    await solving
+
+
+async def test_entitlements(kit: Kit) -> None:
+    text = "FROM busybox\nRUN --security=insecure true\n"
+    with pytest.raises(RpcError, match=r"security\.insecure is not allowed"):
+        await kit.build(text, name="x", **QUIET)
+    kit.entitlements = ["security.insecure"]
+    with pytest.raises(
+        RpcError, match=r"granting entitlement security\.insecure is not allowed by build daemon configuration"
+    ):
+        await kit.build(text, name="x", **QUIET)
+    kit.services.allowed.add("security.insecure")
+    await kit.build("FROM busybox\nRUN --security=insecure grep CapEff /proc/self/status\n", name="x", **QUIET)
+    assert int(kit.logs.split()[1], 16) > 0xA80425FB
+    kit.entitlements = []
+    with pytest.raises(RpcError, match=r"network\.host is not allowed"):
+        await kit.build("FROM busybox\nRUN --network=host true\n", name="x")
+    kit.entitlements = ["network.host"]
+    await kit.build("FROM busybox\nRUN --network=host true\n", name="x")
