@@ -67,10 +67,15 @@ def create(path: Path, *, loopback: bool = True) -> None:
         source = f"/proc/self/task/{threading.get_native_id()}/ns/net"
         _check(_libc.mount(source.encode(), os.fsencode(path), b"none", _MS_BIND, None), str(path))
         if loopback:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                _up(sock, b"lo")
+            raise_loopback()
 
     _in_thread(work)
+
+
+def raise_loopback() -> None:
+    """Bring `lo` up in the calling thread's namespace. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        _up(sock, b"lo")
 
 
 def _up(sock: socket.socket, name: bytes) -> None:

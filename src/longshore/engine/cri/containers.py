@@ -20,8 +20,9 @@ from longshore.engine.errors import EngineError, NotFound
 from longshore.engine.images import references
 from longshore.engine.images.store import ImageStore, ImageUser
 from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRunning, Runtime, RuntimeFailed
-from longshore.machinery import rooted
+from longshore.machinery import mounts, rooted, users
 from longshore.machinery.grpc import RpcError, Status
+from longshore.machinery.users import Owners
 from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.engine.cri")
@@ -30,6 +31,33 @@ LOST_EXIT = 255
 START_FAILED = 128
 # A stopped container that the kernel will not let die (stuck in a device) is waited for no longer than this.
 KILL_PATIENCE = 30.0
+
+
+def _reachable(source: Path, target: Path) -> Path:
+    """Show a container's root where the users of its user namespace may go. Blocking. Raises OSError."""
+    target.mkdir(parents=True, exist_ok=True)
+    if not mounts.is_mounted(target):
+        mounts.bind(source, target)
+    return target
+
+
+def _owned(stage: Path, owners: Owners, place: int, source: str) -> str:
+    """Show a volume with its owners mapped. Raises RpcError."""
+    target = stage / str(place)
+    if not mounts.is_mounted(target):
+        stage.mkdir(parents=True, exist_ok=True)
+        if os.path.isdir(source):
+            target.mkdir(exist_ok=True)
+        else:
+            target.touch()
+        namespace = os.open(owners.namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            users.mount(source, target, namespace, recursive=True)
+        except OSError as error:
+            raise RpcError(Status.UNKNOWN, f"failed to set MOUNT_ATTR_IDMAP on {source}: {error.strerror} (maybe the filesystem used doesn't support idmap mounts on this kernel?)") from error  # fmt: skip
+        finally:
+            os.close(namespace)
+    return str(target)
 
 
 class Containers:
@@ -93,7 +121,7 @@ class Containers:
         try:
             # Made in this order: a root without a record is found and removed at the next start.
             root = self.images.prepare(container.id, image)
-            await asyncio.to_thread(root.mount)
+            await asyncio.to_thread(partial(root.mount, owners=self.sandboxes.owners(sandbox)))
             user = spec.user_of(config, image.run_config, root.merged)
             container.uid, container.gid, container.groups = user.uid, user.gid, list(user.groups)
             # Built once here, so that a wrong configuration is refused before a start.
@@ -122,6 +150,10 @@ class Containers:
             if target.state != cri.CONTAINER_RUNNING or target.sandbox_id != sandbox.id:
                 raise spec.invalid(f'target container "{options.target_id}" is not running in this sandbox')
             pid = f"/proc/{self.runtime.state(target.id).pid}/ns/pid"
+        owners = boxes.owners(sandbox)
+        stage = boxes.stage(sandbox.id, container.id)
+        if owners is not None:
+            rootfs = await asyncio.to_thread(_reachable, rootfs, stage / "root")
         place = spec.Place(
             rootfs=rootfs,
             cgroup=f"{boxes.cgroup_parent(sandbox)}/{container.id}",
@@ -132,7 +164,9 @@ class Containers:
             pid=pid,
             files=boxes.files(sandbox),
             shm=boxes.shm(sandbox),
-            image_roots=await self._image_volumes(container),
+            image_roots=await self._image_volumes(container, owners),
+            owners=owners,
+            owned=partial(_owned, stage, owners) if owners is not None else None,
         )
         annotations = {
             **config.annotations,
@@ -146,7 +180,7 @@ class Containers:
             config, image, place, User(container.uid, container.gid, tuple(container.groups)), annotations
         )
 
-    async def _image_volumes(self, container: Container) -> dict[int, Path]:
+    async def _image_volumes(self, container: Container, owners: Owners | None) -> dict[int, Path]:
         """Mount the images that are volumes of this container; read-only, each a root of its own."""
         found: dict[int, Path] = {}
         for index, mount in enumerate(container.config.mounts):
@@ -159,7 +193,7 @@ class Containers:
             except NotFound:
                 root = self.images.prepare(key, self.images.resolve(name))
                 container.image_mounts.append(key)
-            merged = await asyncio.to_thread(partial(root.mount, readonly=True))
+            merged = await asyncio.to_thread(partial(root.mount, readonly=True, owners=owners))
             # KEP-5365: a status tells which image it really is.
             image = self.images.find(name)
             if image is not None and not mount.image.image_ref:
@@ -176,6 +210,9 @@ class Containers:
         return found
 
     def _release_roots(self, container: Container) -> None:
+        stage = self.sandboxes.stage(container.sandbox_id, container.id)
+        if stage.exists():
+            mounts.unmount_below(stage)
         for key in (*container.image_mounts, container.id):
             self.images.release(key)
 
@@ -208,7 +245,7 @@ class Containers:
         image = self.images.get(container.image_id)
         run_config = image.run_config if image is not None else {}
         root = self.images.rootfs(container.id)
-        merged = await asyncio.to_thread(root.mount)
+        merged = await asyncio.to_thread(partial(root.mount, owners=self.sandboxes.owners(sandbox)))
         built = await self._spec(container, sandbox, run_config, merged)
         config = container.config
         await self.runtime.create(

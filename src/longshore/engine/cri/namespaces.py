@@ -11,12 +11,15 @@ import os
 import platform
 import signal
 import struct
+import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from longshore.engine.runtime import cgroups
-from longshore.machinery import mounts, netns
+from longshore.machinery import mounts, netns, users
+from longshore.machinery.users import Owners
 
 _NEWUTS, _NEWIPC, _NEWPID, _NEWNET = 0x04000000, 0x08000000, 0x20000000, 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,35 +76,52 @@ def _throwaway(work: object) -> None:
         raise failure[0]
 
 
-def make(folder: Path, *, network: bool, ipc: bool, hostname: str, sysctls: Mapping[str, str]) -> None:
+def _enter(path: Path, flag: int) -> None:
+    """This thread joins a pinned namespace."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(fd, flag), "setns")
+    finally:
+        os.close(fd)
+
+
+def make(
+    folder: Path,
+    *,
+    network: bool,
+    ipc: bool,
+    hostname: str,
+    sysctls: Mapping[str, str],
+    owners: Owners | None = None,
+) -> None:
     """Make and pin what a sandbox does not share with the host: folder/net, folder/ipc and folder/uts.
 
     hostname: "" for a sandbox that keeps the host's UTS namespace. sysctls: in dotted or slashed form, written inside.
-    Blocking. Raises OSError.
+    owners: a user namespace that is made as well, as folder/user, and owns the others. Blocking. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    net = folder / "net"
-    if network:
-        netns.create(net)
+    wanted = {"net": network, "ipc": ipc, "uts": bool(hostname)}
+    flags = {"net": _NEWNET, "ipc": _NEWIPC, "uts": _NEWUTS}
+    kinds = [kind for kind, is_wanted in wanted.items() if is_wanted]
+    if owners is not None:
+        users.make(folder, kinds, owners.uids, owners.gids)
+    elif network:
+        netns.create(folder / "net")
 
     def work() -> None:
-        if network:
-            fd = os.open(net, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _check(_libc.setns(fd, _NEWNET), "setns")
-            finally:
-                os.close(fd)
-        flags = (_NEWIPC if ipc else 0) | (_NEWUTS if hostname else 0)
-        if flags:
-            _check(_libc.unshare(flags), "unshare")
+        for kind in kinds:
+            if owners is not None or kind == "net":
+                _enter(folder / kind, flags[kind])
+            else:
+                _check(_libc.unshare(flags[kind]), "unshare")
+                (folder / kind).touch(mode=0o444)
+                here = f"/proc/self/task/{threading.get_native_id()}/ns/{kind}"
+                mounts.bind(here, folder / kind, recursive=False)
+        if owners is not None and network:
+            netns.raise_loopback()
         if hostname:
             name = hostname.encode()
             _check(_libc.sethostname(name, len(name)), "sethostname")
-        tid = threading.get_native_id()
-        for kind, wanted in (("ipc", ipc), ("uts", bool(hostname))):
-            if wanted:
-                (folder / kind).touch(mode=0o444)
-                mounts.bind(f"/proc/self/task/{tid}/ns/{kind}", folder / kind, recursive=False)
         for key, value in sysctls.items():
             path = "/proc/sys/" + (key if "/" in key else key.replace(".", "/"))
             with open(path, "w") as file:
@@ -112,7 +132,7 @@ def make(folder: Path, *, network: bool, ipc: bool, hostname: str, sysctls: Mapp
 
 def release(folder: Path) -> None:
     """Unpin whatever is pinned in the folder."""
-    for kind in ("net", "ipc", "uts"):
+    for kind in ("net", "ipc", "uts", "user"):
         netns.delete(folder / kind)
 
 
@@ -140,10 +160,33 @@ def pause_program() -> bytes:
     return header + segment + body
 
 
-def start_pause(folder: Path, *, ipc: Path | None, cgroup: str) -> int:
+def _pause_owned(program: Path, user: Path) -> int:
+    """The pause program in a PID namespace that a user namespace owns; returns its pid."""
+    enter = ["nsenter", f"--user={user}", "--setuid", "0", "--setgid", "0", "--", "unshare", "--pid", "--fork", "--"]
+    null = subprocess.DEVNULL
+    parent = subprocess.Popen([*enter, str(program)], start_new_session=True, stdin=null, stdout=null, stderr=null)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    try:
+        for _ in range(500):
+            try:
+                found = children.read_text().split()
+                if found and Path(f"/proc/{found[0]}/cmdline").read_bytes().startswith(os.fsencode(program)):
+                    return int(found[0])
+            except OSError:
+                break
+            # Another's child is told by nobody; it is there within some milliseconds.
+            time.sleep(0.002)
+        raise OSError(1, "the pause process did not start", str(program))
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def start_pause(folder: Path, *, ipc: Path | None, cgroup: str, user: Path | None = None) -> int:
     """Start the first process of a new PID namespace; returns its pid. Blocking. Raises OSError.
 
-    folder: where the program is written. ipc: an IPC namespace to share. cgroup: path of its own cgroup.
+    folder: where the program is written. ipc: an IPC namespace to share. cgroup: path of its own cgroup. user: the user
+    namespace that is to own it.
     """
     program = folder / "pause"
     program.write_bytes(pause_program())
@@ -152,11 +195,7 @@ def start_pause(folder: Path, *, ipc: Path | None, cgroup: str) -> int:
 
     def work() -> None:
         if ipc is not None:
-            fd = os.open(ipc, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _check(_libc.setns(fd, _NEWIPC), "setns")
-            finally:
-                os.close(fd)
+            _enter(ipc, _NEWIPC)
         _check(_libc.unshare(_NEWPID), "unshare")
         pids.append(
             os.posix_spawn(
@@ -166,7 +205,10 @@ def start_pause(folder: Path, *, ipc: Path | None, cgroup: str) -> int:
             )
         )  # fmt: skip
 
-    _throwaway(work)
+    if user is not None:
+        pids.append(_pause_owned(program, user))
+    else:
+        _throwaway(work)
     pid = pids[0]
     if cgroup:
         for where in dict.fromkeys(cgroups.mounts().values()):

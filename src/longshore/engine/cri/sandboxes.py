@@ -17,10 +17,11 @@ from longshore.engine.cri.cni import CniError, CniNetwork
 from longshore.engine.cri.hostports import HostPorts
 from longshore.engine.cri.network import BuiltinNetwork, NotReady
 from longshore.engine.cri.records import Records, Sandbox, matches, now
-from longshore.machinery import mounts
+from longshore.machinery import mounts, users
 from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.nftables import NftablesError
 from longshore.machinery.process import ProcessFailed
+from longshore.machinery.users import Owners
 from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.engine.cri")
@@ -45,7 +46,7 @@ class Sandboxes:
         """data, run: folders of their own. handlers: names of OCI runtimes. changed(sandbox, event type)."""
         self.records: Records[Sandbox] = Records(data, Sandbox, "sandbox")
         self._run, self.network, self.hostports = run, network, hostports
-        self._cni_folder, self._handlers, self._changed = cni_folder, handlers, changed
+        self.cni_folder, self._handlers, self._changed = cni_folder, handlers, changed
         self._locks: dict[str, asyncio.Lock] = {}
         run.mkdir(parents=True, exist_ok=True)
 
@@ -65,6 +66,20 @@ class Sandboxes:
         options = sandbox.namespaces
         host = options.ipc == cri.NODE if kind == "ipc" else options.network == cri.NODE
         return "" if host else str(self.folder(sandbox.id) / kind)
+
+    def owners(self, sandbox: Sandbox) -> Owners | None:
+        """The sandbox's own user namespace and what it maps; None where it has the host's."""
+        options = sandbox.namespaces.userns_options
+        if not sandbox.namespaces.HasField("userns_options") or options.mode != cri.POD:
+            return None
+        uids, gids = (
+            tuple((m.container_id, m.host_id, m.length) for m in kind) for kind in (options.uids, options.gids)
+        )
+        return Owners(self.folder(sandbox.id) / "user", uids, gids)
+
+    def stage(self, sandbox_id: str, container_id: str) -> Path:
+        """Where a container of a user namespace finds its root and volumes, on a way that its users may go."""
+        return self.folder(sandbox_id) / "owned" / container_id
 
     def cgroup_parent(self, sandbox: Sandbox) -> str:
         return str(sandbox.config.linux.cgroup_parent or DEFAULT_CGROUP)
@@ -91,7 +106,14 @@ class Sandboxes:
             raise RpcError(Status.INVALID_ARGUMENT, f'no runtime for "{handler}" is configured')
         options = config.linux.security_context.namespace_options
         if options.HasField("userns_options") and options.userns_options.mode == cri.POD:
-            raise RpcError(Status.INVALID_ARGUMENT, "user namespaces are not supported by this runtime")
+            if not users.supported():
+                raise RpcError(Status.INVALID_ARGUMENT, "user namespaces are not supported on this machine")
+            if not options.userns_options.uids or not options.userns_options.gids:
+                raise RpcError(Status.INVALID_ARGUMENT, "a user namespace needs mappings of uids and of gids")
+            if options.network == cri.NODE or options.ipc == cri.NODE or options.pid == cri.NODE:
+                raise RpcError(
+                    Status.INVALID_ARGUMENT, "a pod with a user namespace cannot share the host's namespaces"
+                )
         for other in self.records:
             if other.metadata == metadata:
                 name = f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
@@ -103,7 +125,7 @@ class Sandboxes:
         custom = None
         if options.network != cri.NODE:
             try:
-                custom = cni.load(self._cni_folder)
+                custom = cni.load(self.cni_folder)
                 if custom is None:
                     sandbox.ips = self.network.choose(self.records)
                     sandbox.network = {"kind": "builtin"}
@@ -141,13 +163,19 @@ class Sandboxes:
             ipc=own_ipc,
             hostname=hostname if own_network else "",
             sysctls=dict(sandbox.config.linux.sysctls),
+            owners=self.owners(sandbox),
         )
         self._write_files(sandbox, hostname)
         if own_ipc:
             self._mount_shm(folder)
         if options.pid == cri.POD:
             cgroup = f"{self.cgroup_parent(sandbox)}/{sandbox.id}"
-            pid = namespaces.start_pause(folder, ipc=folder / "ipc" if own_ipc else None, cgroup=cgroup)
+            pid = namespaces.start_pause(
+                folder,
+                ipc=folder / "ipc" if own_ipc else None,
+                cgroup=cgroup,
+                user=folder / "user" if self.owners(sandbox) else None,
+            )
             sandbox.pause_pid, sandbox.pause_start = pid, namespaces.start_time(pid)
 
     def _mount_shm(self, folder: Path) -> None:
@@ -183,8 +211,8 @@ class Sandboxes:
     async def _connect(self, sandbox: Sandbox) -> None:
         kind = sandbox.network.get("kind")
         namespace = self.folder(sandbox.id) / "net"
+        rates = bandwidth.limits(sandbox.config.annotations)
         if kind == "builtin":
-            rates = bandwidth.limits(sandbox.config.annotations)
             await asyncio.to_thread(self.network.connect, sandbox, namespace)
             await bandwidth.limit(sandbox.id, namespace, rates)
             if any(m.host_port > 0 for m in sandbox.config.port_mappings):
@@ -244,6 +272,11 @@ class Sandboxes:
             namespaces.release(folder)
             if (folder / "shm").exists():
                 mounts.unmount(folder / "shm")
+            if (folder / "owned").exists():
+                # Volumes are mounted there: nothing below may be taken for a file of ours.
+                mounts.unmount_below(folder / "owned")
+                if any(m.path.startswith(f"{folder.resolve()}/owned/") for m in mounts.table()):
+                    raise OSError(16, "volumes are still mounted", str(folder / "owned"))
 
     async def remove(self, sandbox: Sandbox) -> None:
         """Forget a stopped sandbox and remove its files."""
@@ -281,6 +314,11 @@ class Sandboxes:
             ):
                 sandbox.ready = False
                 self.records.save(sandbox)
+        with contextlib.suppress(CniError):
+            conf = cni.load(self.cni_folder)
+            if conf is not None:
+                mine = [s.id for s in self.records if s.network.get("kind") == "cni" and not s.network.get("gone")]
+                await CniNetwork(conf).collect(mine)
         for folder in self._run.iterdir():
             if folder.name not in self.records:
                 namespaces.release(folder)
@@ -288,8 +326,10 @@ class Sandboxes:
                 await asyncio.to_thread(shutil.rmtree, folder, True)
 
     def _intact(self, sandbox: Sandbox) -> bool:
-        kinds = tuple(kind for kind in ("net", "ipc", "uts") if self.pin(sandbox, kind))
-        return namespaces.intact(self.folder(sandbox.id), kinds)
+        kinds = [kind for kind in ("net", "ipc", "uts") if self.pin(sandbox, kind)]
+        if self.owners(sandbox) is not None:
+            kinds.append("user")
+        return namespaces.intact(self.folder(sandbox.id), tuple(kinds))
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -364,6 +404,8 @@ def _cni_inputs(sandbox: Sandbox) -> tuple[dict[str, str], dict[str, Any]]:
         ],
         "io.kubernetes.cri.pod-annotations": dict(sandbox.config.annotations),
     }
+    with contextlib.suppress(bandwidth.BadBandwidth):  # told when the sandbox was to be made
+        capabilities["bandwidth"] = bandwidth.capability(sandbox.config.annotations)
     dns = sandbox.config.dns_config
     if dns.servers or dns.searches or dns.options:
         capabilities["dns"] = {

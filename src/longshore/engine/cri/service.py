@@ -18,6 +18,7 @@ from longshore.engine.cri.sandboxes import Sandboxes
 from longshore.engine.cri.stats import Statistics
 from longshore.engine.cri.streaming import StreamingServer
 from longshore.engine.runtime.runtime import ExecSession, NoSuchContainer, NotRunning, RuntimeFailed
+from longshore.machinery import users
 from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.streams import Options
 from longshore.wire.cri import cri
@@ -75,7 +76,7 @@ class RuntimeService:
         )
 
     async def status(self, request: Any) -> Any:
-        problem = self.network_problem()
+        problem = await self.network_problem()
         conditions = [
             cri.RuntimeCondition(type="RuntimeReady", status=True),
             cri.RuntimeCondition(
@@ -85,7 +86,9 @@ class RuntimeService:
                 message=problem,
             ),
         ]
-        features = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=_recursive_read_only(), user_namespaces=False)
+        features = cri.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=_recursive_read_only(), user_namespaces=users.supported()
+        )
         names = ["", *self.containers.runtime.runtimes]
         info = {}
         if request.verbose:
@@ -102,12 +105,14 @@ class RuntimeService:
             features=cri.RuntimeFeatures(supplemental_groups_policy=True),
         )
 
-    def network_problem(self) -> str:
+    async def network_problem(self) -> str:
         """Why pods cannot have a network; "" when they can."""
         from longshore.engine.cri import cni
 
         try:
-            if cni.load(self.sandboxes._cni_folder) is not None:
+            conf = cni.load(self.sandboxes.cni_folder)
+            if conf is not None:
+                await cni.CniNetwork(conf).status()
                 return ""
         except cni.CniError as error:
             return f"Network plugin returns error: {error}"

@@ -6,7 +6,7 @@ Sources: CRI api.proto (what each field means); OCI runtime specification, confi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from longshore.engine.runtime import capabilities, cgroups, seccomp, users
 from longshore.engine.runtime import spec as oci
 from longshore.machinery.grpc import RpcError, Status
+from longshore.machinery.users import Owners
 from longshore.wire.cri import cri
 
 # runtime-spec process.user and process.oomScoreAdj need what the engine itself may do.
@@ -26,7 +27,8 @@ class Place:
     """Where a container lives: its sandbox's namespaces and files, its root and cgroup.
 
     network, ipc, uts, pid: a namespace's path; "" the host's; pid may be None for one of its own. image_roots: mounted
-    image volumes by their place in the configuration's mounts.
+    image volumes by their place in the configuration's mounts. owners: the pod's user namespace; owned(place, source):
+    where a volume is shown with its owners mapped.
     """
 
     rootfs: Path
@@ -39,6 +41,8 @@ class Place:
     files: Mapping[str, Path]
     shm: Path
     image_roots: Mapping[int, Path] = field(default_factory=dict)
+    owners: Owners | None = None
+    owned: Callable[[int, str], str] | None = None
 
 
 def invalid(message: str) -> RpcError:
@@ -194,9 +198,9 @@ def _mounts(spec: dict[str, Any], config: Any, place: Place) -> None:
     privileged = config.linux.security_context.privileged
     taken = {os.path.normpath(m.container_path) for m in config.mounts}
     readonly_root = config.linux.security_context.readonly_rootfs
-    for destination, source in place.files.items():
+    for destination, file in place.files.items():
         if destination not in taken:
-            oci.add_mount(spec, source, destination, ["rbind", "rprivate", "ro" if readonly_root else "rw"])
+            oci.add_mount(spec, file, destination, ["rbind", "rprivate", "ro" if readonly_root else "rw"])
     if "/dev/shm" not in taken:
         oci.add_mount(spec, place.shm, "/dev/shm", ["rbind", "rprivate", "rw"])
     for index, mount in enumerate(config.mounts):
@@ -219,6 +223,8 @@ def _mounts(spec: dict[str, Any], config: Any, place: Place) -> None:
             source = os.path.realpath(source, strict=True)
         except OSError as error:
             raise invalid(f"failed to resolve symlink {mount.host_path!r}: {error.strerror}") from error
+        if mount.uidMappings and place.owned is not None:
+            source = place.owned(index, source)
         options = ["rbind", _PROPAGATION.get(mount.propagation, "rprivate")]
         if mount.recursive_read_only:
             options.append("rro")
@@ -240,6 +246,10 @@ def _mounts(spec: dict[str, Any], config: Any, place: Place) -> None:
 def _namespaces(spec: dict[str, Any], place: Place) -> None:
     for kind, path in (("network", place.network), ("ipc", place.ipc), ("uts", place.uts)):
         oci.set_namespace(spec, kind, path or None, host=not path)
+    if place.owners is not None:
+        oci.set_namespace(spec, "user", place.owners.namespace)
+        for member, mappings in (("uidMappings", place.owners.uids), ("gidMappings", place.owners.gids)):
+            spec["linux"][member] = [{"containerID": i, "hostID": h, "size": n} for i, h, n in mappings]
     if place.pid is not None:
         oci.set_namespace(spec, "pid", place.pid or None, host=not place.pid)
     if not place.network:

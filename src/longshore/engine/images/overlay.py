@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshore.machinery import mounts
+from longshore.machinery import mounts, users
+from longshore.machinery.users import Owners
 
 # The kernel takes at most a page of mount options from mount(2).
 _OPTIONS_LIMIT = 4096 - 1
@@ -59,19 +60,48 @@ class RootFS:
         except FileNotFoundError:
             return False
 
-    def mount(self, *, volatile: bool = False, readonly: bool = False) -> Path:
+    def mount(self, *, volatile: bool = False, readonly: bool = False, owners: Owners | None = None) -> Path:
         """Mount at `merged` (at once returned when it is mounted already).
 
         volatile: sync calls inside are not carried out (for steps of a build, whose result is thrown away after a
-        crash). readonly: no upper folder. Raises OSError.
+        crash). readonly: no upper folder. owners: the user namespace that the container is in, whose ids the image's
+        owners become. Raises OSError.
         """
         if self.mounted():
             return self.merged
-        if not self.lowers:
+        if owners is not None:
+            return self._mount_owned(owners, readonly=readonly)
+        return self._mount(list(self.links), self.lowers, volatile=volatile, readonly=readonly)
+
+    def _mount_owned(self, owners: Owners, *, readonly: bool) -> Path:
+        """The layers shown with other owners; overlayfs keeps them once it is mounted."""
+        stage = self.path / "owned"
+        shown: list[Path] = []
+        namespace = os.open(owners.namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for number, lower in enumerate(self.lowers):
+                folder = stage / str(number)
+                folder.mkdir(parents=True, exist_ok=True)
+                users.mount(lower, folder, namespace, recursive=False)
+                shown.append(folder)
+            info = os.stat(self.lowers[0] if self.lowers else self.upper)
+            uid, gid = users.outside(owners.uids, info.st_uid), users.outside(owners.gids, info.st_gid)
+            os.chown(self.upper, -1 if uid is None else uid, -1 if gid is None else gid)
+            return self._mount([], tuple(shown), volatile=False, readonly=readonly)
+        finally:
+            os.close(namespace)
+            for folder in shown:
+                mounts.unmount(folder)
+                folder.rmdir()
+            if stage.exists():
+                stage.rmdir()
+
+    def _mount(self, links: list[str], below: tuple[Path, ...], *, volatile: bool, readonly: bool) -> Path:
+        if not below:
             mounts.bind(self.upper, self.merged, recursive=False)
             return self.merged
         fds: list[int] = []
-        lowers = list(self.links) or [str(lower) for lower in self.lowers]
+        lowers = links or [str(lower) for lower in below]
         try:
             tail = "" if readonly else f",upperdir={self.upper},workdir={self.work}"
             tail += ",index=off,metacopy=off,redirect_dir=off"
@@ -81,7 +111,7 @@ class RootFS:
             if volatile:
                 tail += ",volatile"
             if len(":".join(lowers)) + len(tail) + 9 > _OPTIONS_LIMIT:
-                fds = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in self.lowers]
+                fds = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in below]
                 lowers = [f"/proc/self/fd/{fd}" for fd in fds]
             if volatile:
                 # A crash left this mark; the folder is only ever a build step's, which starts anew.

@@ -161,7 +161,7 @@ class ImageManager:
         try:
             reference = await self._pull(image, list(credentials(image, secrets)), config)
         except RpcError as error:
-            text = f"rpc error: code = {_go_code(error.status)} desc = {error.message}"
+            text = f"rpc error: code = {go_code(error.status)} desc = {error.message}"
             self._tell(pod, container, "Warning", "Failed", f'Failed to pull image "{name}": {text}')
             self.backoff.step(key)
             self._errors[key] = f"ErrImagePull: {text}"
@@ -201,6 +201,6 @@ class ImageManager:
             self.backoff.reset(key)
 
 
-def _go_code(status: Any) -> str:
+def go_code(status: Any) -> str:
     """A gRPC code in Go's words ("NotFound")."""
     return "".join(word.capitalize() for word in status.name.split("_"))

@@ -39,6 +39,7 @@ from longshore.node.kubelet.static import Mirrors, StaticPods
 from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import TokenManager
+from longshore.node.kubelet.userns import UserNamespaces
 from longshore.node.kubelet.volumes import VolumeError, VolumeManager
 from longshore.node.kubelet.volumes.csi import CsiVolumes
 from longshore.node.kubelet.volumes.payload import Sources
@@ -95,6 +96,9 @@ class Kubelet(StatusMaker):
             lambda: resources.amount(self.allocatable.get("memory", "0")),
             self.csi,
         )
+        self.users = UserNamespaces(config)
+        #: handler of a RuntimeClass ("": the default one) -> whether it can make user namespaces
+        self.supports_users: Callable[[str], bool] = lambda _: False
         self.messages = TerminationMessages()
         self.mirrors = Mirrors(client, self._node)
         self.allocations = Allocations(config, runtime, lambda: self.memory_capacity, self.pod_event)
@@ -115,11 +119,16 @@ class Kubelet(StatusMaker):
                 runtime_handler=lambda pod: self._handlers_of.get(pod["metadata"]["uid"], ""),
                 resized=self.allocations.restarts,
                 devices=self.devices,
+                users=self._users_of,
             )
         )
         self._handlers_of: dict[str, str] = {}
         self.cleaner = Cleaner(config, runtime, self.killer, self.volumes, self.is_wanted)
         self.pleg = PodEvents(runtime, self._runtime_changed, self._gap)
+
+    def _users_of(self, pod: Pod) -> Any | None:
+        handler = self._handlers_of.get(pod["metadata"]["uid"], "")
+        return self.users.options(pod, handler, self.supports_users(handler))
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -442,6 +451,7 @@ class Kubelet(StatusMaker):
         self.tokens.forget(uid)
         self.devices.forget(uid)
         self.allocations.forget(uid)
+        self.users.forget(uid)
         self.disruptions.pop(uid, None)
         for other in self.allocations.waiting():
             self.nudge(other)

@@ -173,6 +173,10 @@ class NodeStatus:
         ]
         self._features = {"supplementalGroupsPolicy": answer.features.supplemental_groups_policy}
 
+    def supports_users(self, handler: str) -> bool:
+        """Whether the runtime can give pods of this handler a user namespace of their own."""
+        return any(h["name"] == handler and h["features"]["userNamespaces"] for h in self._handlers)
+
     async def ask_images(self) -> None:
         """Learn which images are there, for the scheduler's preference."""
         try:

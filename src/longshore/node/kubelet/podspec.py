@@ -115,8 +115,6 @@ def _namespaces(pod: Pod, container: Mapping[str, Any] | None = None, target: st
         options.pid = cri.CONTAINER
     if target:
         options.pid, options.target_id = cri.TARGET, target
-    if spec.get("hostUsers") is False:
-        options.userns_options.mode = cri.POD
     return options
 
 

@@ -97,6 +97,7 @@ async def serve(
     )
     kubelet.devices_changed = node.nudge
     kubelet.allocatable = node.allocatable
+    kubelet.supports_users = node.supports_users
     figures = Figures(kubelet)
     kubelet.probes.metric = figures.count_probe
     api = KubeletApi(kubelet, Gate(client, node_name), {**_pages(config), **figures.pages()})

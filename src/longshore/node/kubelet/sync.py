@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.machinery import rooted
-from longshore.machinery.grpc import RpcError
+from longshore.machinery.grpc import RpcError, Status
 from longshore.node.kubelet import actions, podspec
 from longshore.node.kubelet import runtime as rt
 from longshore.node.kubelet.backoff import BackOff
@@ -25,10 +25,11 @@ from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
 from longshore.node.kubelet.env import ConfigError, Lookup, environment
 from longshore.node.kubelet.expansion import expand, missing
-from longshore.node.kubelet.images import ImageError, ImageManager
+from longshore.node.kubelet.images import ImageError, ImageManager, go_code
 from longshore.node.kubelet.kill import HookFailed, Killer
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.runtime import EXITED, PodState, Runtime
+from longshore.node.kubelet.userns import UserNamespaceError
 from longshore.node.kubelet.volumes import MountedVolume, VolumeError, VolumeManager
 from longshore.wire.cri import cri
 
@@ -67,6 +68,7 @@ class Services:
     runtime_handler: Callable[[Pod], str]
     resized: actions.Resized
     devices: DeviceManager
+    users: Callable[[Pod], Any | None]
 
 
 @dataclass(slots=True)
@@ -104,11 +106,18 @@ class Syncer:
         sandbox_id = todo.sandbox_id
         ips = state.ips
         sandbox_config = podspec.sandbox_config(pod, todo.attempt, services.config, cgroup)
+        try:
+            owners = await asyncio.to_thread(services.users, pod)
+        except UserNamespaceError as error:
+            services.event(pod, None, "Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
+            raise RpcError(Status.UNIMPLEMENTED, str(error)) from error
+        if owners is not None:
+            sandbox_config.linux.security_context.namespace_options.userns_options.CopyFrom(owners)
         if todo.create_sandbox:
             try:
                 sandbox_id, ips = await self._make_sandbox(pod, sandbox_config)
             except RpcError as error:
-                services.event(pod, None, "Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: rpc error: code = {error.status.name.capitalize()} desc = {error.message}")  # fmt: skip
+                services.event(pod, None, "Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: rpc error: code = {go_code(error.status)} desc = {error.message}")  # fmt: skip
                 raise
         reasons = self.reasons.setdefault(uid, {})
         hold = False
@@ -233,7 +242,7 @@ class Syncer:
         secrets = await self._pull_secrets(pod)
         image = await services.images.ensure(pod, container, secrets, sandbox_config)
         try:
-            config = await self._container_config(pod, container, state, image, ips, volumes)
+            config = await self._container_config(pod, container, state, image, ips, volumes, sandbox_config)
         except (ConfigError, VolumeError, OSError, ValueError) as error:
             services.event(pod, container, "Warning", "Failed", f"Error: {error}")
             raise StartError("CreateContainerConfigError", str(error), 10.0) from error
@@ -272,6 +281,7 @@ class Syncer:
         image: str,
         ips: list[str],
         volumes: dict[str, MountedVolume],
+        sandbox_config: Any,
     ) -> Any:
         services, metadata = self.services, pod["metadata"]
         config = services.config
@@ -323,6 +333,13 @@ class Syncer:
         found.linux.security_context.CopyFrom(
             podspec.security_context(pod, container, config.root, image_user=user, target=target)
         )
+        options = sandbox_config.linux.security_context.namespace_options
+        if options.HasField("userns_options"):
+            owners = options.userns_options
+            found.linux.security_context.namespace_options.userns_options.CopyFrom(owners)
+            for mount in found.mounts:
+                mount.uidMappings.extend(owners.uids)
+                mount.gidMappings.extend(owners.gids)
         try:
             await services.devices.add_to(found, pod, container)
         except DeviceError as error:
