@@ -68,3 +68,24 @@ async def test_an_extender_that_is_away(bench: Any) -> None:
     assert await eventually(lambda: bench.why("gpu"))
     assert not bench.where("gpu")
     assert (seconds("1m30s", 1), seconds("200ms", 1), seconds(None, 30)) == (90, 0.2, 30)
+
+
+async def test_an_extender_chooses_among_the_nodes_to_preempt_on(bench: Any) -> None:
+    asked: list[Any] = []
+
+    async def handler(request: Request) -> Response:
+        body = orjson.loads(await request.read(1 << 20))
+        asked.append({n: len(v["Pods"]) for n, v in body["NodeNameToMetaVictims"].items()})
+        return answer({"NodeNameToMetaVictims": {"n1": body["NodeNameToMetaVictims"]["n1"]}})
+
+    server = Server(handler)
+    port = await server.listen_tcp("127.0.0.1", 0)
+    bench.nodes(*(node(f"n{i}") for i in range(3)))
+    bench.pods(*(pod(f"low{i}", cpu="3", nodeName=f"n{i}") for i in range(3)))
+    document = {"urlPrefix": f"http://127.0.0.1:{port}", "preemptVerb": "preempt", "nodeCacheCapable": True}
+    await bench.start(Configuration(extenders=[document]))
+    bench.pods(pod("high", cpu="3", priority=10))
+    await eventually(lambda: bench.where("high") == "n1")
+    assert asked[0] == {"n0": 1, "n1": 1, "n2": 1}
+    assert sorted(p["metadata"]["name"] for p in bench.api.all(PODS)) == ["high", "low0", "low2"]
+    await server.close()

@@ -68,6 +68,7 @@ class Scheduler:
         handle = Handle(client, informers, self.table, self.counters, self._watch_events)
         handle.only_room = lambda state, pod: self.profiles[pod.cls.scheduler].only_room(state)
         handle.event, handle.nominated = self.event, self.nominated
+        handle.preempters = lambda pod: [e for e in self.extenders if e.preempt_verb and e.wants(pod)]
         handle.fits_with = lambda pod, node, add, remove: self.fits_with(
             self.profiles[pod.cls.scheduler], pod, node, add=add, remove=remove
         )

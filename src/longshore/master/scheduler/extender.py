@@ -1,7 +1,6 @@
-"""Scheduler extenders: somebody else's say over HTTP in filtering, scoring and binding.
+"""Scheduler extenders: somebody else's say over HTTP in filtering, scoring, preemption and binding.
 
 Source: k8s.io/kube-scheduler extender/v1 (field names as Go writes them) and config/v1 Extender, described behaviour.
-Preemption verbs are not called: nodes that an extender refused are not candidates for it.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ class Extender:
         self.prefix: str = str(document.get("urlPrefix") or "").rstrip("/")
         self.filter_verb: str = document.get("filterVerb") or ""
         self.prioritize_verb: str = document.get("prioritizeVerb") or ""
+        self.preempt_verb: str = document.get("preemptVerb") or ""
         self.bind_verb: str = document.get("bindVerb") or ""
         self.weight = int(document.get("weight") or 1)
         self.names_only = bool(document.get("nodeCacheCapable"))
@@ -120,6 +120,30 @@ class Extender:
             raise ExtenderError(f"extender {self.prefix}: the answer is no list of scores")
         factor = self.weight * 100 / MAX_PRIORITY
         return {str(e.get("Host")): float(e.get("Score") or 0) * factor for e in answer if isinstance(e, dict)}
+
+    async def preempt(
+        self, pod: PodInfo, victims: dict[str, tuple[list[PodInfo], int]]
+    ) -> dict[str, tuple[list[str], int]]:
+        """Which nodes stay candidates, with whose departure: by node, the uids of pods and how many budgets they break.
+
+        victims: what the scheduler would do, by node. Raises ExtenderError.
+        """
+        if self.names_only:
+            known = {n: [{"UID": v.uid} for v in pods] for n, (pods, _) in victims.items()}
+            field = "NodeNameToMetaVictims"
+        else:
+            known = {n: [v.pod for v in pods] for n, (pods, _) in victims.items()}
+            field = "NodeNameToVictims"
+        told = {n: {"Pods": pods, "NumPDBViolations": victims[n][1]} for n, pods in known.items()}
+        answer = await self._post(self.preempt_verb, {"Pod": pod.pod, field: told})
+        if not isinstance(answer, dict):
+            raise ExtenderError(f"extender {self.prefix}: the answer is no preemption result")
+        left = answer.get("NodeNameToMetaVictims") or {}
+        return {
+            str(node): ([str(p.get("UID")) for p in entry.get("Pods") or ()], int(entry.get("NumPDBViolations") or 0))
+            for node, entry in left.items()
+            if isinstance(entry, dict)
+        }
 
     async def bind(self, pod: PodInfo, node: str) -> Status | None:
         """Bind the pod in our place."""

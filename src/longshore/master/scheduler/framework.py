@@ -31,6 +31,7 @@ from longshore.master.scheduler.podinfo import PodInfo
 
 if TYPE_CHECKING:
     from longshore.master.scheduler.counters import Counters
+    from longshore.master.scheduler.extender import Extender
 
 MAX_NODE_SCORE = 100
 Scores = Array  # float64, one a row
@@ -121,6 +122,8 @@ class Handle:
     only_room: Callable[[CycleState, PodInfo], bool] = lambda state, pod: False
     event: Callable[..., None] = lambda *args, **kwargs: None
     nominated: Callable[[str], list[PodInfo]] = lambda node: []
+    # the extenders of the configuration that want a say in preemption for a pod
+    preempters: Callable[[PodInfo], Sequence[Extender]] = lambda pod: ()
 
 
 class Plugin:

@@ -6,6 +6,7 @@ Source: kubernetes pkg/scheduler/framework/preemption and plugins/defaultpreempt
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -20,10 +21,13 @@ from longshore.client.rest import is_not_found
 from longshore.client.selectors import matcher
 from longshore.client.store import Object
 from longshore.machinery.errors import StatusError
+from longshore.master.scheduler.extender import ExtenderError
 from longshore.master.scheduler.framework import Code, CycleState, Handle, Plugin, Status
 from longshore.master.scheduler.nodes import NodeRow
 from longshore.master.scheduler.podinfo import PodInfo, start_time
 from longshore.master.scheduler.room import Room
+
+log = logging.getLogger("longshore.scheduler")
 
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
@@ -122,6 +126,12 @@ class DefaultPreemption(Plugin):
         if why:
             return "", Status.unschedulable(f"preemption: {why}")
         chosen, reasons = self.choose(state, pod, refused)
+        if chosen is not None and self.handle.preempters(pod):
+            try:
+                left = await self._extenders_say(pod, list(self._look(state, pod, refused).found.values()))
+            except ExtenderError as error:
+                return "", Status.error(str(error))
+            chosen = min(left, key=lambda c: c.harm) if left else None
         if chosen is None:
             total = len(refused)
             counts = sorted(f"{n} {reason}" for reason, n in reasons.items() if n)
@@ -129,6 +139,28 @@ class DefaultPreemption(Plugin):
             return "", Status.unschedulable(f"preemption: {text}")
         await self._prepare(pod, chosen)
         return chosen.row.name, None
+
+    async def _extenders_say(self, pod: PodInfo, candidates: list[Candidate]) -> list[Candidate]:
+        """The candidates that the extenders leave, with the victims that they choose. Raises ExtenderError."""
+        for extender in self.handle.preempters(pod):
+            try:
+                left = await extender.preempt(pod, {c.row.name: (c.victims, c.violations) for c in candidates})
+            except ExtenderError as error:
+                if not extender.ignorable:
+                    raise
+                log.warning("%s is ignored: %s", extender.prefix, error)
+                continue
+            known = {c.row.name: c.row for c in candidates}
+            candidates = []
+            for name, (uids, violations) in left.items():
+                by_uid = {p.uid: p for p in known[name].pods.values()} if name in known else {}
+                victims = [by_uid[uid] for uid in uids if uid in by_uid]
+                if name not in known or len(victims) != len(uids):
+                    raise ExtenderError(f"extender: {extender.prefix} claims to preempt pods that are not on {name}")
+                candidates.append(Candidate(known[name], victims, violations))
+            if not candidates:
+                break
+        return candidates
 
     def _not_eligible(self, pod: PodInfo) -> str:
         if pod.cls.preemption_policy == "Never":
@@ -141,7 +173,12 @@ class DefaultPreemption(Plugin):
     def choose(
         self, state: CycleState, pod: PodInfo, refused: dict[str, Status]
     ) -> tuple[Candidate | None, dict[str, int]]:
-        """Where preemption does the least harm among enough nodes that were tried; by reason, how many are no help.
+        """Where preemption does the least harm among enough nodes that were tried; by reason, how many are no help."""
+        known = self._look(state, pod, refused)
+        return known.best(), known.reasons
+
+    def _look(self, state: CycleState, pod: PodInfo, refused: dict[str, Status]) -> Known:
+        """What preemption would do on enough nodes.
 
         What was found out for a pod holds for its equals, until a node or a budget changes.
         """
@@ -167,7 +204,7 @@ class DefaultPreemption(Plugin):
                 continue
             known.learn(index, self._try(row, pod, status, budgets, only_room))
         table.touch(pod.nominated)
-        return known.best(), known.reasons
+        return known
 
     def _try(
         self, row: NodeRow, pod: PodInfo, status: Status, budgets: list[Object], only_room: bool
