@@ -20,7 +20,7 @@ from longshore.node.logs.store.store import LogStore
 
 log = logging.getLogger("longshore.logs.collector")
 
-READ_SIZE = 1024 * 1024
+READ_SIZE = 256 * 1024
 #: Writes that come close together are read together.
 COALESCE_SECONDS = 0.02
 #: A record that never ends is cut here, as the runtime itself cuts at 16 KiB.

@@ -55,12 +55,13 @@ class LogQuerier:
         found: list[Entry] = []
         horizon: int | None = None
         texts = pipeline.needles(query)
-        for stream, block in self._store.blocks(self.streams(query, may_read), start, end, newest_first, texts):
-            if limit is not None and horizon is not None and len(found) >= limit:
-                # Blocks come in order of their first time; a block wholly past what is held cannot add to it.
-                first = _first_time(block)
-                if (not newest_first and first > horizon) or (newest_first and _last_time(block) < horizon):
-                    continue
+
+        def skip(first: int, last: int) -> bool:
+            """A block wholly past what is held cannot add to it."""
+            return horizon is not None and (last < horizon if newest_first else first > horizon)
+
+        streams = self.streams(query, may_read)
+        for stream, block in self._store.blocks(streams, start, end, newest_first, texts, skip):
             found.extend(self._from_block(query, stream, block, start, end))
             if limit is not None and len(found) >= limit:
                 found.sort(key=lambda e: e.time, reverse=newest_first)
@@ -144,19 +145,3 @@ def _candidates(block: bytes, texts: Sequence[bytes], start: int, end: int) -> I
         except ValueError:
             pass
         at = block.find(needle, finish)
-
-
-def _first_time(block: bytes) -> int:
-    return _time_of(block[: block.find(b" ")])
-
-
-def _last_time(block: bytes) -> int:
-    begin = block.rfind(b"\n", 0, len(block) - 1) + 1
-    return _time_of(block[begin : block.find(b" ", begin)])
-
-
-def _time_of(text: bytes) -> int:
-    try:
-        return crilog.parse_time(text)
-    except ValueError:
-        return 0

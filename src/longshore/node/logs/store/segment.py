@@ -1,8 +1,8 @@
 """Segment files: append-only, a frame a block, each frame able to prove itself.
 
 Frame: magic (4), CRC-32 of the rest (4), stream id (8), first and last time (8 + 8, nanoseconds), records (4),
-raw length (4), stored length (4), then the records, zstd-compressed: as they are (LSB1), or (LSB2, where all times
-are of one length) the length of the messages' part (4), the messages without their times, and the times' characters column by
+raw length (4), stored length (4), then the records, zstd-compressed: as they are (LSB1), or (LSB2 and LSB3, where all
+times are of one length) the length of the messages' part (4), the messages without their times, and the times' characters column by
 column, each compressed by itself: columns of times compress to little, and a search for a text need not touch them. Damage to one frame loses that frame only: the
 others are found through the index, or by their magic when the index is lost.
 """
@@ -22,8 +22,9 @@ import zstandard
 from longshore.wire import crilog
 
 MAGIC = b"LSB1"
-SPLIT = b"LSB2"
-_ANY = re.compile(rb"LSB[12]")
+SPLIT = b"LSB2"  # and every record is a whole line
+PIECES = b"LSB3"  # split as well, with pieces of lines
+_ANY = re.compile(rb"LSB[123]")
 _HEAD = struct.Struct("<4sIQQQIII")
 HEAD_SIZE = _HEAD.size
 
@@ -58,18 +59,15 @@ class Codec:
 
     def encode(self, stream: int, first: int, last: int, records: int, block: bytes) -> bytes:
         """The frame of a block."""
-        magic, stored = SPLIT, self._split(block)
-        if stored is None:
+        found = crilog.columns(block)
+        if found is None:
             magic, stored = MAGIC, self._compress.compress(block)
+        else:
+            magic, stored = SPLIT if found[3] else PIECES, self._split(*found[:3])
         rest = _HEAD.pack(magic, 0, stream, first, last, records, len(block), len(stored))[8:]
         return b"".join((magic, struct.pack("<I", zlib.crc32(stored, zlib.crc32(rest))), rest, stored))
 
-    def _split(self, block: bytes) -> bytes | None:
-        """A block's two parts, or None when its records cannot be told apart at once."""
-        found = crilog.columns(block)
-        if found is None:
-            return None
-        times, rest, count, _ = found
+    def _split(self, times: bytes, rest: bytes, count: int) -> bytes:
         width = len(times) // count
         messages = self._compress.compress(rest)
         by_column = self._compress.compress(b"".join([times[n::width] for n in range(width)]))
@@ -89,10 +87,10 @@ class Codec:
                 return self._decompress.decompress(stored, max_output_size=raw_size)
             end = 4 + struct.unpack_from("<I", stored)[0]
             rest = self._decompress.decompress(stored[4:end], max_output_size=raw_size)
-            lines = rest.split(b"\n")
-            plain = _whole(rest) == len(lines)
+            plain = frame[:4] == SPLIT
             if plain and any(text not in rest for text in texts):
                 return None
+            lines = rest.split(b"\n")
             columns = self._decompress.decompress(stored[end:], max_output_size=raw_size)
         except (zstandard.ZstdError, struct.error) as error:
             raise Damaged(str(error)) from error
@@ -104,12 +102,6 @@ class Codec:
         pieces = [whole[at : at + width] for at in range(0, len(whole), width)]
         block = b"".join([b"%b%b\n" % pair for pair in zip(pieces, lines, strict=True)])
         return Plain(block) if plain else block
-
-
-def _whole(rest: bytes) -> int:
-    """How many of the records are whole lines."""
-    first = rest.startswith((b" stdout F ", b" stderr F "))
-    return first + rest.count(b"\n stdout F ") + rest.count(b"\n stderr F ")
 
 
 def scan(path: Path) -> Iterator[Frame]:

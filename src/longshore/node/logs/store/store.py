@@ -23,7 +23,7 @@ log = logging.getLogger("longshore.logs.store")
 
 BLOCK_SIZE = 512 * 1024
 FLUSH_SECONDS = 30.0
-MOST_PENDING = 16 * 2**20
+MOST_PENDING = 4 * 2**20
 HOUR = 3600 * 1_000_000_000
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -318,25 +318,31 @@ class LogStore:
         end: int,
         newest_first: bool = False,
         texts: Sequence[bytes] = (),
+        skip: Callable[[int, int], bool] | None = None,
     ) -> Iterator[tuple[Stream, bytes]]:
         """Blocks of streams that may hold records in [start, end) nanoseconds, heads included.
 
-        In order of their first time (newest first when asked); blocks without any of `texts` may be left out. A damaged block is left out and told in the log.
+        In order of their first time (by their last, newest first, when asked); skip: whether a block with these first
+        and last times is not wanted any more, asked before it is read. Blocks without any of `texts` may be left out. A damaged block is left out and told in the log.
         """
         by_id = {stream.id: stream for stream in streams}
-        heads: list[tuple[int, Stream, bytes]] = []
+        heads: list[tuple[int, int, Stream, bytes]] = []
         with self._moving:
             for job in [*self._writing, *(head for number in by_id if (head := self._heads.get(number)))]:
                 if job.stream.id in by_id and job.parts:
                     heads.append(_with_time(by_id[job.stream.id], job.block()))
             places = self.index.blocks(list(by_id), start, end)
         heads = [head for head in heads if head[0] < end]
-        written = [(place.frame.first, by_id[place.frame.stream], place) for place in places]
-        merged: list[tuple[int, Stream, bytes | Place]] = sorted(
-            [*written, *heads], key=lambda item: item[0], reverse=newest_first
+        written = [(place.frame.first, place.frame.last, by_id[place.frame.stream], place) for place in places]
+        merged: list[tuple[int, int, Stream, bytes | Place]] = sorted(
+            [*written, *heads],
+            key=(lambda item: item[1]) if newest_first else (lambda item: item[0]),
+            reverse=newest_first,
         )
         codec = Codec()
-        for _, stream, where in merged:
+        for first, last, stream, where in merged:
+            if skip is not None and skip(first, last):
+                continue
             if isinstance(where, bytes):
                 yield stream, where
                 continue
@@ -386,8 +392,8 @@ def span(block: bytes) -> tuple[int, int]:
     return min(times), max(times)
 
 
-def _with_time(stream: Stream, block: bytes) -> tuple[int, Stream, bytes]:
-    return span(block)[0], stream, block
+def _with_time(stream: Stream, block: bytes) -> tuple[int, int, Stream, bytes]:
+    return *span(block), stream, block
 
 
 def _pieces(block: bytes) -> Iterator[bytes]:
