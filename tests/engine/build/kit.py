@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -17,6 +18,11 @@ from longshore.engine.build.classic import Builder
 from longshore.engine.build.runner import RuncRunner
 from longshore.engine.images.store import ImageStore
 from longshore.machinery.grpc import Client, RpcError, Server, Status
+
+
+def _leads(wanted: str, path: str) -> bool:
+    """Is a path one that a client gives for a wanted one (what lies below it, what its pattern matches, its folders)?"""
+    return path.startswith(wanted) or ("*" in wanted and (fnmatch.fnmatch(path, wanted) or "/" not in path))
 
 
 class ClientFiles:
@@ -38,7 +44,7 @@ class ClientFiles:
         paths = [
             path for path in sorted(root.rglob("*"))
             if ("include-patterns" not in asked or path.name in asked["include-patterns"])
-            and ("followpaths" not in asked or any(str(path.relative_to(root)).startswith(f) for f in asked["followpaths"]))
+            and ("followpaths" not in asked or any(_leads(f, str(path.relative_to(root))) for f in asked["followpaths"]))
         ]  # fmt: skip
         for path in paths:
             link = os.readlink(path) if path.is_symlink() else ""

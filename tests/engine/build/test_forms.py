@@ -1,0 +1,235 @@
+"""Every form of the Dockerfile that BuildKit's frontend knows, by what it leaves in the image."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from longshore.engine.build.modes import parse_mode
+from longshore.engine.errors import InvalidParameter
+from longshore.machinery.grpc import RpcError
+from longshore.machinery.http import Request, Response, Server
+
+from .kit import Kit
+
+QUIET = {"force-network-mode": "none"}
+
+
+@dataclass
+class File:
+    info: tarfile.TarInfo
+    data: bytes
+
+
+async def files(kit: Kit, text: str, **attributes: str) -> dict[str, File]:
+    """What a build leaves, by name."""
+    await kit.build(text, exporter="tar", **QUIET, **attributes)
+    found: dict[str, File] = {}
+    with tarfile.open(fileobj=io.BytesIO((kit.path / "out").read_bytes())) as archive:
+        for entry in archive:
+            data = (archive.extractfile(entry) or io.BytesIO()).read() if entry.isfile() else b""
+            found[entry.name] = File(entry, data)
+    return found
+
+
+def plain(found: dict[str, File]) -> list[str]:
+    return sorted(name for name, file in found.items() if not file.info.isdir())
+
+
+@pytest.fixture
+def tree(kit: Kit) -> Kit:
+    for name in ("x/a.txt", "x/y/b.txt", "x/y/c.md", "z/d.txt", "top.txt"):
+        path = kit.context / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return kit
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("COPY x/a.txt top.txt /o/", ["o/a.txt", "o/top.txt"]),
+        ("COPY x /o", ["o/a.txt", "o/y/b.txt", "o/y/c.md"]),
+        ("COPY */*.txt /o/", ["o/a.txt", "o/d.txt"]),
+        ("COPY --parents x/a.txt z /o/", ["o/x/a.txt", "o/z/d.txt"]),
+        ("COPY --parents x/./y/b.txt /o/", ["o/y/b.txt"]),
+        ("COPY --parents ./x/**/*.txt /o/", ["o/x/a.txt", "o/x/y/b.txt"]),
+        ("COPY --exclude=y/*.md --exclude=a.* x /o", ["o/y/b.txt"]),
+        ("COPY --exclude=**/*.md x /o", ["o/a.txt", "o/y/b.txt"]),
+        ("COPY --link x/a.txt /o/n", ["o/n"]),
+        ('COPY ["x/a.txt", "/with blank"]', ["with blank"]),
+        ("COPY <<one <<two /o/\n1\none\n2\ntwo", ["o/one", "o/two"]),
+        ("ARG w=x\nCOPY ${w}/a.txt /${w:+set}", ["set"]),
+    ],
+)
+async def test_copy(tree: Kit, line: str, wanted: list[str]) -> None:
+    found = await files(tree, f"FROM scratch\n{line}\n")
+    assert [name for name in plain(found) if name.endswith(tuple(wanted)) or name.startswith("o/")] == wanted
+
+
+@pytest.mark.root
+async def test_owners_and_modes(tree: Kit) -> None:
+    os.chmod(tree.context / "top.txt", 0o640)
+    text = (
+        "FROM busybox\nCOPY --chown=user:7 top.txt /a\nCOPY --chown=9 --chmod=4755 top.txt /b\n"
+        "COPY --chmod=u=rwX,go=rX x /d\nCOPY --chmod=a+x top.txt /e\nCOPY --link --chown=user --chmod=0 top.txt /f\n"
+        "COPY --from=busybox --chmod=700 /etc/passwd /p\nUSER 5\nCOPY top.txt /u\n"
+    )
+    found = await files(tree, text)
+    shown = {
+        name: (found[name].info.uid, found[name].info.gid, f"{found[name].info.mode:o}")
+        for name in ("a", "b", "d/a.txt", "e", "f", "p", "u")
+    }
+    assert shown == {
+        "a": (5, 7, "640"), "b": (9, 9, "4755"), "d/a.txt": (0, 0, "644"), "e": (0, 0, "751"), "f": (5, 6, "0"),
+        "p": (0, 0, "700"), "u": (0, 0, "640"),
+    }  # fmt: skip
+    with pytest.raises(RpcError, match="invalid mode 'u~x'"):
+        await files(tree, "FROM scratch\nCOPY --chmod=u~x top.txt /\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "folder", "after"),
+    [
+        ("755", 0o600, False, 0o755), ("u+x", 0o644, False, 0o744), ("go-r", 0o644, False, 0o600), ("a=r", 0o777, False, 0o444),
+        ("+X", 0o600, True, 0o711), ("+X", 0o600, False, 0o600), ("+X", 0o700, False, 0o711), ("g=u", 0o740, False, 0o770),
+        ("u+s,g+s,+t", 0o755, False, 0o7755), ("u=rw,go=", 0o777, False, 0o600),
+    ],
+)  # fmt: skip
+def test_modes(text: str, before: int, folder: bool, after: int) -> None:
+    assert parse_mode(text)(before, folder) == after
+
+
+def test_wrong_modes() -> None:
+    for text in ("8", "77777", "u+", "x", "u+q", ""):
+        if text == "u+":
+            assert parse_mode(text)(0o644, False) == 0o644
+            continue
+        with pytest.raises(InvalidParameter):
+            parse_mode(text)
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[tuple[str, dict[str, bytes]]]:
+    """A web server; its address, and what it has."""
+    content: dict[str, bytes] = {}
+
+    async def answer(request: Request) -> Response:
+        data = content.get(request.path)
+        headers = [("Last-Modified", "Thu, 02 Jan 2020 03:04:05 GMT")]
+        return Response(200, data, headers) if data is not None else Response(404, b"")
+
+    server = Server(answer)
+    port = await server.listen_tcp("127.0.0.1", 0)
+    yield f"http://127.0.0.1:{port}", content
+    await server.close()
+
+
+def packed(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.root
+async def test_add(tree: Kit, web: tuple[str, dict[str, bytes]]) -> None:
+    address, content = web
+    (tree.context / "t.tgz").write_bytes(packed(inner=b"1"))
+    content["/r.tgz"], content["/f"] = packed(far=b"2"), b"plain"
+    right = "sha256:" + hashlib.sha256(b"plain").hexdigest()
+    text = (
+        f"FROM scratch\nADD t.tgz /auto/\nADD --unpack=false t.tgz /kept.tgz\nADD {address}/r.tgz /r/\n"
+        f"ADD --unpack=true {address}/r.tgz /u/\nADD --checksum={right} --chmod=640 {address}/f /f\nADD x /x\n"
+    )
+    found = await files(tree, text)
+    assert {"auto/inner", "kept.tgz", "r/r.tgz", "u/far", "f", "x/a.txt"} <= set(found)
+    assert (
+        found["f"].info.mode == 0o640
+        and int(found["f"].info.mtime) == 1577934245
+        and found["r/r.tgz"].info.mode == 0o600
+    )
+    for line, message in (
+        (f"ADD --checksum=sha256:{'0' * 64} {address}/f /f", "digest mismatch"),
+        (f"ADD --checksum={right} top.txt /f", "checksum can't be specified for non-HTTP"),
+        (f"ADD {address}/nothing /f", "404"),
+    ):
+        with pytest.raises(RpcError, match=message):
+            await files(tree, f"FROM scratch\n{line}\n")
+
+
+@pytest.mark.root
+async def test_run(kit: Kit) -> None:
+    text = (
+        'FROM busybox\nSHELL ["/bin/ash", "-ec"]\nRUN <<E\necho $0 > /one\necho two >> /one\nE\n'
+        "RUN <<'A' cat > /two <<B\n$x\nA\nb\nB\n"
+        'RUN ["/bin/sh", "-c", "echo $HOME > /three"]\n'
+        "RUN --network=none ip link | grep -c : > /four\n"
+        "RUN --mount=type=tmpfs,target=/t,size=1m echo x > /t/x && df /t | tail -1 | awk '{print $2}' > /five\n"
+        "RUN --mount=type=cache,target=/c,sharing=locked,uid=5 echo x >> /c/n; stat -c %u /c > /six\n"
+        "RUN --mount=type=bind,from=busybox,source=/etc,target=/m,rw echo y > /m/passwd && cat /m/passwd > /seven\n"
+        'RUN --mount=type=secret,id=known,env=S,target=/s test "$S" = hush && cat /s > /eight\n'
+        "RUN hostname > /nine\n"
+    )
+    found = await files(kit, text, **{"hostname": "named"})
+    shown = {n: found[n].data.decode() for n in ("one", "two", "three", "five", "six", "seven", "eight", "nine")}
+    assert shown["three"] == "/root\n" and shown["five"] == "1024\n" and shown["six"] == "5\n"
+    assert shown["seven"] == "y\n" and shown["eight"] == "hush" and shown["nine"] == "named\n"
+    assert shown["one"].endswith("two\n") and "s" not in plain(found) and found["etc/passwd"].data.startswith(b"root")
+
+
+@pytest.mark.root
+async def test_configuration(kit: Kit) -> None:
+    await kit.build("FROM scratch\nONBUILD ENV T=1\nONBUILD COPY Dockerfile /d\n", name="trigger")
+    text = (
+        "# escape=`\nFROM trigger\nARG N=1\nENV A=${N:?needed} B=${U:-d} C=${A#x} `\n  D=\"q $A\"\nLABEL l=$A 'm'='n o'\n"
+        'USER 5:6\nWORKDIR /w\nWORKDIR r\nEXPOSE 80 90-91/udp\nVOLUME /v "/x"\nSTOPSIGNAL 9\n'
+        "HEALTHCHECK --interval=2s --timeout=1s --start-period=3s --start-interval=1s --retries=4 CMD true\n"
+        'ENTRYPOINT ["/e"]\nCMD c $A\n'
+    )
+    await kit.build(text, name="conf", **QUIET)
+    config: dict[str, Any] = kit.store.resolve("conf").run_config
+    env = dict(entry.split("=", 1) for entry in config["Env"])
+    assert {k: env[k] for k in "ABCDT"} == {"A": "1", "B": "d", "C": "", "D": "q ", "T": "1"}
+    assert config["Labels"] == {"l": "1", "m": "n o"} and config["User"] == "5:6" and config["WorkingDir"] == "/w/r"
+    assert set(config["ExposedPorts"]) == {"80/tcp", "90/udp", "91/udp"} and set(config["Volumes"]) == {"/v", "/x"}
+    assert config["StopSignal"] == "9" and config["Entrypoint"] == ["/e"] and config["Cmd"] == ["/bin/sh", "-c", "c $A"]
+    assert config["Healthcheck"] == {
+        "Test": ["CMD-SHELL", "true"], "Interval": 2 * 10**9, "Timeout": 10**9, "StartPeriod": 3 * 10**9,
+        "StartInterval": 10**9, "Retries": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.root
+async def test_the_same_bytes_at_a_given_time(kit: Kit) -> None:
+    epoch = {"build-arg:SOURCE_DATE_EPOCH": "1577934245"}
+    text = "FROM scratch\nCOPY Dockerfile /d\nENV A=1\n"
+    await kit.build(text, name="x", **epoch)
+    image = kit.store.resolve("x")
+    assert image.config["created"] == "2020-01-02T03:04:05Z"
+    await kit.store.remove("x")
+    os.utime(kit.context / "Dockerfile", (5, 5))
+    await kit.build(text, name="x", **{"no-cache": ""}, **epoch)
+    assert [h["created"] for h in kit.store.resolve("x").config["history"]] == ["2020-01-02T03:04:05Z"] * 2
+
+
+@pytest.mark.root
+async def test_only_some_stages_are_built_anew(kit: Kit) -> None:
+    text = (
+        "FROM busybox AS one\nRUN echo 1 > /x\nFROM busybox AS two\nRUN echo 2 > /y\nFROM one\nCOPY --from=two /y /y\n"
+    )
+    await kit.build(text, name="x", **QUIET)
+    await kit.build(text, name="x", **{"no-cache": "two"}, **QUIET)
+    cached = [name for name in kit.names if name.startswith(("[one 2/", "[two 2/"))]
+    assert sorted(cached) == ["[one 2/2] RUN echo 1 > /x*", "[two 2/2] RUN echo 2 > /y"]
