@@ -1,5 +1,6 @@
 """Pods of different nodes reach each other: over a shared link by plain routes, over a router by VXLAN."""
 
+import asyncio
 import ipaddress
 import socket
 from pathlib import Path
@@ -80,9 +81,75 @@ def test_pods_reach_each_other_over_a_tunnel_and_leave_when_the_node_does(tmp_pa
             netns.call(a, lambda: overlay.reconcile(nodes, "a", "10.7.1.2"))
             netns.call(b, lambda: overlay.reconcile(nodes, "b", "10.7.2.2"))
         assert say_hello(b, "10.244.2.1", a, "10.244.1.1") == "10.244.1.1"
+        with Netlink(a) as link:
+            # What is in the tunnel fits into the link outside.
+            (tunnel,) = [one for one in link.links() if one.name == overlay.DEVICE]
+            assert tunnel.mtu == 1450
         netns.call(a, lambda: overlay.reconcile(nodes[:1], "a", "10.7.1.2"))
         with Netlink(a) as link:
             assert not [r for r in link.routes() if r.metric == overlay.METRIC]
     finally:
         for path in (a, b, router):
             netns.delete(path)
+
+
+def test_a_range_of_the_other_family_goes_through_the_one_tunnel():
+    both = node("b", "10.9.0.2", "10.244.1.0/24")
+    both["spec"]["podCIDRs"].append("fd00:10:244:1::/64")
+    (four, six) = sorted(overlay.ways([both], "a", []), key=lambda way: way.destination.version)
+    assert (str(four.gateway), str(four.end), four.direct) == ("10.9.0.2", "10.9.0.2", False)
+    assert (str(six.gateway), str(six.end), six.direct) == ("fe80::a09:2", "10.9.0.2", False)
+    # With an address of the family on a shared link there is no tunnel.
+    both["status"]["addresses"].append({"type": "InternalIP", "address": "fd00::2"})
+    found = overlay.ways([both], "a", [ipaddress.ip_network("fd00::/64")])
+    assert {(str(w.gateway), w.direct) for w in found} == {("10.9.0.2", False), ("fd00::2", True)}
+    only6 = node("c", "fd00::3", "10.244.3.0/24")
+    (way,) = overlay.ways([only6], "a", [])
+    assert way.gateway.is_link_local and way.gateway.version == 4 and str(way.end) == "fd00::3"
+
+
+class Nodes:
+    """As much of an informer as the overlay uses."""
+
+    def __init__(self, items: list[dict]) -> None:
+        self.store = items
+
+    def on(self, *_: object) -> None:
+        pass
+
+    async def wait_synced(self) -> None:
+        pass
+
+
+@pytest.mark.root
+async def test_routes_that_went_with_an_interface_come_back_with_it():
+    with Netlink() as link:
+        link.add_veth("ovl0", "ovl1", up=True)
+        index = link.index("ovl0")
+        link.set_link(link.index("ovl1"), up=True)
+        link.add_address(index, ipaddress.ip_interface("10.7.9.1/24"))
+        nodes = [node("a", "10.7.9.1", "10.244.1.0/24"), node("b", "10.7.9.2", "10.244.2.0/24")]
+        running = asyncio.create_task(overlay.serve(nodes=Nodes(nodes), node_name="a", node_ip="10.7.9.1"))
+
+        def routes() -> list[str]:
+            return [str(r.destination) for r in link.routes() if r.metric == overlay.METRIC]
+
+        async def until(wanted: list[str]) -> None:
+            async with asyncio.timeout(10):
+                while routes() != wanted:
+                    assert not running.done()
+                    await asyncio.sleep(0.01)
+
+        try:
+            await until(["10.244.2.0/24"])
+            link.set_link(index, up=False)
+            await until([])
+            link.set_link(index, up=True)
+            await until(["10.244.2.0/24"])
+            link.delete_route(ipaddress.ip_network("10.244.2.0/24"), metric=overlay.METRIC)
+            await until(["10.244.2.0/24"])
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            overlay.clean_up()
+            link.delete_link(index)
