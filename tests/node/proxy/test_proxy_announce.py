@@ -17,7 +17,7 @@ from longshore.node.proxy.announce import Announcer
 
 pytestmark = pytest.mark.root
 POOLS = [ipaddress.ip_network("10.8.0.128/25"), ipaddress.ip_network("fd00:8:0:0:8000::/65")]
-FOUR, SIX = "10.8.0.200", "fd00:8:0:0:8000::5"
+FOUR, SIX = "10.8.0.200", "fd00:8::8000:0:0:5"
 
 
 @pytest.fixture
