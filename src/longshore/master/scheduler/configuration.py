@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from longshore.master.scheduler.framework import Handle, Plugin
-from longshore.master.scheduler.plugins.registry import DEFAULT
+from longshore.master.scheduler.plugins.registry import DEFAULT, PLUGINS
 from longshore.master.scheduler.profile import Profile
 
 Object = dict[str, Any]
@@ -58,8 +58,7 @@ class Configuration:
         }
 
     def _profile(self, document: Object, handle: Handle) -> Profile:
-        classes: dict[str, type[Plugin]] = {cls.name: cls for cls, _ in DEFAULT}
-        classes.update(self.own)
+        classes = {**PLUGINS, **self.own}
         arguments = {entry["name"]: entry.get("args") or {} for entry in document.get("pluginConfig") or ()}
         asked = document.get("plugins") or {}
         everywhere = _merged([(cls.name, weight) for cls, weight in DEFAULT], asked.get("multiPoint") or {})

@@ -68,6 +68,7 @@ class Scheduler:
         handle = Handle(client, informers, self.table, self.counters, self._watch_events)
         handle.only_room = lambda state, pod: self.profiles[pod.cls.scheduler].only_room(state)
         handle.event, handle.nominated = self.event, self.nominated
+        handle.tell = self.queue.event
         handle.preempters = lambda pod: [e for e in self.extenders if e.preempt_verb and e.wants(pod)]
         handle.fits_with = lambda pod, node, add, remove: self.fits_with(
             self.profiles[pod.cls.scheduler], pod, node, add=add, remove=remove
@@ -431,14 +432,18 @@ class Scheduler:
 
     async def _bind(self, state: CycleState, profile: Profile, info: PodInfo, node: str) -> None:
         status: Status | None = None
-        async with self._slots:
-            try:
-                status = await self._binding_cycle(state, profile, info, node)
-            except (OSError, TimeoutError, StatusError) as error:
-                status = Status.error(str(error))
-            except Exception as error:
-                log.exception("binding %s", info.key)
-                status = Status.error(str(error))
+        try:
+            # Pods that are held back take none of the places for bindings: others may be what they wait for.
+            if profile.permits:
+                status = await self._permit(state, profile, info, node)
+            if status is None:
+                async with self._slots:
+                    status = await self._binding_cycle(state, profile, info, node)
+        except (OSError, TimeoutError, StatusError) as error:
+            status = Status.error(str(error))
+        except Exception as error:
+            log.exception("binding %s", info.key)
+            status = Status.error(str(error))
         if status is None:
             self.queue.done(info.key)
             self.attempts[profile.name, "scheduled"] += 1
@@ -456,11 +461,15 @@ class Scheduler:
         else:
             await self._failed(info, "SchedulerError", status.message)
 
-    async def _binding_cycle(self, state: CycleState, profile: Profile, info: PodInfo, node: str) -> Status | None:
+    @staticmethod
+    async def _permit(state: CycleState, profile: Profile, info: PodInfo, node: str) -> Status | None:
         for plugin in profile.permits:
             status = await plugin.permit(state, info, node)
             if status is not None:
                 return Status(status.code, status.reasons, plugin.name)
+        return None
+
+    async def _binding_cycle(self, state: CycleState, profile: Profile, info: PodInfo, node: str) -> Status | None:
         for plugin in profile.pre_binds:
             status = await plugin.pre_bind(state, info, node)
             if status is not None:

@@ -122,6 +122,8 @@ class Handle:
     only_room: Callable[[CycleState, PodInfo], bool] = lambda state, pod: False
     event: Callable[..., None] = lambda *args, **kwargs: None
     nominated: Callable[[str], list[PodInfo]] = lambda node: []
+    # what a plugin knows to have changed, for the pods that wait
+    tell: Callable[[ClusterEvent], None] = lambda event: None
     # the extenders of the configuration that want a say in preemption for a pod
     preempters: Callable[[PodInfo], Sequence[Extender]] = lambda pod: ()
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from longshore.master.scheduler.framework import Plugin
-from longshore.master.scheduler.plugins import affinity, basic, dynamic, preemption, resources, spread, volumes
+from longshore.master.scheduler.plugins import (
+    affinity,
+    basic,
+    coscheduling,
+    dynamic,
+    preemption,
+    resources,
+    spread,
+    volumes,
+)
 
 DEFAULT: tuple[tuple[type[Plugin], int], ...] = (
     (basic.SchedulingGates, 0),
@@ -27,4 +36,7 @@ DEFAULT: tuple[tuple[type[Plugin], int], ...] = (
     (basic.DefaultBinder, 0),
 )
 
-PLUGINS: dict[str, type[Plugin]] = {cls.name: cls for cls, _ in DEFAULT}
+#: What a profile may enable besides.
+OPTIONAL: tuple[type[Plugin], ...] = (coscheduling.Coscheduling,)
+
+PLUGINS: dict[str, type[Plugin]] = {cls.name: cls for cls in (*(c for c, _ in DEFAULT), *OPTIONAL)}
