@@ -294,6 +294,20 @@ async def test_foreground_waits_and_orphan_lets_go(manager: Any) -> None:
 
 
 @pytest.mark.usefixtures("discovered")
+async def test_a_circle_of_owners_is_deleted(manager: Any) -> None:
+    await manager.start("garbage-collector-controller")
+    sets = [manager.api.put(REPLICA_SETS, {"metadata": {"name": n}, "spec": {}}) for n in "abc"]
+    for one, owner in zip(sets, (sets[2], sets[0], sets[1]), strict=True):
+        reference = owned("x", owner, "ReplicaSet")["metadata"]["ownerReferences"]
+        await manager.api.patch(
+            REPLICA_SETS, one["metadata"]["name"], {"metadata": {"ownerReferences": reference}}, "default"
+        )
+    await asyncio.sleep(0.05)
+    await manager.api.delete(REPLICA_SETS, "a", "default", propagation="Foreground")
+    await manager.settle(lambda: not manager.api.all(REPLICA_SETS), pods=False)
+
+
+@pytest.mark.usefixtures("discovered")
 async def test_an_owner_that_never_was(manager: Any) -> None:
     await manager.start("garbage-collector-controller")
     ghost = {"metadata": {"name": "ghost", "uid": "no-such"}}
@@ -442,6 +456,12 @@ async def test_quota_as_recorded(manager: Any) -> None:
     manager.api.drop(PODS, "p2", "default")
     await manager.settle(
         lambda: manager.api.all(RESOURCE_QUOTAS)[0]["status"]["used"]["requests.cpu"] == "250m", pods=False
+    )
+    # A kind that no controller watches: its deletions are heard of all the same.
+    await asyncio.sleep(0.05)
+    manager.api.drop(DEPLOYMENTS, "d", "default")
+    await manager.settle(
+        lambda: manager.api.all(RESOURCE_QUOTAS)[0]["status"]["used"]["count/deployments.apps"] == "0", pods=False
     )
 
 

@@ -158,6 +158,7 @@ class GarbageCollector(Controller):
         owners = meta.get("ownerReferences") or []
         was_deleting, was_foreground = item.deleting, item.foreground
         had = {o["uid"] for o in item.owners}
+        released = had - {o["uid"] for o in owners if o.get("blockOwnerDeletion")}
         item.owners = owners
         item.deleting = bool(meta.get("deletionTimestamp"))
         item.finalizers = tuple(meta.get("finalizers") or ())
@@ -174,11 +175,10 @@ class GarbageCollector(Controller):
                     self.queue.add(dependent)
         elif owners and (fresh or had != have or (was_deleting != item.deleting)):
             self._judge_later(item)
-        if had - have:
+        for owner in released:
             # An owner that waits for its dependents may wait no longer.
-            for owner in had:
-                if owner in self.items and self.items[owner].foreground:
-                    self.queue.add(owner)
+            if owner in self.items and self.items[owner].foreground:
+                self.queue.add(owner)
 
     def _judge_later(self, item: Item) -> None:
         """Queue an item when one of its owners may be gone."""
@@ -269,6 +269,10 @@ class GarbageCollector(Controller):
         if waiting and item.dependents:
             # Somebody waits for us in the foreground, and we have dependents: so do we.
             policy = "Foreground"
+            if any(d in self.items and self.items[d].foreground for d in item.dependents):
+                # A circle, perhaps: our owners do not wait for us.
+                freed = [{**o, "blockOwnerDeletion": False} for o in item.owners]
+                await self._patch(item, {"metadata": {"uid": item.uid, "ownerReferences": freed}})
         else:
             finalizers = latest["metadata"].get("finalizers") or []
             policy = "Orphan" if ORPHAN in finalizers else "Foreground" if FOREGROUND in finalizers else "Background"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from longshore.client.discovery import Served, discover
+from longshore.client.informer import METADATA_ONLY, Informer
 from longshore.client.objects import is_terminal
 from longshore.client.resources import (
     BY_PLURAL,
@@ -181,10 +182,19 @@ class ResourceQuotaController(Controller):
     def setup(self) -> None:
         self._served: dict[tuple[str, str], Resource] = {}
         self._finding = asyncio.Lock()
+        self._heard: dict[Resource, asyncio.Task[None] | None] = {}  # counted kinds; the task of a copy of our own
         self.quotas = self.watch(RESOURCE_QUOTAS, add=self.enqueue, update=self._quota_changed)
         self.pods = self.watch(PODS, update=self._pod_changed, delete=self._freed)
         self.services = self.watch(SERVICES, update=lambda old, new: self._freed(new), delete=self._freed)
         self.claims = self.watch(PERSISTENT_VOLUME_CLAIMS, delete=self._freed)
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            for copy in self._heard.values():
+                if copy is not None:
+                    copy.cancel()
 
     def _quota_changed(self, old: Object, new: Object) -> None:
         if old["spec"] != new["spec"] or (new.get("status") or {}).get("hard") != new["spec"].get("hard"):
@@ -208,7 +218,6 @@ class ResourceQuotaController(Controller):
         status = {"hard": hard, "used": {n: used[n] for n in hard if n in used}}
         if status != (quota.get("status") or {}):
             await self.client.update(RESOURCE_QUOTAS, {**quota, "status": status}, subresource="status")
-        # Kinds that are counted but not watched: their deletions are seen now and then.
         return self.options.resource_quota_sync_period
 
     async def _used(self, quota: Object, namespace: str, names: list[str]) -> dict[str, str]:
@@ -245,8 +254,12 @@ class ResourceQuotaController(Controller):
         return known
 
     async def _count(self, resource: Resource, namespace: str) -> int:
-        shared = self.context.informers.existing(resource)
-        if shared is not None and shared.synced:
-            return len(shared.store.list(namespace))
+        """How many there are, of a kind that others may not watch: from then on its deletions are heard of."""
+        if resource not in self._heard:
+            shared = self.context.informers.existing(resource)
+            informer = shared or Informer(self.context.client, resource, accept=METADATA_ONLY)
+            informer.on(delete=self._freed)
+            copy = asyncio.create_task(informer.run(), name=f"metadata {resource}") if shared is None else None
+            self._heard[resource] = copy
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
         return len((await self.context.client.list(resource, namespace, accept=accept))["items"])
