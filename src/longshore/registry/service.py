@@ -34,7 +34,6 @@ _ROUTE = re.compile(
 )
 VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 _PAGE = 1000
-_PIECE = 1 << 20
 
 Answer = Response | None
 
@@ -370,15 +369,11 @@ class Service:
             return None
         fd = os.open(self.storage.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            offset = first
-            while offset <= last:
-                data = await asyncio.to_thread(os.pread, fd, min(_PIECE, last + 1 - offset), offset)
-                if not data:
-                    raise AnswerCut(f"blob {digest} is shorter than it should be")
-                writer.write(data)
-                await writer.drain()
-                offset += len(data)
-                self.sent.inc(len(data))
+            wanted_size = last + 1 - first
+            sent = await writer.send_file(fd, first, wanted_size)
+            self.sent.inc(sent)
+            if sent < wanted_size:
+                raise AnswerCut(f"blob {digest} is shorter than it should be")
         finally:
             os.close(fd)
         return None

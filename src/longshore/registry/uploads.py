@@ -14,7 +14,8 @@ from pathlib import Path
 from longshore.registry.errors import RegistryError
 from longshore.registry.storage import Storage
 
-_BATCH = 1 << 20
+_BATCH = 4 << 20
+_VECTOR = 1024
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -36,10 +37,16 @@ class Upload:
             self.offset += len(data)
 
     def write(self, pieces: list[bytes]) -> None:
+        left = list(pieces)
+        while left:
+            done = os.writev(self.fd, left[:_VECTOR])
+            # What was taken whole goes; of one that was taken in part the rest stays.
+            while left and done >= len(left[0]):
+                done -= len(left[0])
+                left.pop(0)
+            if done:
+                left[0] = left[0][done:]
         for data in pieces:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self.fd, view) :]
             self.hash.update(data)
             self.offset += len(data)
 

@@ -133,6 +133,16 @@ class BodyWriter:
         """Back-pressure; raises ConnectionResetError when the peer has gone."""
         await self._connection.drain()
 
+    async def send_file(self, file: int, offset: int, count: int) -> int:
+        """Send `count` octets of a file from `offset` on; how many there were. The kernel sends them itself where the
+        connection is a plain socket. Raises ConnectionResetError when the peer has gone.
+        """
+        if self._muted or self._finished:
+            return 0
+        from longshore.machinery.http.sending import send_file
+
+        return await send_file(self, self._connection, file, offset, count, direct=not self._chunked)
+
     async def finish(self) -> None:
         """Ends the body. The core calls it when the handler returns; an exception cuts the connection instead."""
         if not self._finished:
