@@ -10,7 +10,7 @@ from pathlib import Path
 
 from longshore.cli.cluster import ClusterConfig, NodeConfig, networks
 from longshore.machinery import netns
-from longshore.machinery.netlink import Netlink, NetlinkError
+from longshore.machinery.netlink import Address, Netlink, NetlinkError, Network
 from longshore.machinery.nftables import Nftables, NftablesError
 from longshore.machinery.paths import Layout
 
@@ -47,7 +47,9 @@ def set_up(layout: Layout, config: ClusterConfig) -> None:
     _forward(None, config)
     with Netlink() as host:
         _fence(host, config)
-        _ways_to_machine(host, config)
+        for network, machine in _ways(config):
+            with tolerating(errno.EEXIST):
+                host.add_route(network, gateway=machine)
         if config.bridge is None:
             return
         with tolerating(errno.EEXIST):
@@ -103,14 +105,14 @@ def _fence(link: Netlink, config: ClusterConfig) -> None:
             link.add_route(network, kind="unreachable", metric=FENCE_METRIC)
 
 
-def _ways_to_machine(host: Netlink, config: ClusterConfig) -> None:
-    """A machine that has joined reaches the first machine's own nodes through that machine."""
-    *ranges, machine = config.ways or [""]
-    gateway = ipaddress.ip_address(machine) if ranges else None
-    for network in networks(",".join(ranges)):
-        if gateway is not None and network.version == gateway.version and gateway not in network:
-            with tolerating(errno.EEXIST):
-                host.add_route(network, gateway=gateway)
+def _ways(config: ClusterConfig) -> list[tuple[Network, Address]]:
+    """How a machine that has joined reaches the first machine's own nodes: ranges, through that machine."""
+    if not config.ways:
+        return []
+    *ranges, machine = config.ways
+    gateway = ipaddress.ip_address(machine)
+    found = [network for network in networks(",".join(ranges)) if network.version == gateway.version]
+    return [(network, gateway) for network in found if gateway not in network]
 
 
 def _ways_in(host: Netlink, bridge: int, layout: Layout, config: ClusterConfig) -> None:
@@ -152,9 +154,9 @@ def tear_down(layout: Layout, config: ClusterConfig) -> None:
         for network in networks(f"{config.pod_cidr},{config.service_cidr}"):
             with tolerating(errno.ESRCH):
                 host.delete_route(network, kind="unreachable", metric=FENCE_METRIC)
-        for network in networks(",".join(config.ways[:-1])):
+        for network, machine in _ways(config):
             with tolerating(errno.ESRCH):
-                host.delete_route(network, gateway=ipaddress.ip_address(config.ways[-1]))
+                host.delete_route(network, gateway=machine)
         # A namespace's end of a link goes with it only some time later: take our ends away now.
         mine = [config.bridge, *(port_name(config, number) for number in range(1, len(config.nodes) + 1))]
         for name in mine if config.bridge else ():
