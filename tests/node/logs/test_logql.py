@@ -41,6 +41,11 @@ def through(query: str, line: str, **labels: str):
         ('{a="b"} | json | line_format "{{.m | ToUpper}}!"', '{"m":"get"}', ("GET!", {"m": "get"})),
         ('{a="b"} | logfmt | label_format n=m, o="{{.m}}-" | drop m', "m=1", ("m=1", {"n": "1", "o": "1-"})),
         ('{a="b"} | logfmt | (m="1" or m="2") and k!="x"', "m=2 k=y", ("m=2 k=y", {"m": "2", "k": "y"})),
+        ('{a="b"} |> "took <_> ms"', "it took 12 ms", ("it took 12 ms", {})),
+        ('{a="b"} !> "took <_> ms"', "it took 12 ms", None),
+        ('{a="b"} | logfmt | code > 1', "code=x", ("code=x", {"code": "x", "__error__": "LabelFilterErr"})),
+        ('{a="b"} | logfmt | code > 1 | __error__=""', "code=x", None),
+        ('{a="b"} | json | __error__=""', "no json", None),
         ('{a="b"} | decolorize', "\x1b[31mred\x1b[0m", ("red", {})),
     ],
 )
@@ -116,3 +121,20 @@ def test_metrics(query, wanted):
 def test_topk_keeps_the_largest():
     series = metric.evaluate(parse('topk(1, sum by (pod) (bytes_over_time({a="b"}[1m])))'), [60 * S], source)
     assert len(series) == 1
+
+
+def test_sort_orders_its_series():
+    for function, wanted in (("sort", ["p0", "p1"]), ("sort_desc", ["p1", "p0"])):
+        tree = parse(
+            function + '(sum by (pod) (sum_over_time({a="b"} | logfmt | pod!="p2" | unwrap duration(took) [4s])))'
+        )
+        assert [dict(key)["pod"] for key in metric.evaluate(tree, [4 * S], source)] == wanted
+
+
+def test_a_metric_over_an_error_is_refused_until_it_is_filtered_out():
+    query = 'sum(sum_over_time({a="b"} | logfmt | unwrap code %s [1m]))'
+    assert metric.evaluate(parse(query % ""), [60 * S], source)
+    with pytest.raises(ast.LogQLError, match="pipeline error: 'SampleExtractionErr'"):
+        metric.evaluate(parse((query % "").replace("code", "took")), [60 * S], source)
+    kept = metric.evaluate(parse((query % '| __error__=""').replace("code", "took")), [60 * S], source)
+    assert kept == {}

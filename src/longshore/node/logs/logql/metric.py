@@ -20,7 +20,7 @@ from longshore.node.logs.logql.ast import (
     Stage,
     VectorAggregation,
 )
-from longshore.node.logs.logql.pipeline import COMPARE, Labels, number
+from longshore.node.logs.logql.pipeline import COMPARE, ERROR, Labels, number
 
 Key = tuple[tuple[str, str], ...]
 #: A series: its labels, and a value (or none) at each of the steps.
@@ -67,12 +67,16 @@ def _range(tree: RangeAggregation, steps: Sequence[int], source: Source) -> Seri
     size = tree.function.startswith("bytes")
     start, end = steps[0] - tree.range - tree.offset, steps[-1] - tree.offset
     for when, line, labels in source(tree.query, start, end):
+        if ERROR in labels:
+            shown = ", ".join(f'{name}="{value}"' for name, value in sorted(labels.items()))
+            raise LogQLError(
+                f"pipeline error: '{labels[ERROR]}' for series: '{{{shown}}}'.\n"
+                'Use a label filter to intentionally skip this error. (e.g | __error__!="'
+                f'{labels[ERROR]}").\nTo skip all potential errors you can match empty errors.(e.g __error__="")'
+            )
         if unwrap is not None:
             label, conversion = unwrap.arguments
-            try:
-                value = number(labels[label], conversion)
-            except (ValueError, KeyError):
-                continue
+            value = number(labels[label], conversion)
             key = key_of({k: v for k, v in labels.items() if k != label})
         else:
             value = float(len(line.encode())) if size else 1.0
@@ -167,7 +171,8 @@ def _vector(tree: VectorAggregation, inner: Series, width: int) -> Series:
     for key in inner:
         groups[grouped(key, tree.grouping)].append(key)
     if tree.function in ("sort", "sort_desc"):
-        return inner
+        ordered = sorted(inner, key=lambda key: inner[key][-1] or 0.0, reverse=tree.function == "sort_desc")
+        return {key: inner[key] for key in ordered}
     if tree.function in ("topk", "bottomk"):
         chosen: Series = {}
         sign = -1 if tree.function == "topk" else 1

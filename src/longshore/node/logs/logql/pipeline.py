@@ -15,6 +15,7 @@ Labels = dict[str, str]
 #: (time in ns, line, labels) -> (line, labels), or None when the line is filtered out.
 Step = Callable[[int, str, Labels], tuple[str, Labels] | None]
 
+ERROR = "__error__"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LOGFMT = re.compile(r'([^\s="]+)(?:=(?:"((?:\\.|[^"\\])*)"|(\S*)))?')
 _NAME = re.compile(r"[^a-zA-Z0-9_]")
@@ -70,9 +71,20 @@ def _step(stage: LineFilter | Comparison | Logical | Stage) -> Step:
     if isinstance(stage, LineFilter):
         return _line_filter(stage)
     if isinstance(stage, Comparison | Logical):
-        test = label_filter(stage)
-        return lambda _time, line, labels: (line, labels) if test(labels) else None
+        return _filter(label_filter(stage))
     return _STAGES[stage.name](stage)
+
+
+def _filter(test: Callable[[Labels], bool]) -> Step:
+    """A line whose value is no number passes, marked, as in Loki."""
+
+    def step(_time: int, line: str, labels: Labels) -> tuple[str, Labels] | None:
+        try:
+            return (line, labels) if test(labels) else None
+        except ValueError:
+            return line, {**labels, ERROR: "LabelFilterErr"}
+
+    return step
 
 
 def _line_filter(stage: LineFilter) -> Step:
@@ -81,13 +93,15 @@ def _line_filter(stage: LineFilter) -> Step:
         return lambda _t, line, labels: (line, labels) if any(v in line for v in values) else None
     if stage.op == "!=":
         return lambda _t, line, labels: None if any(v in line for v in values) else (line, labels)
+    if stage.op in ("|>", "!>"):  # `<_>` is any text, the rest stands as it is
+        values = tuple("(?s)" + ".*".join(map(re.escape, value.split("<_>"))) for value in values)
     patterns = [re.compile(value) for value in values]
-    wanted = stage.op == "|~"
+    wanted = stage.op in ("|~", "|>")
     return lambda _t, line, labels: (line, labels) if any(p.search(line) for p in patterns) == wanted else None
 
 
 def label_filter(tree: LabelFilter) -> Callable[[Labels], bool]:
-    """Whether extracted labels satisfy a filter. A value that is no number satisfies no numeric comparison."""
+    """Whether extracted labels satisfy a filter; an absent label no numeric one. Raises ValueError: it is no number."""
     if isinstance(tree, Logical):
         left, right = label_filter(tree.left), label_filter(tree.right)
         if tree.op == "and":
@@ -100,10 +114,10 @@ def label_filter(tree: LabelFilter) -> Callable[[Labels], bool]:
     compare, wanted, unit = COMPARE[tree.op], tree.value, tree.unit
 
     def check(labels: Labels) -> bool:
-        try:
-            return compare(number(labels.get(name, ""), unit), wanted)
-        except ValueError:
+        if name not in labels:
             return False
+        # After an error only comparisons of texts filter.
+        return ERROR in labels or compare(number(labels[name], unit), wanted)
 
     return check
 
@@ -169,9 +183,9 @@ def _json(stage: Stage) -> Step:
         try:
             tree = orjson.loads(line)
         except orjson.JSONDecodeError:
-            return line, {**labels, "__error__": "JSONParserErr"}
+            return line, {**labels, ERROR: "JSONParserErr"}
         if not isinstance(tree, dict):
-            return line, {**labels, "__error__": "JSONParserErr"}
+            return line, {**labels, ERROR: "JSONParserErr"}
         if stage.pairs:
             return line, _merged(labels, ((name, _text(_path(tree, text))) for name, text, _ in stage.pairs))
         return line, _merged(labels, _flat(tree, ""))
@@ -229,9 +243,9 @@ def _unpack(_stage: Stage) -> Step:
         try:
             tree = orjson.loads(line)
         except orjson.JSONDecodeError:
-            return line, {**labels, "__error__": "JSONParserErr"}
+            return line, {**labels, ERROR: "JSONParserErr"}
         if not isinstance(tree, dict):
-            return line, {**labels, "__error__": "JSONParserErr"}
+            return line, {**labels, ERROR: "JSONParserErr"}
         entry = tree.pop("_entry", line)
         return str(entry), _merged(labels, ((k, v) for k, v in tree.items() if isinstance(v, str)))
 
@@ -273,9 +287,19 @@ def _decolorize(_stage: Stage) -> Step:
 
 
 def _unwrap(stage: Stage) -> Step:
-    """Lines without the label have no sample; the value is read by the metric's evaluation."""
-    name = stage.arguments[0]
-    return lambda _t, line, labels: (line, labels) if name in labels else None
+    """Lines without the label have no sample; what is no number is an error that a filter behind may take out."""
+    name, conversion = stage.arguments
+
+    def step(_time: int, line: str, labels: Labels) -> tuple[str, Labels] | None:
+        if name not in labels:
+            return None
+        try:
+            number(labels[name], conversion)
+        except ValueError:
+            return line, {**labels, ERROR: "SampleExtractionErr"}
+        return line, labels
+
+    return step
 
 
 _STAGES: dict[str, Callable[[Stage], Step]] = {

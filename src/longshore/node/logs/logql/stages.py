@@ -54,7 +54,7 @@ class LogQueryParser(Cursor):
 
     def pipeline(self) -> tuple[LineFilter | Comparison | Logical | Stage, ...]:
         stages: list[LineFilter | Comparison | Logical | Stage] = []
-        while self.next.kind == "op" and self.next.text in ("|=", "!=", "|~", "!~", "|"):
+        while self.next.kind == "op" and self.next.text in ("|=", "!=", "|~", "!~", "|>", "!>", "|"):
             # `!=` after a complete query is a comparison of metrics only where no string follows.
             if self.next.text == "!=" and self.words[self.at + 1].kind != "string":
                 break
