@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longshore.engine.cri import cdi
 from longshore.engine.runtime import capabilities, cgroups, seccomp, users
 from longshore.engine.runtime import spec as oci
 from longshore.machinery.grpc import RpcError, Status
@@ -297,6 +298,10 @@ def build(config: Any, image: Mapping[str, Any], place: Place, user: users.User,
         except (OSError, ValueError) as error:
             raise invalid(f"failed to add device {device.host_path!r}: {error}") from error
     _mounts(spec, config, place)
+    try:
+        cdi.inject(spec, [d.name for d in config.CDI_devices])
+    except cdi.CdiError as error:
+        raise RpcError(Status.UNKNOWN, str(error)) from error
     wanted = config.linux.resources
     linux["resources"].update(limits(wanted))
     if config.linux.HasField("resources"):

@@ -24,6 +24,7 @@ from longshore.node.kubelet import admission, cgroups, podspec, resources, shutd
 from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
+from longshore.node.kubelet.dra import ClaimError, ClaimManager
 from longshore.node.kubelet.events_source import PodEvents
 from longshore.node.kubelet.handlers import Handlers
 from longshore.node.kubelet.images import ImageManager
@@ -87,7 +88,9 @@ class Kubelet(StatusMaker):
         self.devices_changed: Callable[[], None] = lambda: None
         self.devices = DeviceManager(config.root, lambda: self.devices_changed())
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came)
-        self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi})
+        self.claims = ClaimManager(config.root, client)
+        self.claims.arrived = self._return_claims
+        self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi, "DRAPlugin": self.claims})
         self.volumes = VolumeManager(
             config.root,
             Sources(self.objects.get, self.tokens.get, self._known_addresses, lambda: self.allocatable, self._trust),
@@ -120,6 +123,7 @@ class Kubelet(StatusMaker):
                 resized=self.allocations.restarts,
                 devices=self.devices,
                 users=self._users_of,
+                claims=self.claims,
             )
         )
         self._handlers_of: dict[str, str] = {}
@@ -129,6 +133,20 @@ class Kubelet(StatusMaker):
     def _users_of(self, pod: Pod) -> Any | None:
         handler = self._handlers_of.get(pod["metadata"]["uid"], "")
         return self.users.options(pod, handler, self.supports_users(handler))
+
+    def _return_claims(self) -> None:
+        """Give back what drivers prepared for pods that were deleted while the kubelet was away, or its driver was."""
+
+        async def back(uid: str) -> None:
+            try:
+                await self.claims.unprepare(uid)
+            except ClaimError as error:
+                log.warning("claims of the pod %s that has gone: %s", uid, error)
+
+        if self._synced:
+            for uid in self.claims.users():
+                if not self.is_wanted(uid):
+                    self.spawn(back(uid), f"claims of {uid}")
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -154,6 +172,7 @@ class Kubelet(StatusMaker):
             self._start_static()
             self.spawn(self.plugins.run(), "plugins")
             self.devices.keep(set(self.pods))
+            self._return_claims()
             self.spawn(self.devices.run(), "device plugins")
             await self.cleaner.everything()
             await self.pleg.run()
@@ -429,6 +448,7 @@ class Kubelet(StatusMaker):
         state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
         if state.running():
             raise RuntimeError(f"containers still run: {', '.join(c.name for c in state.running())}")
+        await self.claims.unprepare(uid)
         if not worker.removed:
             made, _ = self.make_status(worker.pod, state, verdict=worker.verdict, terminal=True)
             self.statuses.set(worker.pod, made)

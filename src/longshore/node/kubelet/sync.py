@@ -23,6 +23,7 @@ from longshore.node.kubelet import runtime as rt
 from longshore.node.kubelet.backoff import BackOff
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
+from longshore.node.kubelet.dra import ClaimError, ClaimManager
 from longshore.node.kubelet.env import ConfigError, Lookup, environment
 from longshore.node.kubelet.expansion import expand, missing
 from longshore.node.kubelet.images import ImageError, ImageManager, go_code
@@ -69,6 +70,7 @@ class Services:
     resized: actions.Resized
     devices: DeviceManager
     users: Callable[[Pod], Any | None]
+    claims: ClaimManager
 
 
 @dataclass(slots=True)
@@ -114,6 +116,11 @@ class Syncer:
         if owners is not None:
             sandbox_config.linux.security_context.namespace_options.userns_options.CopyFrom(owners)
         if todo.create_sandbox:
+            try:
+                await services.claims.prepare(pod)
+            except ClaimError as error:
+                services.event(pod, None, "Warning", "FailedPrepareDynamicResources", f"Failed to prepare dynamic resources: {error}")  # fmt: skip
+                raise RpcError(Status.UNAVAILABLE, str(error)) from error
             try:
                 sandbox_id, ips = await self._make_sandbox(pod, sandbox_config)
             except RpcError as error:
@@ -342,7 +349,8 @@ class Syncer:
                 mount.gidMappings.extend(owners.gids)
         try:
             await services.devices.add_to(found, pod, container)
-        except DeviceError as error:
+            services.claims.add_to(found, pod, container)
+        except (DeviceError, ClaimError) as error:
             raise ConfigError(str(error)) from error
         return found
 
