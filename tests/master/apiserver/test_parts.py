@@ -68,7 +68,9 @@ def test_the_cache_keeps_order_and_recent_events() -> None:
     cache = ResourceCache("things")
     for version, name in enumerate(("b/x", "a/y", "a/x"), 2):
         cache.apply(cache.prefix + name.encode(), version, VALUE)
-    assert cache.keys == ["a/x", "a/y", "b/x"]
+    assert list(cache.keys) == ["a/x", "a/y", "b/x"]
+    assert [cache.count("a"), cache.count("", "a/y"), cache.count("c")] == [2, 2, 0]
+    assert [i.key for i in cache.walk("", "a/x\0")] == ["a/y", "b/x"]
     assert [i.key for i in cache.select("a")] == ["a/x", "a/y"]
     cache.apply(cache.prefix + b"a/x", 5, None)
     events = cache.since(3)

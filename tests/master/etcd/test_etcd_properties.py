@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.master.etcd.etcd_reference import Reference
 
+from longshore.machinery.sorted_keys import SortedKeys
 from longshore.master.etcd import model as m
 from longshore.master.etcd.embedded import EmbeddedStore
-from longshore.master.etcd.sorted_keys import SortedKeys
 
 keys = st.sampled_from([b"a", b"a/1", b"a/2", b"b", b"b/1", b"c", b"\xff", b"\xff\xff"])
 values = st.binary(max_size=6)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import orjson
 
+from longshore.machinery.sorted_keys import SortedKeys
 from longshore.master.apiserver import keys as store_keys
 
 log = logging.getLogger("longshore.apiserver.cache")
@@ -114,7 +114,7 @@ class ResourceCache:
         self.folder = folder
         self.prefix = (store_keys.ROOT + folder + "/").encode()
         self.items: dict[str, Item] = {}
-        self.keys: list[str] = []
+        self.keys: SortedKeys[str] = SortedKeys()
         self.ring: deque[CacheEvent] = deque()
         self.ring_bytes = 0
         self.ring_floor = 0  # events after this version are all in the ring
@@ -128,19 +128,26 @@ class ResourceCache:
         self.listeners: list[Callable[[CacheEvent], None]] = []
         self._head = head
 
-    def key_range(self, namespace: str) -> tuple[int, int]:
-        """The slice of `keys` that belongs to a namespace (all of it for "")."""
+    def _slices(self, namespace: str, start: str) -> Iterator[list[str]]:
         if not namespace:
-            return 0, len(self.keys)
-        return bisect_left(self.keys, namespace + "/"), bisect_left(self.keys, namespace + "0")
+            return self.keys.slices(start, None)
+        return self.keys.slices(max(start, namespace + "/"), namespace + "0")
 
-    def select(self, namespace: str = "") -> list[Item]:
-        """The objects in key order."""
+    def select(self, namespace: str = "", start: str = "") -> list[Item]:
+        """The objects in key order, of one namespace where one is given, from a key on."""
         items = self.items
-        if not namespace:
-            return [items[k] for k in self.keys]
-        first, last = self.key_range(namespace)
-        return [items[k] for k in self.keys[first:last]]
+        return [items[key] for part in self._slices(namespace, start) for key in part]
+
+    def walk(self, namespace: str = "", start: str = "") -> Iterator[Item]:
+        """The same one by one. The cache must not change meanwhile."""
+        items = self.items
+        for part in self._slices(namespace, start):
+            for key in part:
+                yield items[key]
+
+    def count(self, namespace: str = "", start: str = "") -> int:
+        """How many that are."""
+        return sum(map(len, self._slices(namespace, start)))
 
     def load(self, kvs: Iterable[Any], version: int) -> None:
         cut = len(self.prefix)
@@ -148,7 +155,7 @@ class ResourceCache:
         for kv in kvs:
             key = kv.key[cut:].decode()
             self.items[key] = Item(key, kv.mod_revision, with_version(kv.value, kv.mod_revision))
-        self.keys = sorted(self.items)
+        self.keys.load(sorted(self.items))
         self.ring.clear()
         self.ring_bytes = 0
         self.ring_floor = self.version = version
@@ -162,14 +169,14 @@ class ResourceCache:
             if previous is None:
                 return None
             del self.items[name]
-            del self.keys[bisect_left(self.keys, name)]
+            self.keys.remove(name)
             item = Item(name, version, change_version(previous.body, previous.version, version))
             event = CacheEvent("DELETED", item, previous, version)
         else:
             item = Item(name, version, with_version(value, version))
             self.items[name] = item
             if previous is None:
-                insort(self.keys, name)
+                self.keys.add(name)
                 event = CacheEvent("ADDED", item, None, version)
             else:
                 event = CacheEvent("MODIFIED", item, previous, version)

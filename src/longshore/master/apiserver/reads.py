@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from longshore.machinery.errors import Cause, StatusError, bad_request, expired, not_found
@@ -130,9 +129,6 @@ class Reader:
     def _list_now(self, call: Call, start: str, limit: int, chosen: Selection) -> Response:
         cache = call.endpoint.cache
         assert cache is not None
-        first, last = cache.key_range(call.namespace)
-        if start:
-            first = max(first, bisect_left(cache.keys, start))
         if chosen.name and not limit:
             item = (
                 cache.items.get(path(call.namespace, chosen.name))
@@ -142,20 +138,14 @@ class Reader:
             if item is not None or call.namespace or not call.endpoint.namespaced:
                 found = [item] if item is not None and chosen.matches(call.endpoint, item) else []
                 return rendering.list_answer(call, found, self.hub.version)
-        keys, items = cache.keys, cache.items
         if not limit and not chosen:
-            return rendering.list_answer(call, [items[k] for k in keys[first:last]], self.hub.version)
-        page: Items = []
-        at = first
-        while at < last and not (limit and len(page) == limit):
-            item = items[keys[at]]
-            at += 1
-            if not chosen or chosen.matches(call.endpoint, item):
-                page.append(item)
+            return rendering.list_answer(call, cache.select(call.namespace, start), self.hub.version)
+        page, more = _page(call, cache.walk(call.namespace, start), limit, chosen)
         token, remaining = "", None
-        if limit and at < last and page:
-            token = tokens.encode(keys[at - 1], self.hub.version)
-            remaining = None if chosen else last - at
+        if more:
+            last = page[-1].key
+            token = tokens.encode(last, self.hub.version)
+            remaining = None if chosen else cache.count(call.namespace, last) - 1
         return rendering.list_answer(call, page, self.hub.version, token, remaining)
 
     async def _list_at(
@@ -169,29 +159,22 @@ class Reader:
         store = self.hub.store
         if version < int(store.compact_revision):
             self._expired(call, start, bool(token))
-        items = cache.items
-        if cache.version <= version:
-            keys = cache.keys
-            first, last = cache.key_range(call.namespace)
-            if start:
-                first = max(first, bisect_left(keys, start))
-            found: Items = [items[k] for k in keys[first:last]]
-        else:
-            found = await self._from_store(call, version, start)
         conversions = call.endpoint.storage.conversions if call.endpoint.foreign else None
-        if conversions is not None and chosen:
-            await conversions.trees(call.endpoint.version, found)
-        page: Items = []
-        at = 0
-        while at < len(found) and not (limit and len(page) == limit):
-            item = found[at]
-            at += 1
-            if not chosen or chosen.matches(call.endpoint, item):
-                page.append(item)
         following, remaining = "", None
-        if limit and at < len(found) and page:
-            following = tokens.encode(found[at - 1].key, version)
-            remaining = None if chosen else len(found) - at
+        if cache.version <= version and not (conversions is not None and chosen):
+            page, more = _page(call, cache.walk(call.namespace, start), limit, chosen)
+            if more:
+                remaining = None if chosen else cache.count(call.namespace, page[-1].key) - 1
+        else:
+            unchanged = cache.version <= version
+            found = cache.select(call.namespace, start) if unchanged else await self._from_store(call, version, start)
+            if conversions is not None and chosen:
+                await conversions.trees(call.endpoint.version, found)
+            page, more = _page(call, iter(found), limit, chosen)
+            if more:
+                remaining = None if chosen else sum(1 for item in found if item.key > page[-1].key)
+        if more:
+            following = tokens.encode(page[-1].key, version)
         if conversions is not None:
             await conversions.fill(call.endpoint.version, page)
         return rendering.list_answer(call, page, version, following, remaining)
@@ -222,6 +205,17 @@ class Reader:
             " created, modified, or deleted between the time the first chunk was returned and now may show up in the list."
         )
         raise _WithToken(error, tokens.encode(start.rstrip("\0"), -1))
+
+
+def _page(call: Call, items: Iterator[Item], limit: int, chosen: Selection) -> tuple[Items, bool]:
+    """The first items that are chosen, `limit` at most (0: all); whether there are items after them."""
+    page: Items = []
+    for item in items:
+        if limit and len(page) == limit:
+            return page, True
+        if not chosen or chosen.matches(call.endpoint, item):
+            page.append(item)
+    return page, False
 
 
 class _WithToken(StatusError):

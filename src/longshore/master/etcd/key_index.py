@@ -10,9 +10,9 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from longshore.machinery.sorted_keys import SortedKeys
 from longshore.master.etcd.model import KeyValue
 from longshore.master.etcd.revision import last_row_of
-from longshore.master.etcd.sorted_keys import SortedKeys
 
 EVICTED = bytes(bytearray(b"(value is in the log)"))
 """Stands, by identity, for a value that is kept in the log only."""
@@ -70,7 +70,7 @@ class KeyIndex:
 
     def __init__(self, cache_bytes: int) -> None:
         self.entries: dict[bytes, Entry] = {}
-        self.keys = SortedKeys()
+        self.keys: SortedKeys[bytes] = SortedKeys()
         # What a compaction takes, in the order in which it may: (revision at which it was superseded, row, entry).
         self.superseded: deque[tuple[int, int, Entry]] = deque()
         self.tombstones: deque[tuple[int, int, Entry]] = deque()
