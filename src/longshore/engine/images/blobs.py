@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longshore.engine.errors import SystemFailure
+from longshore.engine.images.flushing import begin_writing
 
 
 class DigestMismatch(SystemFailure):
@@ -48,12 +49,14 @@ class BlobWriter:
         return "sha256:" + self._hash.hexdigest()
 
     def write(self, pieces: bytes | Iterable[bytes]) -> None:
+        begun = self.offset
         for data in (pieces,) if isinstance(pieces, bytes) else pieces:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
             self._hash.update(data)
             self.offset += len(data)
+        begin_writing(self._fd, begun, self.offset - begun)
 
     def restart(self) -> None:
         """Begin again from nothing (the other side cannot go on from the middle)."""

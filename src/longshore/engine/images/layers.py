@@ -7,7 +7,9 @@ again never meet. What is being unpacked lies under a name that tells its proces
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import sqlite3
@@ -20,9 +22,11 @@ from longshore.engine.images import compression
 from longshore.engine.images.blobs import Blobs, DigestMismatch
 from longshore.engine.images.database import Database, own_process, process_start
 from longshore.engine.images.extract import Extractor, remove_path
+from longshore.engine.images.flushing import Flusher
 from longshore.engine.images.pack import Packer
 from longshore.wire.tar import TarReader
 
+log = logging.getLogger("longshore.engine.images")
 _PIECE = 1 << 18
 _LINK = 12
 # A file system that runs full stops everybody: unpacking ends before that.
@@ -78,6 +82,7 @@ class Layers:
     def __init__(self, root: Path, database: Database, blobs: Blobs) -> None:
         self._database, self._blobs = database, blobs
         self.folder = root / "overlay2"
+        self.flusher = Flusher(database, self.folder)
         self._links = root / "l"
         self.folder.mkdir(mode=0o710, parents=True, exist_ok=True)
         self._links.mkdir(mode=0o710, exist_ok=True)
@@ -185,7 +190,10 @@ class Layers:
                     "INSERT INTO layers VALUES(?,?,?,?,?,?,?,?,?)",
                     (chain, diff, parent, size, blob, media, blob_size, name, tar_size),
                 )
-                return layer
+                self.flusher.mark(connection, chain)
+        if row is None:
+            self.flusher.schedule()
+            return layer
         self.discard(folder)
         return Layer(*row)
 
@@ -222,6 +230,86 @@ class Layers:
             if _leased(connection, digest):
                 return 0
             return self._blobs.remove(digest)
+
+    def repair(self) -> list[str]:
+        """After a lost power supply: the layers that may not be whole are unpacked again, or checked; those that are broken
+        go, with all above them and their images. Returns the chain ids of what went.
+        """
+        if not self.flusher.doubtful():
+            return []
+        # Engines of several nodes may start at once: one of them repairs, the others wait for it.
+        lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self._repair()
+        finally:
+            os.close(lock)
+
+    def _repair(self) -> list[str]:
+        doubtful = self.flusher.doubtful()
+        broken: list[str] = []
+        for chain in doubtful:
+            layer = self.get(chain)
+            if layer is None:
+                continue
+            try:
+                whole = self._again(layer) if self._blobs.has(layer.blob) else self._is_whole(layer)
+            except (OSError, ValueError) as error:
+                log.warning("layer %s: %s", layer.diff, error)
+                whole = False
+            if not whole:
+                broken.append(chain)
+        gone = self._forget(broken)
+        for chain in gone:
+            log.warning("layer %s was not on the disk when the machine stopped: it and its images are removed", chain)
+        self.flusher.settle(doubtful)
+        return gone
+
+    def _is_whole(self, layer: Layer) -> bool:
+        """Do a layer's files still make its digest?"""
+        digest = hashlib.sha256()
+        for data in Packer(self.diff_path(layer)):
+            digest.update(data)
+        return "sha256:" + digest.hexdigest() == layer.diff
+
+    def _again(self, layer: Layer) -> bool:
+        """Unpack a layer from its blob once more, into a new folder in the place of the old one."""
+        folder = self.new_folder()
+        try:
+            with open(self._blobs.path(layer.blob), "rb", buffering=0) as file:
+                diff, _, _ = self.extract(folder, file.read)
+            if diff != layer.diff:
+                return False
+            old = self.folder / f"{layer.folder}.old"
+            remove_path(old)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.folder / layer.folder, old)
+            os.rename(folder, self.folder / layer.folder)
+            remove_path(old)
+        finally:
+            self.discard(folder)
+        return True
+
+    def _forget(self, broken: list[str]) -> list[str]:
+        """Remove layers, those above them, and the images that have them."""
+        gone: list[Layer] = []
+        todo = list(broken)
+        with self._database.write() as connection:
+            while todo:
+                chain = todo.pop()
+                row = connection.execute("SELECT * FROM layers WHERE chain=?", (chain,)).fetchone()
+                if row is None:
+                    continue
+                gone.append(Layer(*row))
+                connection.execute("DELETE FROM layers WHERE chain=?", (chain,))
+                todo += [found[0] for found in connection.execute("SELECT chain FROM layers WHERE parent=?", (chain,))]
+                for (image,) in connection.execute("SELECT id FROM images WHERE chain=?", (chain,)).fetchall():
+                    connection.execute("DELETE FROM images WHERE id=?", (image,))
+                    connection.execute("DELETE FROM names WHERE image=?", (image,))
+                    connection.execute("DELETE FROM manifests WHERE image=?", (image,))
+        for layer in gone:
+            self._take_away(layer)
+        return [layer.chain for layer in gone]
 
     def sweep(self) -> None:
         """After a crash: remove folders and blobs that no row knows, rows whose folder is gone, leases of the dead."""

@@ -99,9 +99,11 @@ class ImageStore:
         self.blobs = Blobs(root)
         self.layers = Layers(root, self.database, self.blobs)
         self.layers.sweep()
+        self.layers.repair()
         _sweep_work(root)
 
     def close(self) -> None:
+        self.layers.flusher.close()
         self.database.close()
 
     @property
