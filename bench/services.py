@@ -95,10 +95,12 @@ async def measure() -> None:
     for number in range(SERVICES):
         proxier.service(service(number))
         proxier.slice(endpoint_slice(number, pods(number)))
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     task = asyncio.create_task(proxier.run())
     await proxier.synced.wait()
     figure(f"{SERVICES:,} Services of {ENDPOINTS} endpoints loaded", time.perf_counter() - started, "s", target="< 6")
+    # Of a machine that others use as well this says more than the clock does.
+    figure("processor time of that, the kernel's with it", time.process_time() - worked, "s", target="< 6")
     await proxier.idle.wait()
     took = []
     for turn in range(TURNS):

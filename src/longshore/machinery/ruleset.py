@@ -168,6 +168,27 @@ class RuleSet:
                     lines.append(f"delete {kinds[name]} {self._place} {name}")
         return "\n".join(lines)
 
+    def take(self, changes: Iterable[tuple[Hashable, Rules | None]]) -> None:
+        """The same as `update` where the whole table follows: nothing is worked out but what the table should be."""
+        for owner, rules in changes:
+            if rules is None or owner in self._owned:
+                self.update([(owner, rules)])
+                continue
+            self._owned[owner] = rules
+            for name, definition in rules.sets.items():
+                self._set_users[name] = self._set_users.get(name, 0) + 1
+                self._sets.setdefault(name, definition)
+            for name, body in rules.chains.items():
+                self._chain_users[name] = self._chain_users.get(name, 0) + 1
+                self._chains.setdefault(name, body)
+            wanted = self._wanted
+            for table, key, value in rules.elements:
+                place = (table, key)
+                if place in wanted:
+                    wanted[place][owner] = value
+                else:
+                    wanted[place] = {owner: value}
+
     def text(self) -> str:
         """The whole table, in place of whatever is there."""
         lines = [

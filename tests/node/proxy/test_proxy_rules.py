@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.node.proxy.proxy_world import NODE, elsewhere, endpoint_slice, service
 
 from longshore.machinery.nftables import Nftables
-from longshore.machinery.ruleset import Element
+from longshore.machinery.ruleset import Element, Rules, RuleSet
 from longshore.node.proxy.rules import Dialect, render, rule_set
 from longshore.node.proxy.service import Endpoint, PortName, ServicePort, endpoints_of, service_ports, slice_owner
 from longshore.node.proxy.topology import choose
@@ -196,3 +196,20 @@ def test_transactions_lead_where_the_whole_text_leads(dialect: Dialect, data: st
         nft.run(rules.text())
         assert small == listed(nft)
         nft.run(f"delete table {dialect.ip} t-lead")
+
+
+def test_what_is_taken_at_once_is_the_table_that_changes_lead_to() -> None:
+    changes = [
+        ("a", Rules({Element("m", "1", "x"), Element("s", "k")}, {"c": ("accept",)}, {"n": "set { type ipv4_addr; }"})),
+        ("b", Rules({Element("m", "1", "y"), Element("m", "2", "z")}, {"c": ("accept",)}, lasting=True)),
+        ("a", Rules({Element("m", "3", "w")})),
+        ("c", Rules({Element("m", "4", "v")})),
+        ("c", None),
+    ]
+    step, whole = RuleSet("ip", "t", ""), RuleSet("ip", "t", "")
+    for change in changes:
+        step.update([change])
+    whole.take(changes)
+    assert sorted(step.text().splitlines()) == sorted(whole.text().splitlines())
+    assert step.update([("b", None)]) == whole.update([("b", None)]) != ""
+    assert step.element_count == whole.element_count == 1

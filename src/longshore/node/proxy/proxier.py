@@ -7,10 +7,12 @@ ends in a rebuild: the whole table replaced in one transaction, which is also wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import gc
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -203,15 +205,19 @@ class Proxier:
         changes: list[list[tuple[Any, Rules | None]]] = [[] for _ in self._sets]
         flows: dict[tuple[int, str, int], set[tuple[str, int]]] = {}
         affine: list[tuple[RuleSet, Rules, list[Endpoint]]] = []
-        for count, key in enumerate(dirty, 1):
-            self._compute(key, changes, flows, affine)
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-        texts = [rules.update(part) for rules, part in zip(self._sets, changes, strict=True)]
-        if rebuild:
-            kept = await self._call(self._affinity)
-            texts = [*(rules.text() for rules in self._sets), *kept]
-        text = "\n".join(part for part in texts if part)
+        with _collector_paused(len(dirty) > _SLICE):
+            for count, key in enumerate(dirty, 1):
+                self._compute(key, changes, flows, affine)
+                if count % _SLICE == 0:
+                    await asyncio.sleep(0)
+            if rebuild:
+                for rules, part in zip(self._sets, changes, strict=True):
+                    rules.take(part)
+                kept = await self._call(self._affinity)
+                texts = [*(rules.text() for rules in self._sets), *kept]
+            else:
+                texts = [rules.update(part) for rules, part in zip(self._sets, changes, strict=True)]
+            text = "\n".join(part for part in texts if part)
         nft = self._nft
         assert nft is not None
         if text:
@@ -375,6 +381,19 @@ class Proxier:
             except NftablesError as error:
                 if not error.missing:  # an entry may run out between the look and the deletion
                     logger.warning("session affinity of gone endpoints cannot be cleared: %s", error)
+
+
+@contextlib.contextmanager
+def _collector_paused(much: bool) -> Iterator[None]:
+    """Keep the garbage collector from walking what is being made, again and again, and all of which stays."""
+    pause = much and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
 
 
 def _client(item: Any) -> str:
