@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from longshore.client.resources import NODES
 from longshore.machinery.grpc import Client, RpcError, Server
-from longshore.node.kubelet import devices
+from longshore.node.kubelet import devices, podresources
 
 from .conftest import Node
 
@@ -134,6 +134,25 @@ async def test_a_container_has_its_devices(node: Node, plugin: Plugin) -> None:
     # The plugin prefers the last one.
     await node.until(said)
     assert plugin.allocated == [["b"]] and plugin.prepared == [["b"]]
+
+
+async def test_agents_see_who_has_what(node: Node, plugin: Plugin) -> None:
+    await node.create("seen", toys(1, name="one"))
+    await node.ready("seen")
+    agent = Client(podresources.schema().PodResourcesLister, path=node.root / "k" / "pod-resources" / "kubelet.sock")
+    try:
+        (mine,) = (p for p in (await agent.call("List")).pod_resources if p.name == "seen")
+        (given,) = mine.containers[0].devices
+        assert (
+            mine.containers[0].name == "one"
+            and given.resource_name == NAME
+            and list(given.device_ids) in (["a"], ["b"])
+        )
+        all_of_them = (await agent.call("GetAllocatableResources")).devices
+        assert {(d.resource_name, *d.device_ids) for d in all_of_them} == {(NAME, "a"), (NAME, "b")}
+    finally:
+        agent.close()
+    await node.delete("seen")
 
 
 async def test_more_than_there_is(node: Node, plugin: Plugin) -> None:

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from longshore.client.resources import EVENTS, PODS, RESOURCE_CLAIMS
-from longshore.machinery.grpc import Server
-from longshore.node.kubelet import dra, plugins
+from longshore.machinery.grpc import Client, RpcError, Server
+from longshore.node.kubelet import dra, plugins, podresources
 
 from .conftest import Node
 
@@ -138,6 +138,17 @@ async def test_a_claim_is_prepared_given_and_returned(node: Node, driver: Driver
     answer = await said(node, "second")
     assert answer.startswith("--yes-\nof the device\n") and "toy-zero" not in answer
     assert driver.prepared == ["both"]
+    agent = Client(podresources.schema().PodResourcesLister, path=node.root / "k" / "pod-resources" / "kubelet.sock")
+    listed = {p.name: p for p in (await agent.call("List")).pod_resources}
+    for name, want in (("first", ["zero", "one"]), ("second", ["one"])):
+        (given,) = listed[name].containers[0].dynamic_resources
+        assert (given.claim_name, given.claim_namespace) == ("both", "default")
+        assert [(r.driver_name, r.pool_name, r.device_name) for r in given.claim_resources] == [(DRIVER, "p", d) for d in want]  # fmt: skip
+        assert [c.name for r in given.claim_resources for c in r.cdi_devices] == [f"example.test/toy={d}" for d in want]
+    assert (await agent.call("Get", pod_name="first", pod_namespace="default")).pod_resources == listed["first"]
+    with pytest.raises(RpcError, match="pod first in namespace other not found"):
+        await agent.call("Get", pod_name="first", pod_namespace="other")
+    agent.close()
     await node.delete("first")
     assert driver.returned == []
     # deleted while the kubelet is away: given back when it is there again

@@ -162,6 +162,14 @@ class DeviceManager:
         capacity = {n: str(len(r.devices) if r.endpoint else 0) for n, r in self._resources.items()}
         return capacity, {n: str(sum(r.devices.values())) for n, r in self._resources.items()}
 
+    def healthy(self) -> dict[str, list[str]]:
+        """Resource -> the ids of its healthy devices."""
+        return {n: sorted(i for i, good in r.devices.items() if good) for n, r in self._resources.items()}
+
+    def of_container(self, uid: str, name: str) -> dict[str, list[str]]:
+        """Resource -> the ids that a container has."""
+        return {resource: list(grant.ids) for resource, grant in self._grants.get(uid, {}).get(name, {}).items()}
+
     # -- pods --------------------------------------------------------------------------------------------------------
 
     async def allocate(self, pod: Pod) -> None:

@@ -65,7 +65,10 @@ class _Driver:
 
 @dataclass(slots=True)
 class _Claim:
-    """A claim that this node has prepared or is about to. devices: driver -> (requests, CDI names) of each device."""
+    """A claim that this node has prepared or is about to.
+
+    devices: driver -> (requests, CDI names, pool, name) of each device.
+    """
 
     namespace: str
     name: str
@@ -73,15 +76,15 @@ class _Claim:
     drivers: list[str]
     pods: list[str] = field(default_factory=list)
     prepared: bool = False
-    devices: dict[str, list[tuple[list[str], list[str]]]] = field(default_factory=dict)
+    devices: dict[str, list[tuple[list[str], list[str], str, str]]] = field(default_factory=dict)
 
-    def cdi(self, request: str) -> list[str]:
-        """The CDI names for a request of the claim; "" all. A subrequest ("a/b") belongs to its request."""
+    def of_request(self, request: str) -> list[tuple[str, str, str, list[str]]]:
+        """(driver, pool, device, CDI names) for a request; "" all. A subrequest ("a/b") belongs to its request."""
         found = []
-        for devices in self.devices.values():
-            for names, ids in devices:
+        for driver, devices in self.devices.items():
+            for names, ids, pool, device in devices:
                 if not request or not names or request in (n.partition("/")[0] for n in names) or request in names:
-                    found += ids
+                    found.append((driver, pool, device, ids))
         return found
 
 
@@ -206,7 +209,9 @@ class ClaimManager:
             answer = await self._ask(driver, "NodePrepareResources", mine)
             for claim in mine:
                 devices = answer[claim.uid].devices
-                claim.devices[driver] = [(list(d.request_names), list(d.cdi_device_ids)) for d in devices]
+                claim.devices[driver] = [
+                    (list(d.request_names), list(d.cdi_device_ids), d.pool_name, d.device_name) for d in devices
+                ]
         for claim in wanted:
             claim.prepared = True
         await asyncio.to_thread(self._save)
@@ -220,24 +225,41 @@ class ClaimManager:
         except (OSError, TimeoutError) as error:
             raise ClaimError(f"fetch ResourceClaim {name}: {error}") from error
 
-    def add_to(self, config: Any, pod: Pod, container: Mapping[str, Any]) -> None:
-        """Name the devices of a container's claims in its CRI configuration. Raises ClaimError."""
-        wanted = [
-            (c["name"], str(c.get("request") or "")) for c in (container.get("resources") or {}).get("claims") or ()
-        ]
+    def _asked(self, pod: Pod, container: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(ResourceClaim, request) of what a container uses; request "": all of it. Raises ClaimError."""
+        wanted = (container.get("resources") or {}).get("claims") or ()
         extended = (pod.get("status") or {}).get("extendedResourceClaimStatus") or {}
         mapped = [m for m in extended.get("requestMappings") or () if m.get("containerName") == container["name"]]
         if not wanted and not mapped:
-            return
+            return []
         names = dict(claims_of(pod))
-        asked = [(names[name], request) for name, request in wanted if name in names]
-        asked += [(extended["resourceClaimName"], m["requestName"]) for m in mapped]
+        asked = [(names[c["name"]], str(c.get("request") or "")) for c in wanted if c["name"] in names]
+        return asked + [(str(extended["resourceClaimName"]), str(m["requestName"])) for m in mapped]
+
+    def add_to(self, config: Any, pod: Pod, container: Mapping[str, Any]) -> None:
+        """Name the devices of a container's claims in its CRI configuration. Raises ClaimError."""
+        namespace = pod["metadata"]["namespace"]
+        for name, request in self._asked(pod, container):
+            claim = self._claims.get((namespace, name))
+            if claim is None:
+                raise ClaimError(f"unable to get claim info for ResourceClaim {name} in namespace {namespace}")
+            have = {d.name for d in config.CDI_devices}
+            ids = dict.fromkeys(i for *_, names in claim.of_request(request) for i in names)
+            config.CDI_devices.extend(cri.CDIDevice(name=i) for i in ids if i not in have)
+
+    def of_container(self, pod: Pod, container: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str, list[str]]]]]:  # fmt: skip
+        """(ResourceClaim, its devices as of_request gives them) of a container."""
+        found: dict[str, list[tuple[str, str, str, list[str]]]] = {}
+        try:
+            asked = self._asked(pod, container)
+        except ClaimError:
+            return []
         for name, request in asked:
             claim = self._claims.get((pod["metadata"]["namespace"], name))
-            if claim is None:
-                raise ClaimError(f"unable to get claim info for ResourceClaim {name} in namespace {pod['metadata']['namespace']}")  # fmt: skip
-            have = {d.name for d in config.CDI_devices}
-            config.CDI_devices.extend(cri.CDIDevice(name=i) for i in claim.cdi(request) if i not in have)
+            if claim is not None:
+                devices = found.setdefault(name, [])
+                devices += [d for d in claim.of_request(request) if d not in devices]
+        return list(found.items())
 
     async def unprepare(self, uid: str) -> None:
         """A pod has ended: give back the claims that it was the last to use. Raises ClaimError."""

@@ -32,6 +32,7 @@ from longshore.node.kubelet.kill import Killer
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
 from longshore.node.kubelet.plugins import Plugins
+from longshore.node.kubelet.podresources import PodResources
 from longshore.node.kubelet.podstatus import StatusMaker
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.resize import Allocations
@@ -90,6 +91,7 @@ class Kubelet(StatusMaker):
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came)
         self.claims = ClaimManager(config.root, client)
         self.claims.arrived = self._return_claims
+        self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims)
         self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi, "DRAPlugin": self.claims})
         self.volumes = VolumeManager(
             config.root,
@@ -129,6 +131,9 @@ class Kubelet(StatusMaker):
         self._handlers_of: dict[str, str] = {}
         self.cleaner = Cleaner(config, runtime, self.killer, self.volumes, self.is_wanted)
         self.pleg = PodEvents(runtime, self._runtime_changed, self._gap)
+
+    def _running_pods(self) -> list[Pod]:
+        return [worker.pod for worker in self.workers.values() if not worker.ending]
 
     def _users_of(self, pod: Pod) -> Any | None:
         handler = self._handlers_of.get(pod["metadata"]["uid"], "")
@@ -174,6 +179,7 @@ class Kubelet(StatusMaker):
             self.devices.keep(set(self.pods))
             self._return_claims()
             self.spawn(self.devices.run(), "device plugins")
+            self.spawn(self.pod_resources.run(), "pod resources")
             await self.cleaner.everything()
             await self.pleg.run()
         finally:
