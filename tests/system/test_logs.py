@@ -1,7 +1,13 @@
 """Logs of a cluster of two nodes: one query asks both, RBAC decides what it finds, audit and Events are streams."""
 
 import json
+import os
+import pty
+import re
+import select
 import ssl
+import subprocess
+import sys
 import urllib.parse
 import urllib.request
 
@@ -84,7 +90,7 @@ def test_one_query_at_any_node_finds_what_both_have_and_rbac_allows(shop):
             assert "warnings" not in found
             return {stream["stream"]["node"] for stream in found["data"]["result"]} == set(nodes)
 
-        eventually(both)
+        eventually(both, 60)  # a refusal is remembered for half a minute
         assert asked(shop, address, "label/namespace/values", token)["data"] == ["shop"]
         assert asked(shop, address, "query_range", token, query='{namespace="bank"}')["data"]["result"] == []
         assert asked(shop, address, "query_range", token, query='{job=~".+"}')["data"]["result"] == []
@@ -114,3 +120,25 @@ def test_audit_and_events_are_streams_under_an_identity_of_their_own(shop):
         assert (
             shop.kubectl("--kubeconfig", config, "auth", "can-i", *refused, "-A", check=False).strip().startswith("no")
         )
+
+
+def test_earlier_lives_and_gone_pods_are_found_in_colour_and_followed(shop):
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "twice", "namespace": "shop"}}
+    pod["spec"] = {"terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", "echo a life; exit 1"]}]}  # fmt: skip
+    shop.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    eventually(lambda: shop.longshore("logs", "twice", "-n", "shop").count("a life") >= 2, 60)
+    shop.kubectl("delete", "pod", "twice", "-n", "shop")
+    assert shop.longshore("logs", "twice", "-n", "shop").count("a life") >= 2
+    mine, its = pty.openpty()
+    command = [sys.executable, "-m", "longshore", "logs", *shop.folders, "deployment/back", "-n", "shop", "-f"]
+    child = subprocess.Popen(command, stdout=its, env=shop.env)
+    os.close(its)
+    try:
+        seen = b""
+        while len(set(re.findall(rb"\x1b\[\d+mback-[^\x1b]*\x1b\[0m", seen))) < 2:
+            assert select.select([mine], [], [], 30)[0], seen
+            seen += os.read(mine, 65536)
+    finally:
+        child.terminate()
+        child.wait()
+        os.close(mine)

@@ -84,7 +84,12 @@ class Journald:
                 *lines, rest = (rest + data).split(b"\n")
                 if len(rest) > LONGEST_ENTRY:
                     rest = b""  # its end alone is not JSON, and is passed over
-                await self._keep(lines)
+                keeping = asyncio.ensure_future(self._keep(lines))
+                try:
+                    await asyncio.shield(keeping)
+                except asyncio.CancelledError:
+                    await keeping  # what the store has is behind the cursor: nothing comes twice after an orderly end
+                    raise
         finally:
             transport.close()
             child.kill()
