@@ -92,7 +92,9 @@ class Demo:
         self._say("")
         for name, seconds in self.times.items():
             self._say(f"  {name.split(':')[0]:24} {seconds:6.2f} s")
-        self._say(f"\nThe front tier answers on http://{self._config.nodes[0].ip}:30080/cgi-bin/tier")
+        self._say(
+            f"\nThe front tier answers on http://{cluster.authority(self._config.nodes[0].ip, 30080)}/cgi-bin/tier"
+        )
 
     def _say(self, words: str) -> None:
         if not self._quiet:
@@ -195,7 +197,7 @@ class Demo:
             address = await asyncio.to_thread(resolve, name, self._config.cluster_dns)
             doors.append((f"DNS name {name}", address, 80))
         for door, address, port in doors:
-            text = await self._get(f"http://{address}:{port}/cgi-bin/tier")
+            text = await self._get(f"http://{cluster.authority(address, port)}/cgi-bin/tier")
             self._say(f"    {door}: " + " / ".join(text.split("\n")))
             if "token accepted" not in text:
                 raise OSError(f"the front tier's answer through its {door} lacks the back tier's: {text!r}")
@@ -222,7 +224,8 @@ class Demo:
         try:
             while shown == 0:
                 for node in self._config.nodes:
-                    url = f"https://{node.ip}:{DEFAULT_PORT}/loki/api/v1/query_range?query={quote(query)}&limit=4"
+                    address = cluster.authority(node.ip, DEFAULT_PORT)
+                    url = f"https://{address}/loki/api/v1/query_range?query={quote(query)}&limit=4"
                     answer = await client.request("GET", url, timeout=10)
                     body = await answer.read()
                     if answer.status != 200:
@@ -269,12 +272,13 @@ def busybox_root() -> bytes:
 
 
 def resolve(name: str, server: str, timeout: float = 2.0, tries: int = 10) -> str:
-    """The first A record of a name, asked of one DNS server over UDP. Raises OSError."""
+    """The first address of a name, of the DNS server's own IP family, asked of it over UDP. Raises OSError."""
     from longshore.wire import dns
 
+    family, kind = (socket.AF_INET6, dns.AAAA) if ":" in server else (socket.AF_INET, dns.A)
     for _ in range(tries):
-        question = dns.Message(id=int.from_bytes(os.urandom(2)), questions=[dns.Question(name + ".", dns.A)])
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ask:
+        question = dns.Message(id=int.from_bytes(os.urandom(2)), questions=[dns.Question(name + ".", kind)])
+        with socket.socket(family, socket.SOCK_DGRAM) as ask:
             ask.settimeout(timeout)
             try:
                 ask.connect((server, 53))
@@ -284,6 +288,6 @@ def resolve(name: str, server: str, timeout: float = 2.0, tries: int = 10) -> st
                 time.sleep(0.05)
                 continue
         for record in answer.answers:
-            if record.type == dns.A:
+            if record.type == kind:
                 return str(record.data)
     raise OSError(f"{server} does not know {name}")

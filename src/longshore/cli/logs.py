@@ -102,7 +102,7 @@ async def node_addresses(layout: Any) -> list[str]:
     found = []
     for node in nodes["items"]:
         found += [a["address"] for a in node["status"].get("addresses", []) if a["type"] == "InternalIP"][:1]
-    return [f"https://{address}:{DEFAULT_PORT}" for address in found]
+    return [f"https://{cluster.authority(address, DEFAULT_PORT)}" for address in found]
 
 
 async def answering(http: Client, addresses: list[str]) -> str:

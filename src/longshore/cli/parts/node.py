@@ -7,7 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from longshore.cli.cluster import load
+from longshore.cli.cluster import authority, load
 from longshore.cli.main import UserError, layout_of
 from longshore.cli.parts.health import healthy
 from longshore.machinery.run import run_part
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
                     events=logs if first and not config.remote else None,
                     peers=peers,
                     addresses=lambda: {
-                        n.name: f"https://{n.ip}:{LOGS_PORT}" for n in config.nodes if n.name != node.name
+                        n.name: f"https://{authority(n.ip, LOGS_PORT)}" for n in config.nodes if n.name != node.name
                     },
                     forward=("127.0.0.1", 24224),
                     host=everywhere,
