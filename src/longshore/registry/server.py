@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from longshore.machinery.http import Response, Server
 from longshore.registry.auth import Access, Passwords
 from longshore.registry.errors import RegistryError
-from longshore.registry.service import Service
+from longshore.registry.service import Quota, Service
 from longshore.registry.storage import Storage
 from longshore.registry.upstream import Upstream
 
@@ -35,6 +35,7 @@ async def serve(
     access: Access | None = None,
     read_only: bool = False,
     blob_limit: int | None = None,
+    quotas: Sequence[Quota] = (),
     upstream: Upstream | None = None,
     collect_every: float = 3600.0,
     collect_grace: int = 3600,
@@ -46,14 +47,15 @@ async def serve(
 
     data_dir: where content is kept. port 0: any; `ready` is told the port. htpasswd: a password file (Basic
     authentication); access: a whole policy in its place (tokens, permissions). read_only: pull only.
-    blob_limit: most bytes of one blob. upstream: be a pull-through mirror of this registry. collect_*: seconds between garbage collections (0: none), seconds that
-    unreferenced content is left alone, whether untagged manifests go too. Raises OSError when it cannot listen.
+    blob_limit: most bytes of one blob. quotas: most bytes of a repository. upstream: be a pull-through mirror of this
+    registry. collect_*: seconds between garbage collections (0: none), seconds that unreferenced content is left alone, whether untagged manifests go too. Raises OSError when it cannot listen.
     """
     service = Service(
         Storage(data_dir),
         access=access or Access(Passwords(htpasswd) if htpasswd else None),
         read_only=read_only,
         blob_limit=blob_limit,
+        quotas=quotas,
         upstream=upstream,
         metrics=metrics,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +20,7 @@ from longshore.registry import manifests, mirror, page
 from longshore.registry.auth import Access
 from longshore.registry.errors import AnswerCut, RegistryError
 from longshore.registry.storage import Manifest, Storage, digest_of, is_digest
-from longshore.registry.uploads import Uploads
+from longshore.registry.uploads import Room, Uploads
 from longshore.registry.upstream import Upstream
 
 log = logging.getLogger("longshore.registry")
@@ -38,10 +40,18 @@ _PAGE = 1000
 Answer = Response | None
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Repositories whose names fit a glob may each hold blobs of `size` bytes."""
+
+    repository: str
+    size: int
+
+
 class Service:
     """Answers requests from a storage.
 
-    access: who may do what. read_only: pushes and deletes are refused (UNSUPPORTED). upstream: another registry that
+    access: who may do what. quotas: how much repositories may hold, the first that fits a name counts. read_only: pushes and deletes are refused (UNSUPPORTED). upstream: another registry that
     this one mirrors; it is read-only then. metrics: figures are kept there.
     """
 
@@ -52,9 +62,11 @@ class Service:
         access: Access | None = None,
         read_only: bool = False,
         blob_limit: int | None = None,
+        quotas: Sequence[Quota] = (),
         upstream: Upstream | None = None,
         metrics: CollectorRegistry | None = None,
     ) -> None:
+        self.quotas = tuple(quotas)
         self.upstream = upstream
         self.storage = storage
         self.access = access or Access()
@@ -393,6 +405,9 @@ class Service:
             source = request.param("from")
             if not is_digest(mount):
                 raise RegistryError("DIGEST_INVALID", {"digest": mount[:200]})
+            room = self._room(name)
+            if room is not None and self.storage.blob_size(name, mount) is None:
+                room(self.storage.size_of(mount))
             if await self._may_mount(request, source) and self.storage.mount(name, source, mount):
                 headers = [("Location", f"/v2/{name}/blobs/{mount}"), ("Docker-Content-Digest", mount)]
                 return Response(201, b"", headers)
@@ -450,12 +465,30 @@ class Service:
     async def _append(self, request: Request, upload_id: str, upload: Any) -> None:
         """Add the request's body. What a broken connection left is kept for a resume, what a full disk left is not."""
         try:
-            await self.uploads.append(upload, request.chunks())
+            await self.uploads.append(upload, request.chunks(), self._room(upload.repository))
+        except RegistryError as error:
+            if error.code == "DENIED":
+                self.uploads.forget(upload_id, upload)
+            raise
         except ConnectionError:
             raise
         except OSError:
             self.uploads.forget(upload_id, upload)
             raise
+
+    def _room(self, name: str) -> Room | None:
+        """A check of an upload's length against its repository's quota; None where it has none."""
+        quota = next((quota for quota in self.quotas if fnmatch.fnmatchcase(name, quota.repository)), None)
+        if quota is None:
+            return None
+        used = self.storage.usage(name)
+
+        def check(size: int) -> None:
+            if used + size > quota.size:
+                detail = {"repository": name, "quota": quota.size, "used": used}
+                raise RegistryError("DENIED", detail, message=f"quota of {quota.size} bytes exceeded")
+
+        return check
 
     def _in_order(self, request: Request, name: str, upload_id: str, offset: int) -> None:
         """A chunk that does not begin where the upload ends is refused, with where it ends. Raises RegistryError."""

@@ -130,6 +130,16 @@ class Storage:
                 )
         return int(row[0])
 
+    def size_of(self, digest: str) -> int:
+        """A blob's length whoever has it, 0 where nobody has."""
+        row = self.one("SELECT size FROM blobs WHERE digest=?", digest)
+        return int(row[0]) if row else 0
+
+    def usage(self, repository: str) -> int:
+        """Bytes of the blobs that a repository has (one that others have as well counts for each)."""
+        row = self.one("SELECT SUM(blobs.size) FROM links JOIN blobs USING(digest) WHERE repository=?", repository)
+        return int(row[0] or 0)
+
     def place(self, source: Path, fd: int, digest: str, repository: str, size: int) -> None:
         """Give uploaded content its good name and the repository its link: flushed first, then in one transaction.
 
@@ -321,12 +331,30 @@ class Storage:
                 connection.execute("DELETE FROM blobs WHERE digest=?", (digest,))
                 self.blob_path(digest).unlink(missing_ok=True)
             blobs, freed = blobs + 1, freed + size
+        orphans = self._orphans()
         for path in self.uploads.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < now - upload_grace:
                     path.unlink()
                     self.end_upload(path.name)
-        return {"manifests": manifests, "links": links, "blobs": blobs, "bytes": freed}
+        return {"manifests": manifests, "links": links, "blobs": blobs + orphans[0], "bytes": freed + orphans[1]}
+
+    def _orphans(self) -> tuple[int, int]:
+        """Remove files that got their good name from a registry that was killed before it wrote their row; count, bytes."""
+        known = {row[0] for row in self.all("SELECT digest FROM blobs")}
+        count = freed = 0
+        for algorithm in ("sha256", "sha512"):
+            for path in (self.root / "blobs" / algorithm).glob("??/*"):
+                digest = f"{algorithm}:{path.name}"
+                if digest in known:
+                    continue
+                # Who places a blob holds the lock from the new name to the row: one without a row now is nobody's.
+                with self.write() as connection:
+                    if connection.execute("SELECT 1 FROM blobs WHERE digest=?", (digest,)).fetchone() is None:
+                        freed += path.stat().st_size
+                        path.unlink()
+                        count += 1
+        return count, freed
 
 
 def digest_of(body: bytes, algorithm: str = "sha256") -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from longshore.registry.errors import RegistryError
@@ -19,6 +19,9 @@ _libc = ctypes.CDLL(None)
 _BATCH = 4 << 20
 _VECTOR = 1024
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+Room = Callable[[int], None]
 
 
 class Upload:
@@ -106,8 +109,11 @@ class Uploads:
             raise RegistryError("BLOB_UPLOAD_UNKNOWN")
         return found
 
-    async def append(self, upload: Upload, body: AsyncIterator[bytes]) -> None:
-        """Add what comes to the upload's end. What came before a connection broke is kept, for a resume."""
+    async def append(self, upload: Upload, body: AsyncIterator[bytes], room: Room | None = None) -> None:
+        """Add what comes to the upload's end. What came before a connection broke is kept, for a resume.
+
+        room: refuses when the upload's length is more than its repository may take. Raises RegistryError.
+        """
         held: list[bytes] = []
         size = 0
         total = upload.offset
@@ -119,6 +125,8 @@ class Uploads:
                 total += len(data)
                 if self._limit is not None and total > self._limit:
                     raise RegistryError("SIZE_INVALID", "the blob exceeds the registry's limit", status=413)
+                if room is not None:
+                    room(total)
                 if size >= _BATCH:
                     # One batch is hashed and written while the next one comes.
                     if writing is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from longshore.engine.containers.service import parse_platform
-from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure
+from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure, Unauthorized
 from longshore.engine.images import references
 from longshore.machinery.http import Response
 
@@ -18,6 +18,7 @@ from .commit import apply_changes
 from .router import Call, Router, empty, json_response
 
 Json = dict[str, Any]
+T = TypeVar("T")
 routes = Router()
 
 
@@ -65,6 +66,14 @@ async def stream(call: Call, work: Callable[[Callable[[Json], None]], Awaitable[
             await asyncio.gather(task, return_exceptions=True)
 
 
+async def _without_login(work: Awaitable[T]) -> T:
+    """A refusal for want of credentials as dockerd gives it: not as 401, by which the docker command would ask for some."""
+    try:
+        return await work
+    except Unauthorized as error:
+        raise SystemFailure(error.message) from None
+
+
 @routes.route("GET", "/images/json")
 async def list_images(call: Call) -> Response:
     images = call.api.images
@@ -103,7 +112,10 @@ async def create(call: Call) -> Response | None:
 
         auth = decode_auth(call.request.headers.get("x-registry-auth"))
         return await stream(
-            call, lambda say: images.pull(reference, auth=auth, platform=platform, progress=say, all_tags=all_tags)
+            call,
+            lambda say: _without_login(
+                images.pull(reference, auth=auth, platform=platform, progress=say, all_tags=all_tags)
+            ),
         )
     source = call.param("fromSrc")
     named = None
@@ -289,7 +301,7 @@ async def distribution(call: Call) -> Response:
     from longshore.engine.images.registries import decode_auth
 
     auth = decode_auth(call.request.headers.get("x-registry-auth"))
-    return json_response(await distribution_inspect(call.api.images, call.path["name"], auth=auth))
+    return json_response(await _without_login(distribution_inspect(call.api.images, call.path["name"], auth=auth)))
 
 
 @routes.route("POST", "/auth")
