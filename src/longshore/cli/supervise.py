@@ -117,6 +117,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
         found = [part for part in found if part.name == "engine"]
     # Images come to every node from where this machine finds its registries: its own loopback, resolver and routes.
     outside = ["--registry-netns", f"/proc/{os.getpid()}/ns/net"]
+    resolvers = ["--resolver-netns", f"/proc/{os.getpid()}/ns/net"]
     for node in config.nodes:
         inside = hostnet.netns_path(layout, node)
         enter = ["nsenter", f"--net={inside}", "--"] if inside else []
@@ -133,7 +134,7 @@ def parts(layout: Layout, config: ClusterConfig) -> list[Part]:
         found.append(
             Part(
                 f"node{suffix}",
-                [*enter, *command, "node", *folders, "--node", node.name],
+                [*enter, *command, "node", *folders, "--node", node.name, *(resolvers if inside else [])],
                 _socket_health(node_run / "node.sock", "/healthz"),
             )
         )

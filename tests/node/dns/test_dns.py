@@ -1,16 +1,22 @@
 """Cluster DNS: what the specification says of each kind of Service, the chain, and the wire."""
 
 import asyncio
+import ipaddress
+import os
 import socket
 import subprocess
+import threading
+from pathlib import Path
 
 import pytest
 
+from longshore.machinery import netns
+from longshore.machinery.netlink import Netlink
 from longshore.node.dns import resolvers, server
 from longshore.node.dns.chain import chain, handler
 from longshore.node.dns.zone import Zone
 from longshore.wire import dns
-from longshore.wire.dns import Message, Question
+from longshore.wire.dns import Message, Question, Record
 
 
 def service(name, ips=(), namespace="shop", ports=((80, "http", "TCP"),), **spec):
@@ -231,3 +237,41 @@ def test_resolvers_of_the_host(tmp_path):
     conf.write_text("search x\nnameserver 10.96.0.10\nnameserver 192.0.2.1\nnameserver bad\n# nameserver 1.1.1.1\n")
     assert resolvers.of_host(conf, leave_out=["10.96.0.10"]) == ["192.0.2.1"]
     assert resolvers.of_host(tmp_path / "none") == []
+
+
+@pytest.mark.root
+async def test_resolvers_are_asked_from_another_namespace_and_routers_are_heard(tmp_path):
+    query = Message(flags=dns.RD, questions=[Question("example.test.", dns.A)])
+    inside = tmp_path / "node"
+    netns.create(inside)
+    try:
+        with netns.opened(inside) as there, Netlink() as link:
+            link.add_veth("dnstest0", "eth0", peer_namespace=there, up=True)
+            link.add_address(link.index("dnstest0"), ipaddress.ip_interface("10.9.53.1/24"))
+        netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
+        with Netlink(inside) as link:
+            index = link.index("eth0")
+            link.add_address(index, ipaddress.ip_interface("10.9.53.2/24"))
+            link.set_link(index, up=True)
+            link.add_route(ipaddress.ip_network("0.0.0.0/0"), gateway=ipaddress.ip_address("10.9.53.1"), link=index)
+        # A router that has no way says so: nobody waits for an answer that cannot come.
+        with pytest.raises(OSError, match="unreachable"):
+            await resolvers.Resolvers(["192.0.2.53"], namespace=inside).ask(query)
+        # The machine's own loopback, as a node that is a namespace asks it.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stub:
+            stub.bind(("127.0.0.1", 0))
+            stub.setblocking(False)
+            port = stub.getsockname()[1]
+            here = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net")
+            asking = asyncio.create_task(resolvers.Resolvers(["127.0.0.1"], port, namespace=here).ask(query))
+            packet, peer = await asyncio.get_running_loop().sock_recvfrom(stub, 512)
+            asked = dns.decode(packet)
+            record = Record("example.test.", dns.A, 60, "192.0.2.7")
+            reply = Message(id=asked.id, flags=dns.QR, questions=asked.questions, answers=[record])
+            stub.sendto(b"nonsense", peer)
+            stub.sendto(dns.encode(reply), peer)
+            assert [r.data for r in (await asking).answers] == ["192.0.2.7"]
+    finally:
+        with Netlink() as link:
+            link.delete_link(link.index("dnstest0"))
+        netns.delete(inside)

@@ -16,6 +16,13 @@ from longshore.machinery.run import run_part
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", required=True, help="the node's name, as in the cluster's file")
     parser.add_argument(
+        "--resolver-netns",
+        type=Path,
+        default=None,
+        metavar="PATH",
+        help="the network namespace to reach the host's resolvers from (default: this one)",
+    )
+    parser.add_argument(
         "--config", type=Path, help="a KubeletConfiguration (default DATA-DIR/kubelet.yaml, where it is)"
     )
     for flag, (_, form) in _FLAGS.items():
@@ -168,7 +175,13 @@ def run(arguments: argparse.Namespace) -> int:
                     )
                 )
             tasks.create_task(
-                serve_dns(client=dns, addresses=config.dns_addresses, domain=config.cluster_domain, informers=shared)
+                serve_dns(
+                    client=dns,
+                    addresses=config.dns_addresses,
+                    domain=config.cluster_domain,
+                    informers=shared,
+                    resolver_namespace=arguments.resolver_netns,
+                )
             )
             tasks.create_task(
                 serve_logs(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
+from longshore.machinery import netns
 from longshore.wire import dns
 from longshore.wire.dns import Message
 
 TRY_SECONDS = 2.0
+_IP_RECVERR, _IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 
 
 def of_host(path: Path = Path("/etc/resolv.conf"), leave_out: Iterable[str] = ()) -> list[str]:
@@ -34,27 +36,6 @@ def of_host(path: Path = Path("/etc/resolv.conf"), leave_out: Iterable[str] = ()
     return found
 
 
-class _Ask(asyncio.DatagramProtocol):
-    def __init__(self, message: Message, result: asyncio.Future[Message]) -> None:
-        self._message = message
-        self._result = result
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.DatagramTransport, transport).sendto(dns.encode(self._message))
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        try:
-            answer = dns.decode(data)
-        except dns.DNSError:
-            return
-        if answers(self._message, answer) and not self._result.done():
-            self._result.set_result(answer)
-
-    def error_received(self, error: Exception) -> None:
-        if not self._result.done():
-            self._result.set_exception(error)
-
-
 def answers(question: Message, answer: Message) -> bool:
     """Whether a message answers ours: same number, same question (a forged one guesses both)."""
     same = [(q.name.lower(), q.type) for q in answer.questions] == [
@@ -64,11 +45,16 @@ def answers(question: Message, answer: Message) -> bool:
 
 
 class Resolvers:
-    """Asks one after another until one answers. Raises OSError when none does."""
+    """Asks one after another until one answers. Raises OSError when none does.
 
-    def __init__(self, servers: list[str], port: int = 53) -> None:
+    namespace: the network namespace from which they are reached (a node that is a namespace asks as its machine does, whose
+    resolver may well be on the loopback interface); None: our own.
+    """
+
+    def __init__(self, servers: list[str], port: int = 53, *, namespace: netns.Namespace | None = None) -> None:
         self._servers = servers
         self._port = port
+        self._namespace = namespace
 
     async def ask(self, message: Message) -> Message:
         """The answer to a query; its id is replaced by one that cannot be guessed."""
@@ -85,19 +71,40 @@ class Resolvers:
                 last = error
         raise last
 
+    async def _socket(self, server: str, kind: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in server else socket.AF_INET
+        flags = kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        if self._namespace is None:
+            return socket.socket(family, flags)
+        return await asyncio.to_thread(netns.make_socket, self._namespace, family, flags)
+
     async def _udp(self, server: str, message: Message) -> Message:
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[Message] = loop.create_future()
-        transport, _ = await loop.create_datagram_endpoint(
-            lambda: _Ask(message, result), remote_addr=(server, self._port)
-        )
-        try:
-            return await result
-        finally:
-            transport.close()
+        with await self._socket(server, socket.SOCK_DGRAM) as sock:
+            # Routers' words (no route, no such host) are wanted too: otherwise only silence would be left of them.
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            sock.connect((server, self._port))
+            sock.send(dns.encode(message))
+            while True:
+                data = await loop.sock_recv(sock, 65535)
+                try:
+                    answer = dns.decode(data)
+                except dns.DNSError:
+                    continue
+                if answers(message, answer):
+                    return answer
 
     async def _tcp(self, server: str, message: Message) -> Message:
-        reader, writer = await asyncio.open_connection(server, self._port)
+        sock = await self._socket(server, socket.SOCK_STREAM)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (server, self._port))
+        except BaseException:
+            sock.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=sock)
         try:
             packet = dns.encode(message)
             writer.write(len(packet).to_bytes(2) + packet)

@@ -244,10 +244,12 @@ async def serve(
     port: int = 53,
     resolv_conf: Path = Path("/etc/resolv.conf"),
     informers: InformerFactory | None = None,
+    resolver_namespace: Path | None = None,
 ) -> None:
     """Answer until cancelled. addresses: of the cluster DNS Service, made this node's own; they stay for the next start.
 
     informers: another part's factory in this process, whose Services and EndpointSlices are shared (started by it).
+    resolver_namespace: the network namespace from which the host's resolvers are asked (None: this one).
     Questions that come before the first lists have been read find nobody and are asked again.
     """
     zone = Zone(domain, addresses)
@@ -262,8 +264,9 @@ async def serve(
         informer = source.informer(resource)
         needed.append(informer)
         informer.on(put, _new_only(put), remove)
-    servers = resolvers.of_host(resolv_conf, leave_out=[*addresses, "127.0.0.1", "::1"])
-    answer = handler(chain(zone, resolvers.Resolvers(servers).ask if servers else None))
+    servers = resolvers.of_host(resolv_conf, leave_out=addresses)
+    asking = resolvers.Resolvers(servers, namespace=resolver_namespace)
+    answer = handler(chain(zone, asking.ask if servers else None))
     factory.start()
     await factory.wait_synced(needed)
     ready = Ready(lambda: zone.serial)
