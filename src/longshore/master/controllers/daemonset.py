@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 from longshore.client.objects import (
-    controller_of,
     copy,
     is_available,
     is_deleting,
@@ -18,15 +17,14 @@ from longshore.client.objects import (
     tolerates,
 )
 from longshore.client.resources import CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS
-from longshore.client.rest import is_namespace_terminating, is_not_found
+from longshore.client.rest import is_namespace_terminating
 from longshore.client.selectors import matcher, requirement
-from longshore.client.store import Object, by_controller, key_of, split_key
+from longshore.client.store import Object, key_of, split_key
 from longshore.machinery.errors import StatusError
 from longshore.master.controllers import history
 from longshore.master.controllers import pods as pod_control
 from longshore.master.controllers.adoption import claim
-from longshore.master.controllers.base import Controller
-from longshore.master.controllers.expectations import Expectations
+from longshore.master.controllers.podowner import PodOwnerController
 from longshore.master.controllers.rollout import percent
 
 GENERATION = "deprecated.daemonset.template.generation"
@@ -113,34 +111,26 @@ def _term(term: Object, labels: dict[str, str], name: str) -> bool:
     )
 
 
-class DaemonSetController(Controller):
+class DaemonSetController(PodOwnerController):
     """Keeps one pod of each DaemonSet on each node that it belongs to."""
 
     name = "daemonset-controller"
+    resource = DAEMON_SETS
     account = "daemon-set-controller"
     component = "daemonset-controller"
 
     def setup(self) -> None:
-        self.expectations = Expectations()
         self.pauses = pod_control.Pauses(KILL_PAUSE_MOST)
-        self.sets = self.watch(DAEMON_SETS, add=self.enqueue, update=self.enqueue_update, delete=self._set_gone)
         self.revisions = self.watch_owned(CONTROLLER_REVISIONS)
         self.nodes = self.watch(NODES, add=self._node, update=self._node_changed, delete=self._node)
-        self.pods = self.watch(
-            PODS,
-            add=self._pod_added,
-            update=self._pod_changed,
-            delete=self._pod_gone,
-            indexers={"controller": by_controller},
-        )
+        self.watch_pods()
 
-    def _set_gone(self, obj: Object) -> None:
-        self.expectations.forget(key_of(obj))
+    def owner_gone(self, obj: Object) -> None:
         self.pauses.forget(key_of(obj))
-        self.enqueue(obj)
+        super().owner_gone(obj)
 
     def _node(self, node: Object) -> None:
-        for ds in self.sets.store:
+        for ds in self.owners.store:
             if belongs(ds, node)[0]:
                 self.enqueue(ds)
 
@@ -149,59 +139,15 @@ class DaemonSetController(Controller):
         b = (new["metadata"].get("labels"), new["spec"].get("taints"), new["spec"].get("unschedulable"))
         if a == b:
             return
-        for ds in self.sets.store:
+        for ds in self.owners.store:
             if belongs(ds, old) != belongs(ds, new):
-                self.enqueue(ds)
-
-    def _owner(self, pod: Object) -> str | None:
-        ref = controller_of(pod)
-        if ref is None or ref["kind"] != "DaemonSet":
-            return None
-        found = self.sets.store.named(pod["metadata"]["namespace"], ref["name"])
-        return key_of(found) if found is not None and found["metadata"]["uid"] == ref["uid"] else None
-
-    def _pod_added(self, pod: Object) -> None:
-        if is_deleting(pod):
-            self._pod_gone(pod)
-            return
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_creation(key, pod["metadata"]["name"])
-            self.queue.add(key)
-        elif controller_of(pod) is None:
-            self._matching(pod)
-
-    def _pod_changed(self, old: Object, pod: Object) -> None:
-        if is_deleting(pod):
-            self._pod_gone(pod)
-            return
-        before, after = self._owner(old), self._owner(pod)
-        for key in {before, after} - {None}:
-            self.queue.add(key)  # type: ignore[arg-type]
-        if (
-            after is None
-            and controller_of(pod) is None
-            and old["metadata"].get("labels") != pod["metadata"].get("labels")
-        ):
-            self._matching(pod)
-
-    def _pod_gone(self, pod: Object) -> None:
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_deletion(key, pod["metadata"]["name"])
-            self.queue.add(key)
-
-    def _matching(self, pod: Object) -> None:
-        labels = pod["metadata"].get("labels") or {}
-        for ds in self.sets.store.list(pod["metadata"]["namespace"]) if labels else ():
-            if matcher(ds["spec"].get("selector"))(labels):
                 self.enqueue(ds)
 
     # -- reconcile -------------------------------------------------------------------------------------------------------
 
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
-        ds = self.sets.store.named(namespace, name)
+        ds = self.owners.store.named(namespace, name)
         if ds is None:
             self.expectations.forget(key)
             return None
@@ -261,13 +207,8 @@ class DaemonSetController(Controller):
         return made, known
 
     async def _pods_by_node(self, ds: Object) -> dict[str, list[Object]]:
-        namespace = ds["metadata"]["namespace"]
-        candidates = [
-            *self.pods.store.index("controller", ds["metadata"]["uid"]),
-            *self.pods.store.index("controller", "orphans/" + namespace),
-        ]
         result: dict[str, list[Object]] = {}
-        for pod in await claim(self.client, ds, DAEMON_SETS, PODS, candidates, matcher(ds["spec"]["selector"])):
+        for pod in await claim(self.client, ds, DAEMON_SETS, PODS, self.candidates(ds), self.selector(ds)):
             node = target_node(pod)
             if node:
                 result.setdefault(node, []).append(pod)
@@ -339,27 +280,16 @@ class DaemonSetController(Controller):
             labels[history.REVISION_HASH] = letters
             if generation is not None:
                 labels[TEMPLATE_GENERATION] = generation
-            self.expectations.creating(key)
-            made: str | None = None
             try:
-                made = (await pod_control.create(self.client, self.recorder, ds, pod))["metadata"]["name"]
+                await self.make_pod(ds, pod)
             except StatusError as error:
                 if not is_namespace_terminating(error):
                     raise
-            finally:
-                self.expectations.created(key, made)
 
         doomed = iter(delete[: pod_control.BURST])
 
         async def remove() -> None:
-            pod = next(doomed)
-            self.expectations.deleting(key, pod["metadata"]["name"])
-            try:
-                await pod_control.delete(self.client, self.recorder, ds, pod)
-            except (StatusError, OSError) as error:
-                self.expectations.observed_deletion(key, pod["metadata"]["name"])
-                if not is_not_found(error):
-                    raise
+            await self.remove_pod(ds, next(doomed))
 
         _, failed = await pod_control.in_batches(min(len(create), pod_control.BURST), make)
         _, failed2 = await pod_control.in_batches(min(len(delete), pod_control.BURST), remove)

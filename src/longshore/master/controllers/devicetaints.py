@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from longshore.client.objects import is_deleting, is_terminal, seconds
+from longshore.client.objects import is_deleting, is_terminal, seconds, toleration_matches
 from longshore.client.resources import PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
 from longshore.client.store import Object, key_of
 from longshore.master.controllers.base import Controller
@@ -28,20 +28,9 @@ def tainted(obj: Object) -> dict[DeviceID, list[Object]]:
     return found
 
 
-def covers(toleration: Object, taint: Object) -> bool:
-    """Whether a request's toleration covers a device's taint."""
-    if toleration.get("effect") and toleration["effect"] != taint["effect"]:
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    if toleration.get("operator") == "Exists":
-        return True
-    return bool((toleration.get("value") or "") == (taint.get("value") or ""))
-
-
 def end_of(taint: Object, tolerations: list[Object], at: float) -> float | None:
     """When (epoch seconds) users of a device with this taint must go; None for never."""
-    matching = [t for t in tolerations if covers(t, taint)]
+    matching = [t for t in tolerations if toleration_matches(t, taint)]
     since = seconds(taint.get("timeAdded")) or at
     if not matching:
         return since

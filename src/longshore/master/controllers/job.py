@@ -21,15 +21,14 @@ from longshore.client.objects import (
     seconds,
 )
 from longshore.client.resources import JOBS, PODS
-from longshore.client.rest import is_namespace_terminating, is_not_found
+from longshore.client.rest import is_namespace_terminating
 from longshore.client.selectors import matcher
-from longshore.client.store import Object, by_controller, key_of, split_key
+from longshore.client.store import Object, key_of, split_key
 from longshore.machinery.errors import StatusError
 from longshore.master.controllers import jobrules as rules
 from longshore.master.controllers import pods as pod_control
 from longshore.master.controllers.adoption import claim
-from longshore.master.controllers.base import Controller
-from longshore.master.controllers.expectations import Expectations
+from longshore.master.controllers.podowner import PodOwnerController
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 UNCOUNTED_LIMIT = 500
@@ -43,54 +42,22 @@ def is_finished(job: Object) -> bool:
     )
 
 
-class JobController(Controller):
+class JobController(PodOwnerController):
     """Runs each Job's pods until enough have succeeded or too many have failed."""
 
     name = "job-controller"
+    resource = JOBS
     component = "job-controller"
 
     def setup(self) -> None:
-        self.expectations = Expectations()
-        self.jobs = self.watch(JOBS, add=self.enqueue, update=self.enqueue_update, delete=self.enqueue)
-        self.pods = self.watch(
-            PODS, add=self._pod, update=self._pod_changed, delete=self._pod_gone, indexers={"controller": by_controller}
-        )
+        self.watch_pods()
 
-    def _owner(self, pod: Object) -> str | None:
+    def pod_added(self, pod: Object) -> None:
+        super().pod_added(pod)
         ref = controller_of(pod)
-        if ref is None or ref["kind"] != "Job":
-            return None
-        found = self.jobs.store.named(pod["metadata"]["namespace"], ref["name"])
-        return key_of(found) if found is not None and found["metadata"]["uid"] == ref["uid"] else None
-
-    def _pod(self, pod: Object) -> None:
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_creation(key, pod["metadata"]["name"])
-            if is_deleting(pod):
-                self.expectations.observed_deletion(key, pod["metadata"]["name"])
-            self.queue.add(key)
-            return
-        ref = controller_of(pod)
-        if ref is None:
-            labels = pod["metadata"].get("labels") or {}
-            for job in self.jobs.store.list(pod["metadata"]["namespace"]) if labels else ():
-                if matcher(job["spec"].get("selector"))(labels):
-                    self.enqueue(job)
-        elif ref["kind"] == "Job" and rules.FINALIZER in (pod["metadata"].get("finalizers") or ()):
-            self.queue.add("orphan:" + key_of(pod))
-
-    def _pod_changed(self, old: Object, new: Object) -> None:
-        before = self._owner(old)
-        if before is not None and before != self._owner(new):
-            self.queue.add(before)
-        self._pod(new)
-
-    def _pod_gone(self, pod: Object) -> None:
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_deletion(key, pod["metadata"]["name"])
-            self.queue.add(key)
+        if ref is not None and ref["kind"] == "Job" and self.owner(pod) is None:
+            if rules.FINALIZER in (pod["metadata"].get("finalizers") or ()):
+                self.queue.add("orphan:" + key_of(pod))
 
     # -- reconcile -------------------------------------------------------------------------------------------------------
 
@@ -99,16 +66,13 @@ class JobController(Controller):
             await self._release_orphan(key.removeprefix("orphan:"))
             return None
         namespace, name = split_key(key)
-        job = self.jobs.store.named(namespace, name)
+        job = self.owners.store.named(namespace, name)
         if job is None:
             self.expectations.forget(key)
             return None
         if job["spec"].get("managedBy", MANAGER) != MANAGER:
             return None
-        candidates = [
-            *self.pods.store.index("controller", job["metadata"]["uid"]),
-            *self.pods.store.index("controller", "orphans/" + namespace),
-        ]
+        candidates = self.candidates(job)
         if is_finished(job):
             await asyncio.gather(*(self.release(p) for p in candidates if controller_of(p) is not None))
             return None
@@ -140,7 +104,7 @@ class JobController(Controller):
     async def _release_orphan(self, key: str) -> None:
         """A pod whose Job is gone must not wait for being counted."""
         pod = self.pods.store.get(key)
-        if pod is not None and self._owner(pod) is None:
+        if pod is not None and self.owner(pod) is None:
             await self.release(pod)
 
 
@@ -339,15 +303,11 @@ class Run:
 
         async def one() -> None:
             pod = next(rest)
-            name = pod["metadata"]["name"]
-            self.c.expectations.deleting(self.key, name)
             try:
-                await pod_control.delete(self.c.client, self.c.recorder, self.job, pod)
-            except (StatusError, OSError) as error:
-                self.c.expectations.observed_deletion(self.key, name)
-                if not is_not_found(error):
-                    left.append(pod)
-                    raise
+                await self.c.remove_pod(self.job, pod)
+            except (StatusError, OSError):
+                left.append(pod)
+                raise
 
         await pod_control.in_batches(len(chosen), one)
         return left
@@ -397,14 +357,7 @@ class Run:
 
         async def one() -> None:
             pod = self._pod(next(indexes) if indexes is not None else None)
-            self.c.expectations.creating(self.key)
-            name: str | None = None
-            try:
-                fresh = await pod_control.create(self.c.client, self.c.recorder, self.job, pod)
-                name = fresh["metadata"]["name"]
-                made.append(fresh)
-            finally:
-                self.c.expectations.created(self.key, name)
+            made.append(await self.c.make_pod(self.job, pod))
 
         _, error = await pod_control.in_batches(count, one)
         return [*active, *made], error

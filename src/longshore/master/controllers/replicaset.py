@@ -20,17 +20,15 @@ from longshore.client.objects import (
     seconds,
 )
 from longshore.client.resources import PODS, REPLICA_SETS, Resource
-from longshore.client.rest import is_namespace_terminating, is_not_found
-from longshore.client.selectors import Predicate, matcher
-from longshore.client.store import Object, by_controller, key_of, split_key
+from longshore.client.rest import is_namespace_terminating
+from longshore.client.store import Object, split_key
 from longshore.machinery.errors import StatusError
 from longshore.master.controllers import pods as pod_control
 from longshore.master.controllers.adoption import claim
-from longshore.master.controllers.base import Controller
-from longshore.master.controllers.expectations import Expectations
+from longshore.master.controllers.podowner import PodOwnerController
 
 
-class ReplicaSetController(Controller):
+class ReplicaSetController(PodOwnerController):
     """Keeps each ReplicaSet's pods at spec.replicas."""
 
     name = "replicaset-controller"
@@ -41,82 +39,16 @@ class ReplicaSetController(Controller):
     counts_terminating: ClassVar[bool] = True
 
     def setup(self) -> None:
-        self.expectations = Expectations()
-        self.sets = self.watch(
-            self.resource,
-            add=self.enqueue,
-            update=self.enqueue_update,
-            delete=self._set_gone,
-            indexers={"controller": by_controller},
-        )
-        self.pods = self.watch(
-            PODS,
-            add=self._pod_added,
-            update=self._pod_changed,
-            delete=self._pod_gone,
-            indexers={"controller": by_controller},
-        )
+        self.watch_pods()
 
-    # -- what changes concern ----------------------------------------------------------------------------------------
-
-    def _set_gone(self, obj: Object) -> None:
-        self.expectations.forget(key_of(obj))
-        self.enqueue(obj)
-
-    def _owner(self, pod: Object) -> str | None:
-        ref = controller_of(pod)
-        if ref is None or ref["kind"] != self.resource.kind:
-            return None
-        found = self.sets.store.named(pod["metadata"]["namespace"], ref["name"])
-        return key_of(found) if found is not None and found["metadata"]["uid"] == ref["uid"] else None
-
-    def _pod_added(self, pod: Object) -> None:
-        if is_deleting(pod):
-            self._pod_gone(pod)
-            return
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_creation(key, pod["metadata"]["name"])
-            self.queue.add(key)
-        elif controller_of(pod) is None:
-            self._enqueue_matching(pod)
-
-    def _pod_changed(self, old: Object, pod: Object) -> None:
-        if is_deleting(pod):
-            self._pod_gone(pod)
-            return
-        before, after = self._owner(old), self._owner(pod)
-        if before is not None and before != after:
-            self.queue.add(before)
-        if after is not None:
-            self.queue.add(after)
-            if not is_ready(old) and is_ready(pod):
-                wait = self._min_ready(self.sets.store.get(after) or {})
-                if wait:
-                    # One second over, so that the clock of the check is surely past.
-                    self.queue.add_after(after, wait + 1)
-        elif controller_of(pod) is None:
-            if old["metadata"].get("labels") != pod["metadata"].get("labels") or controller_of(old) is not None:
-                self._enqueue_matching(pod)
-
-    def _pod_gone(self, pod: Object) -> None:
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_deletion(key, pod["metadata"]["name"])
-            self.queue.add(key)
-
-    def _enqueue_matching(self, pod: Object) -> None:
-        labels = pod["metadata"].get("labels") or {}
-        if not labels:
-            return
-        for found in self.sets.store.list(pod["metadata"]["namespace"]):
-            if self.selector(found)(labels):
-                self.enqueue(found)
-
-    # -- what differs for ReplicationControllers -----------------------------------------------------------------------
-
-    def selector(self, obj: Object) -> Predicate:
-        return matcher(obj["spec"].get("selector"))
+    def pod_changed(self, old: Object, pod: Object) -> None:
+        super().pod_changed(old, pod)
+        after = self.owner(pod)
+        if after is not None and not is_deleting(pod) and not is_ready(old) and is_ready(pod):
+            wait = self._min_ready(self.owners.store.get(after) or {})
+            if wait:
+                # One second over, so that the clock of the check is surely past.
+                self.queue.add_after(after, wait + 1)
 
     @staticmethod
     def _min_ready(obj: Object) -> int:
@@ -126,16 +58,14 @@ class ReplicaSetController(Controller):
 
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
-        obj = self.sets.store.named(namespace, name)
+        obj = self.owners.store.named(namespace, name)
         if obj is None:
             self.expectations.forget(key)
             return None
         fresh = self.expectations.satisfied(key)
         owned = self.pods.store.index("controller", obj["metadata"]["uid"])
-        orphans = self.pods.store.index("controller", "orphans/" + namespace)
-        active = await claim(
-            self.client, obj, self.resource, PODS, [p for p in (*owned, *orphans) if is_active(p)], self.selector(obj)
-        )
+        candidates = [p for p in self.candidates(obj) if is_active(p)]
+        active = await claim(self.client, obj, self.resource, PODS, candidates, self.selector(obj))
         terminating = sum(1 for p in owned if is_deleting(p) and not is_terminal(p))
         failure: BaseException | None = None
         if fresh and not is_deleting(obj):
@@ -163,41 +93,28 @@ class ReplicaSetController(Controller):
         wanted = int(obj["spec"].get("replicas", 1))
         missing = wanted - len(active)
         if missing > 0:
-            return await self._create(key, obj, min(missing, pod_control.BURST))
+            return await self._create(obj, min(missing, pod_control.BURST))
         if missing < 0:
-            return await self._delete(key, obj, active, min(-missing, pod_control.BURST))
+            return await self._delete(obj, active, min(-missing, pod_control.BURST))
         return None
 
-    async def _create(self, key: str, obj: Object, count: int) -> BaseException | None:
+    async def _create(self, obj: Object, count: int) -> BaseException | None:
         async def one() -> None:
-            pod = pod_control.from_template(obj["spec"]["template"], obj)
-            self.expectations.creating(key)
-            made: str | None = None
             try:
-                made = (await pod_control.create(self.client, self.recorder, obj, pod))["metadata"]["name"]
+                await self.make_pod(obj, pod_control.from_template(obj["spec"]["template"], obj))
             except StatusError as error:
                 if not is_namespace_terminating(error):
                     raise
-            finally:
-                self.expectations.created(key, made)
 
         _, error = await pod_control.in_batches(count, one)
         return error
 
-    async def _delete(self, key: str, obj: Object, active: list[Object], count: int) -> BaseException | None:
+    async def _delete(self, obj: Object, active: list[Object], count: int) -> BaseException | None:
         chosen = pod_control.deletion_order(active, self._related(obj))[:count]
         rest = iter(chosen)
 
         async def one() -> None:
-            pod = next(rest)
-            name = pod["metadata"]["name"]
-            self.expectations.deleting(key, name)
-            try:
-                await pod_control.delete(self.client, self.recorder, obj, pod)
-            except (StatusError, OSError) as error:
-                self.expectations.observed_deletion(key, name)
-                if not is_not_found(error):
-                    raise
+            await self.remove_pod(obj, next(rest))
 
         _, error = await pod_control.in_batches(len(chosen), one)
         return error
@@ -205,7 +122,7 @@ class ReplicaSetController(Controller):
     def _related(self, obj: Object) -> list[Object]:
         """The pods of all sets with the same controller: they say how crowded the nodes are."""
         ref = controller_of(obj)
-        siblings = self.sets.store.index("controller", ref["uid"]) if ref is not None else [obj]
+        siblings = self.owners.store.index("controller", ref["uid"]) if ref is not None else [obj]
         return [p for s in siblings for p in self.pods.store.index("controller", s["metadata"]["uid"]) if is_active(p)]
 
     # -- status --------------------------------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ from longshore.client.objects import controller_of, copy, is_available, is_delet
 from longshore.client.resources import CONTROLLER_REVISIONS, PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS
 from longshore.client.rest import is_already_exists, is_namespace_terminating, is_not_found
 from longshore.client.selectors import matcher
-from longshore.client.store import Object, by_controller, key_of, split_key
+from longshore.client.store import Object, split_key
 from longshore.machinery.errors import StatusError
 from longshore.master.controllers import history
 from longshore.master.controllers.adoption import claim
-from longshore.master.controllers.base import Controller
-from longshore.master.controllers.expectations import Expectations
+from longshore.master.controllers.podowner import PodOwnerController
 from longshore.master.controllers.pods import Pauses, text
 from longshore.master.controllers.rollout import percent
 
@@ -72,59 +71,24 @@ def make_pod(s: Object, template: Object, revision: str, number: int) -> Object:
     return {"metadata": metadata, "spec": spec}
 
 
-class StatefulSetController(Controller):
+class StatefulSetController(PodOwnerController):
     """Keeps each StatefulSet's places filled, in order."""
 
     name = "statefulset-controller"
+    resource = STATEFUL_SETS
     component = "statefulset-controller"
 
     def setup(self) -> None:
-        self.expectations = Expectations()
         self.pauses = Pauses(REMOVAL_PAUSE_MOST)
-        self.sets = self.watch(STATEFUL_SETS, add=self.enqueue, update=self.enqueue_update, delete=self.enqueue)
         self.revisions = self.watch_owned(CONTROLLER_REVISIONS)
         self.claims = self.watch(PERSISTENT_VOLUME_CLAIMS)
-        self.pods = self.watch(
-            PODS, add=self._pod, update=self._pod_changed, delete=self._pod_gone, indexers={"controller": by_controller}
-        )
-
-    def _owner(self, pod: Object) -> str | None:
-        ref = controller_of(pod)
-        if ref is None or ref["kind"] != "StatefulSet":
-            return None
-        found = self.sets.store.named(pod["metadata"]["namespace"], ref["name"])
-        return key_of(found) if found is not None and found["metadata"]["uid"] == ref["uid"] else None
-
-    def _pod(self, pod: Object) -> None:
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_creation(key, pod["metadata"]["name"])
-            if is_deleting(pod):
-                self.expectations.observed_deletion(key, pod["metadata"]["uid"])
-            self.queue.add(key)
-        elif controller_of(pod) is None:
-            labels = pod["metadata"].get("labels") or {}
-            for s in self.sets.store.list(pod["metadata"]["namespace"]) if labels else ():
-                if matcher(s["spec"].get("selector"))(labels):
-                    self.enqueue(s)
-
-    def _pod_changed(self, old: Object, new: Object) -> None:
-        before = self._owner(old)
-        if before is not None and before != self._owner(new):
-            self.queue.add(before)
-        self._pod(new)
-
-    def _pod_gone(self, pod: Object) -> None:
-        key = self._owner(pod)
-        if key is not None:
-            self.expectations.observed_deletion(key, pod["metadata"]["uid"])
-            self.queue.add(key)
+        self.watch_pods()
 
     # -- reconcile -------------------------------------------------------------------------------------------------------
 
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
-        s = self.sets.store.named(namespace, name)
+        s = self.owners.store.named(namespace, name)
         if s is None:
             self.expectations.forget(key)
             self.pauses.forget(key)
@@ -132,10 +96,7 @@ class StatefulSetController(Controller):
         if not self.expectations.satisfied(key):
             return None  # pods have names here: what is not yet seen would be made again, and refused
         selector = matcher(s["spec"]["selector"])
-        candidates = [
-            *self.pods.store.index("controller", s["metadata"]["uid"]),
-            *(p for p in self.pods.store.index("controller", "orphans/" + namespace) if ordinal(s, p) >= 0),
-        ]
+        candidates = [p for p in self.candidates(s) if controller_of(p) is not None or ordinal(s, p) >= 0]
         pods = await claim(self.client, s, STATEFUL_SETS, PODS, candidates, selector)
         run = Run(self, key, copy(s), pods)
         failure: BaseException | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from longshore.client.objects import now
+from longshore.client.objects import now, tolerates
 from longshore.client.store import Object
 from longshore.machinery.quantity import Quantity, parse
 from longshore.master.scheduler.devices import Device, DeviceID, Pool, amounts, selected
@@ -118,21 +118,8 @@ def choices_of(request: Object, classes: Callable[[str], Object | None]) -> list
 def tolerated(device: Device, tolerations: Iterable[Object]) -> bool:
     """Whether every taint that keeps new users away is tolerated."""
     return all(
-        any(tolerates(t, taint) for t in tolerations)
-        for taint in device.taints()
-        if taint.get("effect") in ("NoSchedule", "NoExecute")
+        tolerates(tolerations, taint) for taint in device.taints() if taint.get("effect") in ("NoSchedule", "NoExecute")
     )
-
-
-def tolerates(toleration: Object, taint: Object) -> bool:
-    """Whether a request's toleration covers a device's taint."""
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    if toleration.get("operator") == "Exists":
-        return True
-    return (toleration.get("value") or "") == (taint.get("value") or "")
 
 
 def consumption(device: Device, spec: Object) -> dict[str, Quantity] | None:
