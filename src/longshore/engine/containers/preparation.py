@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from longshore.engine.networks import model as network_model
 from longshore.engine.networks.model import Endpoint
-from longshore.engine.networks.service import Plug
+from longshore.engine.networks.plugging import Plug
 from longshore.machinery import mounts, rooted
 
 from . import files, links, logdrivers, logoptions, mountspec

@@ -114,7 +114,7 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
     adopted: list[Endpoint] = []
     for name, settings in container.networks.items():
         network = service.networks.find(name)
-        if network is not None and network.driver == "bridge":
+        if network is not None and network.driver in ("bridge", "macvlan", "ipvlan"):
             endpoint = service.networks.adopt(network, container, settings)
             if endpoint is not None:
                 adopted.append(endpoint)

@@ -339,11 +339,13 @@ async def attach(call: Call) -> Response | None:
     # Ask for the stdio before the head goes out: the client starts the container when it has seen that.
     waiting = asyncio.ensure_future(service.attachment(container, stdin=stdin)) if stream else None
     await asyncio.sleep(0)
+    connection = await hijack(call, _stream_type(call, container))
     prefix = b""
     if logs_too and container.host["LogConfig"]["Type"] != "none":
+        # docker-py reads the head through a buffer and then the bare connection: what comes with the head is lost to it.
+        await asyncio.sleep(0.01)
         async for text in streams.read_log(container, stdout=stdout, stderr=stderr):
             prefix += text
-    connection = await hijack(call, _stream_type(call, container))
     service.event(container, "attach")
     if waiting is None:
         connection.write(prefix)
@@ -362,6 +364,7 @@ async def attach(call: Call) -> Response | None:
         return None
     finally:
         waiting.cancel()
+    ended = container.ended
     detached = await streams.carry(
         io,
         connection,
@@ -374,6 +377,11 @@ async def attach(call: Call) -> Response | None:
     )
     if detached:
         service.event(container, "detach")
+    elif ended is not None and not ended.done():
+        # Who asks after the end of the output finds the exit code.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.25):
+                await asyncio.shield(ended)
     return None
 
 

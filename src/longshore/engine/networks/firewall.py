@@ -19,7 +19,8 @@ from longshore.machinery.nftables import Nftables, NftablesError
 
 @dataclass(frozen=True, slots=True)
 class PortRule:
-    """One published port, of one family. host_ip "", 0.0.0.0 or :: - every address of the host."""
+    """One published port, of one family. host_ip "", 0.0.0.0 or :: - every address of the host. host_port 0: none; the
+    container's own address and port are open to those that have a route to it."""
 
     protocol: str
     host_ip: str
@@ -30,7 +31,8 @@ class PortRule:
 
 @dataclass(frozen=True, slots=True)
 class BridgeRule:
-    """What a bridge needs: its subnet, whether its containers may talk to one another and to the outside."""
+    """What a bridge needs: its subnet, whether its containers may talk to one another and to the outside, its gateway
+    modes (see Network.gateway_mode), interfaces of the host whose packets may reach all its containers."""
 
     bridge: str
     subnet: str
@@ -38,6 +40,12 @@ class BridgeRule:
     internal: bool
     masquerade: bool
     subnet6: str = ""
+    mode: str = "nat"
+    mode6: str = "nat"
+    trusted: tuple[str, ...] = ()
+
+
+_ADDRESS = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 
 
 def _family(address: str) -> str:
@@ -61,13 +69,14 @@ class Firewall:
 
     def _table_text(self, family: str) -> str:
         t = self._table
-        address = "ipv6_addr" if family == "ip6" else "ipv4_addr"
+        address = _ADDRESS[family]
         return f"""table {family} {t}
 delete table {family} {t}
 table {family} {t} {{
   map ports {{ type {address} . inet_proto . inet_service : {address} . inet_service; }}
   map any_ports {{ type inet_proto . inet_service : {address} . inet_service; }}
   map into {{ type ifname : verdict; }}
+  set open_ports {{ type {address} . inet_proto . inet_service; }}
   set bridges {{ type ifname; }}
   chain from_internal {{ }}
   chain masquerading {{ }}
@@ -100,12 +109,12 @@ table {family} {t} {{
         return "into_" + hashlib.sha1(bridge.encode()).hexdigest()[:12]
 
     def _bridge_text(self, rule: BridgeRule) -> str:
-        texts = [self._bridge_rules("ip", rule, rule.subnet)]
+        texts = [self._bridge_rules("ip", rule, rule.subnet, rule.mode)]
         if rule.subnet6 and "ip6" in self._families:
-            texts.append(self._bridge_rules("ip6", rule, rule.subnet6))
+            texts.append(self._bridge_rules("ip6", rule, rule.subnet6, rule.mode6))
         return "\n".join(texts)
 
-    def _bridge_rules(self, family: str, rule: BridgeRule, subnet: str) -> str:
+    def _bridge_rules(self, family: str, rule: BridgeRule, subnet: str, mode: str) -> str:
         t, chain, bridge = self._table, self._chain(rule.bridge), f'"{rule.bridge}"'
         lines = [
             f"add set {family} {t} bridges {{ type ifname; }}",
@@ -119,6 +128,18 @@ table {family} {t} {{
             lines.append(f"add rule {family} {t} {chain} iifname {bridge} drop")
         if not rule.internal:
             lines.append(f"add rule {family} {t} {chain} ct status dnat accept")
+            lines += [f'add rule {family} {t} {chain} iifname "{name}" accept' for name in rule.trusted]
+            if mode == "nat-unprotected":
+                lines.append(f"add rule {family} {t} {chain} accept")
+            elif mode == "routed":
+                ping = "icmpv6" if family == "ip6" else "icmp"
+                lines.append(
+                    f"add set {family} {t} open_ports {{ type {_ADDRESS[family]} . inet_proto . inet_service; }}"
+                )
+                lines.append(f"add rule {family} {t} {chain} meta l4proto {ping} accept")
+                lines.append(
+                    f"add rule {family} {t} {chain} {family} daddr . meta l4proto . th dport @open_ports accept"
+                )
         lines.append(f"add rule {family} {t} {chain} drop")
         lines.append(f"add element {family} {t} into {{ {bridge} : jump {chain} }}")
         if rule.internal:
@@ -128,7 +149,7 @@ table {family} {t} {{
             lines.append(
                 f"add rule {family} {t} masquerading {family} saddr {subnet} oifname {bridge} ct status dnat masquerade"
             )
-            if rule.masquerade and not rule.internal:
+            if rule.masquerade and not rule.internal and mode != "routed":
                 lines.append(
                     f"add rule {family} {t} masquerading {family} saddr {subnet} oifname != {bridge} masquerade"
                 )
@@ -140,13 +161,17 @@ table {family} {t} {{
 
     def _element(self, rule: PortRule) -> tuple[str, str, str]:
         target = f"{rule.container_ip} . {rule.container_port}"
+        if not rule.host_port:
+            return "open_ports", f"{rule.container_ip} . {rule.protocol} . {rule.container_port}", ""
         if rule.host_ip in ("", "0.0.0.0", "::"):
             return "any_ports", f"{rule.protocol} . {rule.host_port}", target
         return "ports", f"{rule.host_ip} . {rule.protocol} . {rule.host_port}", target
 
     def _port_text(self, rule: PortRule) -> str:
         name, key, target = self._element(rule)
-        return f"add element {_family(rule.container_ip)} {self._table} {name} {{ {key} : {target} }}"
+        if target:
+            key += f" : {target}"
+        return f"add element {_family(rule.container_ip)} {self._table} {name} {{ {key} }}"
 
     def add_ports(self, rules: Sequence[PortRule]) -> None:
         """Publish ports, all or none. Raises NftablesError."""

@@ -26,6 +26,7 @@ Json = dict[str, Any]
 _SAVED = (
     "id", "name", "driver", "created", "scope", "enable_ipv4", "enable_ipv6", "internal", "attachable", "config_only",
     "config_from", "options", "labels", "ipam_driver", "ipam_options", "ipam_config", "auto_ipv4", "auto_ipv6",
+    "own_parent",
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ class Network:
     auto_ipv6: bool = False
     pools: list[Pool] = field(default_factory=list)
     gateways: list[Address | None] = field(default_factory=list)
+    own_parent: bool = False
 
     @property
     def predefined(self) -> bool:
@@ -67,6 +69,26 @@ class Network:
     @property
     def bridge(self) -> str:
         return self.options.get("com.docker.network.bridge.name") or "br-" + self.id[:12]
+
+    def gateway_mode(self, version: int) -> str:
+        """nat, nat-unprotected, routed or isolated: how an IP version of a bridge meets the world."""
+        return self.options.get(f"com.docker.network.bridge.gateway_mode_ipv{version}") or "nat"
+
+    def bridge_has_address(self, version: int) -> bool:
+        """Whether the bridge itself has its gateway's address."""
+        if version == 4 and self.options.get("com.docker.network.bridge.inhibit_ipv4", "").lower() in (
+            "1",
+            "t",
+            "true",
+        ):
+            return False
+        return self.gateway_mode(version) != "isolated"
+
+    @property
+    def binding_address(self) -> str:
+        """The host's address that published ports get when none is named; "" for all."""
+        address = self.options.get("com.docker.network.bridge.host_binding_ipv4", "")
+        return "" if address == "0.0.0.0" else address
 
     def gateway(self, version: int) -> Address | None:
         """The address of an IP version through which containers leave; None where they do not."""
@@ -90,6 +112,10 @@ class Network:
                 raise InvalidParameter(
                     f'failed to parse {name} value: {text} (strconv.Atoi: parsing "{text}": invalid syntax)'
                 )
+        for version in (4, 6):
+            mode = self.gateway_mode(version)
+            if mode not in ("nat", "nat-unprotected", "routed", "isolated"):
+                raise InvalidParameter(f"unknown gateway mode {mode}")
         for name in ("enable_icc", "enable_ip_masquerade", "inhibit_ipv4", "default_bridge"):
             text = self.options.get(f"com.docker.network.bridge.{name}")
             if text is not None and text not in (
@@ -198,6 +224,7 @@ class Endpoint:
     interface: str = ""
     rules: list[PortRule] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    sysctls: str = ""
 
     @property
     def ipv4(self) -> str:

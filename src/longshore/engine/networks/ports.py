@@ -147,6 +147,6 @@ def rules(shown: Json, ipv4: str, ipv6: str) -> list[PortRule]:
             container_ip = ipv6 if ":" in binding["HostIp"] else ipv4
             if container_ip:
                 result.append(
-                    PortRule(protocol, binding["HostIp"], int(binding["HostPort"]), container_ip, int(number))
+                    PortRule(protocol, binding["HostIp"], int(binding["HostPort"] or 0), container_ip, int(number))
                 )
     return result

@@ -1,6 +1,6 @@
 """`NetworkService`: Docker's networks and the endpoints of containers in them.
 
-Drivers: bridge, host, null. A container's namespace (sandbox) is a pinned network namespace; plugging an endpoint in makes a
+Drivers: bridge, macvlan, ipvlan, host, null. A container's namespace (sandbox) is a pinned network namespace; plugging an endpoint in makes a
 veth pair whose far end is born inside it. Source: Docker Engine API, Network; the texts of errors are dockerd's.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,14 @@ from longshore.engine.errors import (
 from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
 
-from . import ipam, ports
+from . import ipam, plugging, ports
 from .firewall import BridgeRule, Firewall, PortRule
 from .model import Endpoint, Network, check_endpoint, ipam_errors
+from .plugging import Plug
 
 log = logging.getLogger("longshore.engine.networks")
 Json = dict[str, Any]
 
-#: An endpoint to plug in: with its interface's name and the IP versions whose default route it has.
-Plug = tuple[Endpoint, str, Collection[int]]
-_EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _UNREACHABLE_METRIC = 0xFF001000
 _NOT_MANAGER = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 
@@ -106,6 +104,10 @@ class NetworkService:
             if network.driver == "bridge":
                 network.make_pools()
                 self._make_bridge(network)
+            elif network.driver in ("macvlan", "ipvlan"):
+                network.make_pools()
+                with contextlib.suppress(NetlinkError, SystemFailure):
+                    plugging.make_parent(self._netlink, network)
         self.refresh_firewall([])
 
     def refresh_firewall(self, published: Iterable[PortRule]) -> None:
@@ -127,6 +129,8 @@ class NetworkService:
         for network in self._networks.values():
             if network.driver == "bridge":
                 self._unmake_bridge(network)
+            elif network.driver in ("macvlan", "ipvlan"):
+                plugging.remove_parent(self._netlink, network)
 
     def _keep(self, network: Network) -> None:
         self._networks[network.id] = network
@@ -152,6 +156,9 @@ class NetworkService:
             network.internal,
             options.get("com.docker.network.bridge.enable_ip_masquerade", "true") != "false",
             next((str(p.subnet) for p in network.pools if p.subnet.version == 6), ""),
+            network.gateway_mode(4),
+            network.gateway_mode(6),
+            tuple(filter(None, options.get("com.docker.network.bridge.trusted_host_interfaces", "").split(":"))),
         )
 
     def _make_bridge(self, network: Network) -> None:
@@ -161,7 +168,7 @@ class NetworkService:
         index = link.index if link else nl.add_bridge(network.bridge, mtu=network.mtu)
         have = {address for _, address in nl.addresses(index)}
         for pool, gateway in zip(network.pools, network.gateways, strict=True):
-            if gateway is None:
+            if gateway is None or not network.bridge_has_address(gateway.version):
                 continue
             address = ipaddress.ip_interface(f"{gateway}/{pool.subnet.prefixlen}")
             if address not in have:
@@ -275,6 +282,8 @@ class NetworkService:
         if given.get("Driver") == "null":
             raise InvalidParameter("ipv4 pool is empty")
         network.check_options()
+        if "isolated" in (network.gateway_mode(4), network.gateway_mode(6)) and not network.internal:
+            raise InvalidParameter("gateway mode 'isolated' can only be used for an internal network")
         other = next((n for n in self._networks.values() if n.driver == "bridge" and n.bridge == network.bridge), None)
         if other is not None:
             raise Forbidden(
@@ -293,18 +302,29 @@ class NetworkService:
         return network
 
     def _create_vlan(self, network: Network, given: Json) -> Network:
-        """Networks on an interface of the host need drivers that this engine does not have; wrong options are told first."""
-        kind = network.driver
-        mode = network.options.get(f"{kind}_mode", "")
-        allowed = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}[kind]
-        if mode and mode not in allowed:
-            raise SystemFailure(
-                f"requested {kind} mode '{mode}' is not valid, '{allowed[0]}' mode is the {kind} driver default"
-            )
+        """A network whose containers' interfaces lie on an interface of the host: macvlan, ipvlan."""
+        plugging.mode_of(network)
         parent = network.options.get("parent", "")
-        if parent and self._netlink.link(parent) is None and "." not in parent:
-            raise SystemFailure(f"invalid subinterface vlan name {parent}, example formatting is eth0.10")
-        raise SystemFailure("operation not supported")
+        shared = next((n for n in self._networks.values() if parent and n.options.get("parent") == parent), None)
+        if shared is not None and "passthru" in (
+            shared.options.get("macvlan_mode"),
+            network.options.get("macvlan_mode"),
+        ):
+            raise Forbidden(f"network {shared.id} is already using parent interface {parent}")
+        try:
+            plugging.make_parent(self._netlink, network)
+        except NetlinkError as error:
+            raise SystemFailure((error.strerror or str(error)).lower()) from None
+        try:
+            self._assign_pools(network, given)
+        except EngineError:
+            plugging.remove_parent(self._netlink, network)
+            raise
+        if not parent:
+            network.internal = True
+        self._keep(network)
+        self._announce("create", network)
+        return network
 
     def _assign_pools(self, network: Network, given: Json) -> None:
         taken = [p.subnet for n in self._networks.values() for p in n.pools] + self._reserved
@@ -320,7 +340,7 @@ class NetworkService:
                     for t in (p.subnet for n in self._networks.values() for p in n.pools)
                 ):
                     raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
-        if len([c for c in config if c.get("Subnet") and ":" not in c["Subnet"]]) > 1:
+        if network.driver == "bridge" and len([c for c in config if c.get("Subnet") and ":" not in c["Subnet"]]) > 1:
             raise Forbidden("bridge driver doesn't support multiple subnets")
         if network.enable_ipv4 and not any(c.get("Subnet") and ":" not in c["Subnet"] for c in config):
             pool = ipam.choose_pool(taken)
@@ -358,6 +378,8 @@ class NetworkService:
         del self._networks[network.id]
         self._endpoints.pop(network.id, None)
         network.delete(self._data)
+        if network.driver in ("macvlan", "ipvlan"):
+            plugging.remove_parent(self._netlink, network)
         if network.driver == "bridge":
             self._unmake_bridge(network)
             with contextlib.suppress(Exception):
@@ -393,7 +415,9 @@ class NetworkService:
             self._free(endpoint)
             raise
         endpoint.mac = settings.get("_mac") or network.make_mac(endpoint)
-        endpoint.interface = (settings.get("DriverOpts") or {}).get("com.docker.network.endpoint.ifname", "")
+        options = settings.get("DriverOpts") or {}
+        endpoint.interface = options.get("com.docker.network.endpoint.ifname", "")
+        endpoint.sysctls = options.get(plugging.SYSCTLS, "")
         endpoint.fill(settings)
         active[endpoint.id] = endpoint
         return endpoint
@@ -425,72 +449,28 @@ class NetworkService:
             netns.create(sandbox)
         if not plugs:
             return
-        with netns.opened(sandbox) as fd, Netlink() as host, Netlink(fd) as inside:
-            for endpoint, interface, versions in plugs:
-                network = endpoint.network
-                name = "veth" + endpoint.id[:7]
-                bridge = host.index(network.bridge)
-                for attempt in range(2):
-                    try:
-                        host.add_veth(
-                            name,
-                            interface,
-                            peer_namespace=fd,
-                            peer_mac=endpoint.mac,
-                            mtu=network.mtu,
-                            master=bridge,
-                            up=True,
-                        )
-                        break
-                    except NetlinkError as error:
-                        # An interface of a dead namespace lingers until the kernel has taken it down.
-                        if attempt or error.errno != 17:
-                            raise
-                        host.delete_link(host.index(name))
-                # Where br_netfilter is on, a container's way to itself through a published port stays on the bridge.
-                host.set_bridge_port(host.index(name), hairpin=True)
-                index = inside.index(interface)
-                for address, prefix in endpoint.addresses:
-                    inside.add_address(index, ipaddress.ip_interface(f"{address}/{prefix}"))
-                inside.set_link(index, up=True)
-                for version in versions:
-                    self._set_default_route(inside, version, endpoint)
-
-    @staticmethod
-    def _set_default_route(inside: Netlink, version: int, endpoint: Endpoint | None) -> None:
-        everywhere = _EVERYWHERE[version]
-        gateway = endpoint.network.gateway(version) if endpoint is not None else None
-        if gateway is not None:
-            inside.add_route(everywhere, gateway=gateway, replace=True)
-        else:
-            with contextlib.suppress(NetlinkError):
-                inside.delete_route(everywhere)
+        plugging.plug(sandbox, plugs)
 
     def route(self, sandbox: Path, gateways: Mapping[int, Endpoint]) -> None:
         """Set the default routes of a living namespace: IP version to the endpoint that has it. Blocking."""
-        with netns.opened(sandbox) as fd, Netlink(fd) as inside:
-            for version in (4, 6):
-                self._set_default_route(inside, version, gateways.get(version))
+        plugging.route(sandbox, gateways)
 
     def unplug(self, sandbox: Path, endpoint: Endpoint) -> None:
         """Take an endpoint's interface out of a living namespace. Blocking."""
-        with Netlink() as host:
-            link = host.link("veth" + endpoint.id[:7])
-            if link is not None:
-                host.delete_link(link.index)
+        plugging.unplug(sandbox, endpoint)
 
     def publish(self, endpoint: Endpoint, bindings: Json) -> Json:
         """Take host ports and set the rules; returns NetworkSettings.Ports. Raises SystemFailure, nothing published."""
         shown: Json = {}
+        if endpoint.network.driver != "bridge":
+            return shown
         try:
             for port, wanted in bindings.items():
                 number, _, protocol = port.partition("/")
                 protocol = protocol or "tcp"
                 entries: list[Json] = []
                 for binding in wanted or []:
-                    ip, host_port = self._ports.take(endpoint.id, protocol, binding or {})
-                    for address in [ip] if ip else ["0.0.0.0", "::"]:
-                        entries.append({"HostIp": address, "HostPort": str(host_port)})
+                    entries += self._take_port(endpoint, protocol, dict(binding or {}))
                 shown[f"{number}/{protocol}"] = entries or None
             endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
             self._firewall.add_ports(endpoint.rules)
@@ -502,6 +482,20 @@ class NetworkService:
                 ) from None
             raise
         return shown
+
+    def _take_port(self, endpoint: Endpoint, protocol: str, binding: Json) -> list[Json]:
+        """One binding's entries of NetworkSettings.Ports; no port of the host is taken where a network is routed."""
+        network = endpoint.network
+        binding["HostIp"] = binding.get("HostIp") or network.binding_address
+        routed = {version for version in (4, 6) if network.gateway_mode(version) == "routed"}
+        asked = [binding["HostIp"]] if binding["HostIp"] not in ("", "0.0.0.0") else ["0.0.0.0", "::"]
+        if all((6 if ":" in address else 4) in routed for address in asked):
+            return [{"HostIp": address, "HostPort": ""} for address in asked]
+        ip, host_port = self._ports.take(endpoint.id, protocol, binding)
+        return [
+            {"HostIp": address, "HostPort": "" if (6 if ":" in address else 4) in routed else str(host_port)}
+            for address in ([ip] if ip else ["0.0.0.0", "::"])
+        ]
 
     def move_ports(self, source: Endpoint, target: Endpoint, shown: Json) -> None:
         """Let another endpoint of the same container have its published ports; they stay the same at the host."""
@@ -523,7 +517,7 @@ class NetworkService:
         for port, entries in shown.items():
             _, _, protocol = port.partition("/")
             for entry in entries or []:
-                if entry["HostIp"] == "::":
+                if entry["HostIp"] == "::" or not entry["HostPort"]:
                     continue
                 with contextlib.suppress(SystemFailure):
                     self._ports.take(endpoint.id, protocol, entry)
