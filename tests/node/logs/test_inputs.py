@@ -45,7 +45,7 @@ def records(store, query):
     return [json.loads(entry.line) for entry in entries(store, query)]
 
 
-async def settle(check, seconds: float = 5.0) -> None:
+async def settle(check, seconds: float = 15.0) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, "did not come to pass"

@@ -72,6 +72,7 @@ FIELDS = {
 
 
 _SENT = ".sent"
+SHUTDOWN_SECONDS = 5.0
 
 
 class BufferOverflow(OSError):
@@ -146,6 +147,7 @@ class Buffer:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
         self._name = element.text("@id") or element.name
         self.retries = self.written = self.dropped_records = self.errors = self.overflows = self.resent_records = 0
         self.total = 0
@@ -271,10 +273,10 @@ class Buffer:
         return None if nearest is None else nearest - now
 
     async def _run(self) -> None:
-        flushes: set[asyncio.Task[None]] = set()
+        flushes: dict[asyncio.Task[None], Chunk] = {}
 
         def ended(task: asyncio.Task[None]) -> None:
-            flushes.discard(task)
+            flushes.pop(task, None)
             self._changed.set()
 
         try:
@@ -286,7 +288,7 @@ class Buffer:
                         break
                     chunk.taken = True
                     task = asyncio.ensure_future(self._flush(chunk))
-                    flushes.add(task)
+                    flushes[task] = chunk
                     task.add_done_callback(ended)
                 try:
                     async with asyncio.timeout(wait):
@@ -294,9 +296,15 @@ class Buffer:
                 except TimeoutError:
                     pass
         finally:
-            for task in flushes:
+            # What the output has in its hands is given time to end: broken off, it would be sent again.
+            self._closing = True
+            writing = [task for task, chunk in flushes.items() if chunk.writing]
+            if writing:
+                await asyncio.wait(writing, timeout=SHUTDOWN_SECONDS)
+            left = list(flushes)
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*flushes, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _flush(self, chunk: Chunk) -> None:
         """Write one chunk, again and again as the rule says; then it is gone one way or the other."""
@@ -321,6 +329,8 @@ class Buffer:
                 break
             except (TimeoutError, OSError, ValueError) as error:
                 self.errors += 1
+                if self._closing:
+                    return  # it stays on disk
                 tries += 1
                 self.retries = tries
                 most, over = self.set["retry_max_times"], time.monotonic() - began > self.set["retry_timeout"]
@@ -376,7 +386,7 @@ class Buffer:
             for key in list(self._staged):
                 self._enqueue(key)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(SHUTDOWN_SECONDS):
                     while self._queue:
                         self._room.clear()
                         await self._room.wait()

@@ -128,11 +128,19 @@ class TailSource(Source):
                 end -= len(held.encode()) + 1  # the last event may go on in the next piece
                 lines.pop()
         events = [event for line in lines if line for event in self._event(line, path)]
+        keeping = asyncio.ensure_future(self._keep(path, events, (inode, position + end)))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await keeping  # what is kept is behind the position: nothing comes twice after an orderly end
+            raise
+        return len(data) == READ_SIZE
+
+    async def _keep(self, path: str, events: list[Event], place: tuple[int, int]) -> None:
         if events:
             await self.emit(self._tag(path), events)
-        self._files[path] = (inode, position + end)
+        self._files[path] = place
         self._save()
-        return len(data) == READ_SIZE
 
     def _join(self, lines: list[str]) -> tuple[list[str], str]:
         joined: list[str] = []
