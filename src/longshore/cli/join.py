@@ -15,7 +15,6 @@ from longshore.cli.addons import SHARED_FACTS
 from longshore.cli.cluster import ClusterConfig, NodeConfig
 from longshore.cli.main import UserError, layout_of
 from longshore.cli.up import start_supervisor
-from longshore.client import config as client_config
 from longshore.machinery import pki
 from longshore.machinery.paths import Layout
 
@@ -79,7 +78,7 @@ async def join(layout: Layout, arguments: argparse.Namespace) -> int:
         hostnet.set_up(layout, config)
         start_supervisor(layout)
         say("supervisor started: engine, node")
-    identity = client_config.load(layout.kubeconfig(f"kubelet-{config.nodes[0].name}"))
+    identity = joining.node_identity(layout, config.nodes[0].name)
     try:
         async with asyncio.timeout(arguments.timeout):
             await control.wait_nodes(layout, config, identity, say)
@@ -167,7 +166,7 @@ async def renew(layout: Layout, config: ClusterConfig) -> None:
     """Have what is missing or near its end signed, as the node that this machine is."""
     node = config.nodes[0]
     user = f"system:node:{node.name}"
-    identity = client_config.load(layout.kubeconfig(f"kubelet-{node.name}"))
+    identity = joining.node_identity(layout, node.name)
     own = layout.kubeconfig(f"kubelet-{node.name}")
     if not pki.covers(identity.certificate or b"", ()):
         pair = await joining.certificate(identity, user, signer=joining.KUBELET_SIGNER, organizations=["system:nodes"])

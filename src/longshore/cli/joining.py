@@ -26,6 +26,7 @@ from longshore.client.rest import Client, is_not_found
 from longshore.machinery import pki
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import ClientError
+from longshore.machinery.paths import Layout
 
 TOKEN = re.compile(r"([a-z0-9]{6})\.([a-z0-9]{16})")
 GROUP = "system:bootstrappers:longshore:default-node-token"
@@ -171,6 +172,15 @@ async def certificate(
         raise UserError(f"certificate of {common_name}: nobody has approved the request within {SECONDS:g} s") from None
     finally:
         await client.close()
+
+
+def node_identity(layout: Layout, name: str) -> client_config.Config:
+    """Who the node of this machine is: by the certificate that its kubelet has renewed since, where it has."""
+    config = client_config.load(layout.kubeconfig(f"kubelet-{name}"))
+    renewed = layout.node(name).kubelet / "pki" / "kubelet-client-current.pem"
+    if renewed.exists():
+        config.certificate = config.key = renewed.read_bytes()
+    return config
 
 
 def keep_kubeconfig(path: Path, config: client_config.Config, user: str, pair: pki.KeyPair) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from longshore.cli import cluster
 from longshore.cli.down import down
+from longshore.cli.joining import node_identity
 from longshore.cli.main import UserError, layout_of
-from longshore.client import config as client_config
 from longshore.client.resources import NODES, PODS
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery.errors import StatusError
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = config.nodes[0].name
 
     async def main() -> None:
-        client = Client(client_config.load(layout.kubeconfig(f"kubelet-{name}")), user_agent="longshore-leave")
+        client = Client(node_identity(layout, name), user_agent="longshore-leave")
         try:
             async with asyncio.timeout(arguments.timeout):
                 await drain(client, name)
