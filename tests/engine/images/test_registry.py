@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -204,3 +205,56 @@ async def test_tampered_layer_is_refused(make_store: Any, registry: Any, tmp_pat
         await two.pull(f"{host}/a:1")
     assert two.list() == [] and list((tmp_path / "two" / "overlay2").iterdir()) == []
     assert references.parse("a").familiar == "a" and tar_of({})
+
+
+async def test_a_download_goes_on_where_it_was_cut(
+    make_store: Any, registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy in front of a registry cuts each blob after a third of what is left, the first three times."""
+    from longshore.machinery.http import Client, Request, Response, Server
+
+    monkeypatch.setattr("longshore.engine.images.pull.SECOND", 0.01)
+    host = await registry()
+    source, store = make_store("source"), make_store("two")
+    await imported(source, f"{host}/big:1", {"f": os.urandom(3 << 20)})
+    await source.push(f"{host}/big:1")
+    asked: list[str] = []
+
+    async with Client() as client:
+
+        async def proxy(request: Request) -> Response | None:
+            wanted = request.headers.get("Range") or ""
+            fields = [(key, value) for key, value in request.headers.items() if key.lower() in ("range", "accept")]
+            found = await client.request(request.method, f"http://{host}{request.target}", headers=fields)
+            body = await found.read() if request.method == "GET" else b""
+            headers = [
+                (k, v) for k, v in found.headers.items() if k.lower() not in ("date", "content-length", "connection")
+            ]
+            if "/blobs/" in request.path and len(body) > 100_000:
+                asked.append(wanted)
+                if len(asked) <= 3:
+                    writer = await request.start(found.status, [*headers, ("Content-Length", str(len(body)))])
+                    writer.write(body[: len(body) // 3])
+                    await writer.drain()
+                    raise RuntimeError("cut on purpose")
+            if request.method == "HEAD":
+                headers.append(("Content-Length", found.headers.get("Content-Length") or "0"))
+                await request.start(found.status, headers)
+                return None
+            return Response(
+                found.status,
+                body,
+                [h for h in headers if h[0].lower() != "content-type"],
+                found.headers.get("Content-Type"),
+            )
+
+        server = Server(proxy)
+        port = await server.listen_tcp("127.0.0.1", 0)
+        try:
+            image = await store.pull(f"127.0.0.1:{port}/big:1")
+        finally:
+            await server.close()
+    first = source.resolve(f"{host}/big:1")
+    assert image.id == first.id
+    starts = [int(text.removeprefix("bytes=").rstrip("-")) for text in asked[1:]]
+    assert asked[0] == "" and len(asked) == 4 and 0 < starts[0] < starts[1] < starts[2]

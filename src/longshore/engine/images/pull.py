@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore, Lease, Progress
 
 _BATCH = 1 << 20
+#: The unit of the pauses between attempts.
+SECOND = 1.0
 _LAYER_LIMIT = 127 * 4
 _CONFIG_LIMIT = 16 << 20
 
@@ -407,7 +409,7 @@ async def _download_alone(layer: _Layer) -> None:
                     raise error if isinstance(error, EngineError) else SystemFailure(str(error)) from None
                 for left in range(5 * attempt, 0, -1):
                     layer.meter.say(f"Retrying in {left} second{'s' if left != 1 else ''}")
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(SECOND)
         layer.meter.say("Verifying Checksum")
         await in_thread(writer.commit, layer.digest)
         layer.meter.say("Download complete")
@@ -446,8 +448,9 @@ async def _transfer(layer: _Layer, writer: BlobWriter) -> None:
         finally:
             if writing is not None:
                 await asyncio.shield(writing)
-        if held:
-            await in_thread(writer.write, held)
+            # What came before a cut is kept too: the next attempt goes on behind it.
+            if held and not (layer.size and received > layer.size):
+                await asyncio.shield(in_thread(writer.write, held))
         if total and writer.offset < total:
             raise SystemFailure("unexpected EOF")
         layer.meter.move("Downloading", writer.offset, total or writer.offset, last=True)
