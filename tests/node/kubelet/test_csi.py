@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
 
 from longshore.client.resources import (
     CSI_DRIVERS,
     CSI_NODES,
+    EVENTS,
     NODES,
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
@@ -24,7 +28,7 @@ from longshore.machinery import mounts
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError, Server, Status
 from longshore.node.kubelet import plugins
-from longshore.node.kubelet.volumes import csi
+from longshore.node.kubelet.volumes import csi, csiprotocol
 
 from .conftest import Node
 
@@ -43,7 +47,7 @@ class Driver:
         self.told: list[tuple[bool, str]] = []
         self.versions = ["1.11.0"]
         self.failures = 0
-        self.messages = csi.schema()
+        self.messages = csiprotocol.schema()
         self.registration = plugins.schema()
         self.servers: list[Server] = []
 
@@ -77,8 +81,18 @@ class Driver:
         return self.messages.NodeGetInfoResponse(node_id="n-1", max_volumes_per_node=7, accessible_topology=topology)
 
     async def node_get_capabilities(self, _: Any) -> Any:
-        one = self.messages.NodeServiceCapability(rpc=self.messages.NodeServiceRPC(type=1))
-        return self.messages.NodeGetCapabilitiesResponse(capabilities=[one])
+        # staging, figures, expansion
+        able = [self.messages.NodeServiceCapability(rpc=self.messages.NodeServiceRPC(type=n)) for n in (1, 2, 3)]
+        return self.messages.NodeGetCapabilitiesResponse(capabilities=able)
+
+    async def node_expand_volume(self, request: Any) -> Any:
+        self.asked.append(("expand", request))
+        return self.messages.NodeExpandVolumeResponse(capacity_bytes=request.capacity_range.required_bytes)
+
+    async def node_get_volume_stats(self, request: Any) -> Any:
+        assert mounts.is_mounted(request.volume_path)
+        usage = [{"available": 60, "total": 100, "used": 40, "unit": 1}, {"available": 6, "total": 10, "used": 4, "unit": 2}]  # fmt: skip
+        return self.messages.NodeGetVolumeStatsResponse(usage=usage)
 
     async def node_stage_volume(self, request: Any) -> Any:
         self.asked.append(("stage", request))
@@ -94,6 +108,13 @@ class Driver:
     async def node_publish_volume(self, request: Any) -> Any:
         self.asked.append(("publish", request))
         target = Path(request.target_path)
+        if request.volume_capability.HasField("block"):
+            device = self.data / f"{request.volume_id}.device"
+            device.unlink(missing_ok=True)
+            os.mknod(device, 0o600 | stat.S_IFBLK, os.makedev(7, 250))
+            target.touch()
+            mounts.bind(device, target)
+            return self.messages.NodePublishVolumeResponse()
         target.mkdir(exist_ok=True)
         if not mounts.is_mounted(target):
             if request.staging_target_path:
@@ -106,7 +127,8 @@ class Driver:
     async def node_unpublish_volume(self, request: Any) -> Any:
         self.asked.append(("unpublish", request))
         mounts.unmount(request.target_path)
-        Path(request.target_path).rmdir()
+        target = Path(request.target_path)
+        target.rmdir() if target.is_dir() else target.unlink()
         return self.messages.NodeUnpublishVolumeResponse()
 
     async def node_unstage_volume(self, request: Any) -> Any:
@@ -136,7 +158,7 @@ async def registered(node: Node) -> list[dict[str, Any]]:
         raise
 
 
-async def volume(node: Node, name: str) -> None:
+async def volume(node: Node, name: str, **more: Any) -> None:
     """A volume of the driver with a claim of the same name."""
     size = {"storage": "1Gi"}
     secret = {"namespace": "default", "name": "stage"}
@@ -151,10 +173,11 @@ async def volume(node: Node, name: str) -> None:
             "spec": {
                 "capacity": size, "accessModes": ["ReadWriteOnce"], "csi": source, "storageClassName": "",
                 "claimRef": {"namespace": "default", "name": name}, "persistentVolumeReclaimPolicy": "Retain",
+                **more,
             },
         },
     )  # fmt: skip
-    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": size}, "volumeName": name}
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": size}, "volumeName": name, **more}
     claim = {"metadata": {"name": name}, "spec": {**spec, "storageClassName": ""}}
     await node.client.create(PERSISTENT_VOLUME_CLAIMS, claim, "default")
 
@@ -171,7 +194,7 @@ async def test_a_driver_registers(node: Node, driver: Driver) -> None:
     want = {"name": NAME, "nodeID": "n-1", "topologyKeys": ["example.test/rack"], "allocatable": {"count": 7}}
     assert found == [want]
     me = await node.client.get(NODES, node.name)
-    assert me["metadata"]["annotations"][csi.NODE_ID] == f'{{"{NAME}":"n-1"}}'
+    assert me["metadata"]["annotations"]["csi.volume.kubernetes.io/nodeid"] == f'{{"{NAME}":"n-1"}}'
     assert me["metadata"]["labels"]["example.test/rack"] == "r1"
 
     async def told() -> bool:
@@ -276,3 +299,78 @@ async def test_a_version_that_is_not_known_is_refused(node: Node, driver: Driver
         driver.versions = ["1.11.0"]
         await driver.start()
         await node.until(lambda: registered(node))
+
+
+async def test_a_block_volume_is_a_device(node: Node, driver: Driver) -> None:
+    await volume(node, "raw", volumeMode="Block")
+    look = {"command": ["sh", "-c", "test -b /dev/raw && echo a device; ls /dev; sleep 1000"]}
+    await node.create("wrong", {**look, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}, **user("raw"))
+
+    async def told() -> bool:
+        found = await node.client.list(EVENTS, "default", field_selector="involvedObject.name=wrong")
+        return any("volume v has volumeMode Block, but is specified in volumeMounts" in e["message"] for e in found["items"])  # fmt: skip
+
+    await node.until(told)
+    await node.delete("wrong")
+    await node.create("raw", {**look, "volumeDevices": [{"name": "v", "devicePath": "/dev/raw"}]}, **user("raw"))
+    await node.ready("raw")
+    await node.until(lambda: _says(node, "raw", "a device"))
+    request = [r for n, r in driver.asked if n == "publish"][-1]
+    assert request.volume_capability.HasField("block") and "/volumeDevices/publish/raw/" in request.target_path
+    assert request.staging_target_path.endswith("/volumeDevices/staging/raw")
+    await node.delete("raw")
+    assert driver.names()[-2:] == ["unpublish", "unstage"]
+    assert not Path(request.target_path).exists() and not Path(request.staging_target_path).exists()
+
+
+async def _says(node: Node, name: str, text: str) -> bool:
+    return text in await node.logs(name)
+
+
+async def test_a_volume_grows_and_tells_how_full_it_is(node: Node, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(csi, "LOOK_AGAIN", 1.0)
+    await volume(node, "grows")
+    await node.create("grows", WRITER, **user("grows"))
+    await node.ready("grows")
+    larger = {"capacity": {"storage": "2Gi"}}
+    await node.client.patch(PERSISTENT_VOLUMES, "grows", {"spec": larger})
+    pending = {"type": "FileSystemResizePending", "status": "True", "lastTransitionTime": None}
+    await node.client.patch(PERSISTENT_VOLUME_CLAIMS, "grows", {"status": {"conditions": [pending]}}, "default", subresource="status")  # fmt: skip
+
+    async def grown() -> bool:
+        status = (await node.client.get(PERSISTENT_VOLUME_CLAIMS, "grows", "default"))["status"]
+        return bool(status["capacity"] == {"storage": "2Gi"} and not status.get("conditions"))
+
+    await node.until(grown)
+    request = next(r for n, r in driver.asked if n == "expand")
+    assert request.capacity_range.required_bytes == 2 * 2**30 and request.volume_path.endswith("/grows/mount")
+    assert [n for n in driver.names() if n == "expand"] == ["expand"]
+    path = f"/api/v1/nodes/{node.name}/proxy"
+    summary = orjson.loads(await node.client.raw("GET", f"{path}/stats/summary"))
+    mine = next(p for p in summary["pods"] if p["podRef"]["name"] == "grows")
+    figures = {v["name"]: v for v in mine["volume"]}["v"]
+    assert figures["pvcRef"] == {"name": "grows", "namespace": "default"}
+    assert (figures["capacityBytes"], figures["usedBytes"], figures["inodesFree"]) == (100, 40, 6)
+    metrics = (await node.client.raw("GET", f"{path}/metrics")).decode()
+    assert 'kubelet_volume_stats_available_bytes{namespace="default",persistentvolumeclaim="grows"} 60' in metrics
+    await node.delete("grows")
+
+
+async def test_a_driver_gets_tokens_and_publishes_again(node: Node, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(csi, "LOOK_AGAIN", 1.0)
+    change = {"spec": {"requiresRepublish": True, "tokenRequests": [{"audience": "vault", "expirationSeconds": 600}]}}
+    await node.client.patch(CSI_DRIVERS, NAME, change)
+    await volume(node, "tokens")
+    before = driver.names().count("publish")
+    await node.create("tokens", WRITER, **user("tokens"))
+    await node.ready("tokens")
+
+    async def again() -> bool:
+        return driver.names().count("publish") >= before + 2
+
+    await node.until(again)
+    request = [r for n, r in driver.asked if n == "publish"][-1]
+    token = orjson.loads(request.volume_context["csi.storage.k8s.io/serviceAccount.tokens"])["vault"]
+    assert token["token"].count(".") == 2 and token["expirationTimestamp"].endswith("Z")
+    await node.delete("tokens")
+    await node.client.patch(CSI_DRIVERS, NAME, {"spec": {"requiresRepublish": False, "tokenRequests": None}})

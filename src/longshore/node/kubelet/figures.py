@@ -18,6 +18,7 @@ from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.http import Request, Response
 from longshore.node.kubelet.kubelet import Kubelet
 from longshore.node.kubelet.runtime import CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID
+from longshore.node.kubelet.volumefigures import VolumeFigures
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -89,12 +90,19 @@ def tree_usage(folder: Path) -> tuple[int, int]:
     return used, inodes
 
 
+_VOLUME_METRICS = {
+    "capacityBytes": "capacity_bytes", "availableBytes": "available_bytes", "usedBytes": "used_bytes",
+    "inodes": "inodes", "inodesFree": "inodes_free", "inodesUsed": "inodes_used",
+}  # fmt: skip
+
+
 class Figures:
     """Reads figures when asked; nothing is collected in between."""
 
     def __init__(self, kubelet: Kubelet) -> None:
         self.kubelet = kubelet
         self._started = time.time()
+        self.volumes = VolumeFigures(kubelet.config.root, kubelet.volumes, kubelet.csi, tree_usage)
         self._disk: dict[str, tuple[float, int, int]] = {}
         self._rates: dict[str, tuple[float, float]] = {}
         self.probe_results: dict[tuple[str, ...], int] = {}
@@ -182,6 +190,8 @@ class Figures:
             pod = self.kubelet.pods.get(uid)
             if pod is not None and (pod.get("status") or {}).get("startTime"):
                 entry["startTime"] = pod["status"]["startTime"]
+            if pod is not None:
+                entry["volume"] = await self.volumes.of(pod, now)
             own = pods.get(uid)
             cpu_total = sum(c["cpu"]["usageCoreNanoSeconds"] for c in entry["containers"])
             cpu_rate = sum(c["cpu"]["usageNanoCores"] for c in entry["containers"])
@@ -330,6 +340,14 @@ class Figures:
             line("process_resident_memory_bytes", {}, int(process[21]) * os.sysconf("SC_PAGE_SIZE")),
             "# TYPE process_start_time_seconds gauge", line("process_start_time_seconds", {}, self._started),
         ]  # fmt: skip
+        claims = [v for w in running for v in await self.volumes.of(w.pod, "") if "pvcRef" in v]
+        for field, name in _VOLUME_METRICS.items():
+            out.append(f"# TYPE kubelet_volume_stats_{name} gauge")
+            for volume in claims:
+                if field in volume:
+                    ref = volume["pvcRef"]
+                    labels = {"namespace": ref["namespace"], "persistentvolumeclaim": ref["name"]}
+                    out.append(line(f"kubelet_volume_stats_{name}", labels, volume[field]))
         return _page(out)
 
 

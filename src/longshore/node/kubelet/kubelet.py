@@ -14,9 +14,8 @@ from typing import Any
 
 from longshore.client.events import EventRecorder, reference
 from longshore.client.informer import Informer
-from longshore.client.resources import NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, SERVICES, Resource
+from longshore.client.resources import NODES, PODS, SERVICES, Resource
 from longshore.client.rest import Client, is_not_found
-from longshore.machinery import selectors
 from longshore.machinery.cgroups import remove as remove_cgroup
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
@@ -43,6 +42,7 @@ from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import TokenManager
 from longshore.node.kubelet.userns import UserNamespaces
 from longshore.node.kubelet.volumes import VolumeError, VolumeManager
+from longshore.node.kubelet.volumes.cluster import ClusterVolumes
 from longshore.node.kubelet.volumes.csi import CsiVolumes
 from longshore.node.kubelet.volumes.payload import Sources
 from longshore.node.kubelet.worker import Worker
@@ -51,7 +51,6 @@ log = logging.getLogger("longshore.kubelet")
 Pod = dict[str, Any]
 _FLUSH_SECONDS = 5.0
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", False)
-TRUST_BUNDLES = Resource("certificates.k8s.io", "v1beta1", "clustertrustbundles", "ClusterTrustBundle", False)
 
 
 class Kubelet(StatusMaker):
@@ -88,18 +87,20 @@ class Kubelet(StatusMaker):
         #: told when the node's devices or its readiness are others; set by whoever keeps the node's status
         self.devices_changed: Callable[[], None] = lambda: None
         self.devices = DeviceManager(config.root, lambda: self.devices_changed())
-        self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came)
+        self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came, self.tokens.get)
         self.claims = ClaimManager(config.root, client)
         self.claims.arrived = self._return_claims
         self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims)
         self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi, "DRAPlugin": self.claims})
+        cluster = ClusterVolumes(client, config.node_name, self.pod_event)
         self.volumes = VolumeManager(
             config.root,
-            Sources(self.objects.get, self.tokens.get, self._known_addresses, lambda: self.allocatable, self._trust),
-            self._claim,
+            Sources(self.objects.get, self.tokens.get, self._known_addresses, lambda: self.allocatable, cluster.trust),
+            cluster.claim,
             config.node_name,
             lambda: resources.amount(self.allocatable.get("memory", "0")),
             self.csi,
+            cluster.grown,
         )
         self.users = UserNamespaces(config)
         #: handler of a RuntimeClass ("": the default one) -> whether it can make user namespaces
@@ -508,33 +509,6 @@ class Kubelet(StatusMaker):
     def is_finished(self, uid: str) -> bool:
         """Nothing of the pod is left on the node."""
         return uid not in self.workers
-
-    # -- what pods see -----------------------------------------------------------------------------------------------
-
-    async def _claim(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        resource = PERSISTENT_VOLUME_CLAIMS if kind == "PersistentVolumeClaim" else PERSISTENT_VOLUMES
-        try:
-            return await self.client.get(resource, name, namespace)
-        except StatusError as error:
-            if is_not_found(error):
-                return None
-            raise VolumeError(error.message) from error
-
-    async def _trust(self, wanted: Mapping[str, Any]) -> bytes | None:
-        try:
-            if wanted.get("name"):
-                found = await self.client.get(TRUST_BUNDLES, wanted["name"])
-                return str(found["spec"]["trustBundle"]).encode()
-            if wanted.get("signerName") and wanted.get("labelSelector") is not None:
-                selector = selectors.from_object(wanted["labelSelector"])
-                listed = await self.client.list(TRUST_BUNDLES, field_selector=f"spec.signerName={wanted['signerName']}")
-                chosen = [b for b in listed["items"] if selector.matches(b["metadata"].get("labels") or {})]
-                texts = sorted({str(b["spec"]["trustBundle"]).strip() for b in chosen})
-                return ("\n".join(texts) + "\n").encode() if texts else None
-        except StatusError as error:
-            if not is_not_found(error):
-                raise OSError(error.message) from error
-        return None
 
     # -- events ------------------------------------------------------------------------------------------------------
 

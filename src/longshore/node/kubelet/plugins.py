@@ -56,8 +56,8 @@ class Plugins:
         """folder: ROOT/plugins_registry. handlers: by the type that plugins tell ("CSIPlugin")."""
         self._folder, self._handlers = folder, handlers
         self._schema: Schema | None = None
-        #: socket -> (its inode, the task that registers it)
-        self._known: dict[Path, tuple[int, asyncio.Task[None]]] = {}
+        #: socket -> (its inode and birth, the task that registers it)
+        self._known: dict[Path, tuple[tuple[int, int], asyncio.Task[None]]] = {}
         self._registered: dict[Path, tuple[str, str, Path]] = {}
 
     async def run(self) -> None:
@@ -86,7 +86,7 @@ class Plugins:
                 task.cancel()
 
     async def _look(self) -> None:
-        found: dict[Path, int] = {}
+        found: dict[Path, tuple[int, int]] = {}
         for folder in _folders(self._folder, _DEPTH):
             for path in folder.iterdir():
                 try:
@@ -94,16 +94,17 @@ class Plugins:
                 except OSError:
                     continue
                 if stat.S_ISSOCK(info.st_mode) and not path.name.startswith("."):
-                    found[path] = info.st_ino
-        for path, (inode, task) in list(self._known.items()):
-            if found.get(path) != inode:
+                    # A number alone may be another's: one that was freed is given again.
+                    found[path] = (info.st_ino, info.st_mtime_ns)
+        for path, (identity, task) in list(self._known.items()):
+            if found.get(path) != identity:
                 # A plugin that has been started anew makes its socket anew.
                 task.cancel()
                 del self._known[path]
                 await self._drop(path)
-        for path, inode in found.items():
+        for path, identity in found.items():
             if path not in self._known:
-                self._known[path] = (inode, asyncio.create_task(self._register(path), name=f"plugin {path.name}"))
+                self._known[path] = (identity, asyncio.create_task(self._register(path), name=f"plugin {path.name}"))
 
     async def _drop(self, path: Path) -> None:
         gone = self._registered.pop(path, None)

@@ -330,6 +330,12 @@ class Syncer:
             stdin_once=bool(container.get("stdinOnce")),
             tty=bool(container.get("tty")),
         )
+        for entry in container.get("volumeDevices") or ():
+            volume = volumes.get(entry["name"])
+            if volume is None:
+                raise ConfigError(f'cannot find volume "{entry["name"]}" to pass into container "{container["name"]}"')
+            access = "r" if volume.readonly else "mrw"
+            found.devices.add(host_path=str(volume.path), container_path=entry["devicePath"], permissions=access)
         stop = (container.get("lifecycle") or {}).get("stopSignal")
         if stop:
             word = "SIGNAL_" + stop.replace("+", "PLUS").replace("-", "MINUS")

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,60 +25,64 @@ from longshore.machinery.grpc import Client as GrpcClient
 from longshore.machinery.grpc import RpcError
 from longshore.node.kubelet.plugins import PluginRefused
 from longshore.node.kubelet.volumes import atomic
-from longshore.wire.protobuf import Schema
+from longshore.node.kubelet.volumes.csiprotocol import (
+    EXPAND,
+    MOUNT_GROUP,
+    STAGE_UNSTAGE,
+    STATS,
+    capability,
+    expiry,
+    go_code,
+    owned_by_group,
+    pod_info,
+    schema,
+)
 
 log = logging.getLogger("longshore.kubelet.csi")
 Pod = dict[str, Any]
+Token = Callable[[Pod, str, int], Awaitable[tuple[str, float]]]
 PLUGIN = "kubernetes.io~csi"
 NODE_ID = "csi.volume.kubernetes.io/nodeid"
 CALL_SECONDS = 120.0
 _DATA = "vol_data.json"
-_STAGE_UNSTAGE, _SINGLE_NODE_MULTI_WRITER, _MOUNT_GROUP = 1, 5, 6
-CSI = """
-service Node: NodeStageVolume, NodeUnstageVolume, NodePublishVolume, NodeUnpublishVolume, NodeGetCapabilities, NodeGetInfo
-VolumeCapability: 1 block BlockVolume @access_type, 2 mount MountVolume @access_type, 3 access_mode AccessMode
-BlockVolume:
-MountVolume: 1 fs_type string, 2 mount_flags *string, 3 volume_mount_group string
-AccessMode: 1 mode int32
-NodeStageVolumeRequest: 1 volume_id string, 2 publish_context {string:string}, 3 staging_target_path string,
- 4 volume_capability VolumeCapability, 5 secrets {string:string}, 6 volume_context {string:string}
-NodeStageVolumeResponse:
-NodeUnstageVolumeRequest: 1 volume_id string, 2 staging_target_path string
-NodeUnstageVolumeResponse:
-NodePublishVolumeRequest: 1 volume_id string, 2 publish_context {string:string}, 3 staging_target_path string,
- 4 target_path string, 5 volume_capability VolumeCapability, 6 readonly bool, 7 secrets {string:string},
- 8 volume_context {string:string}
-NodePublishVolumeResponse:
-NodeUnpublishVolumeRequest: 1 volume_id string, 2 target_path string
-NodeUnpublishVolumeResponse:
-NodeGetCapabilitiesRequest:
-NodeGetCapabilitiesResponse: 1 capabilities *NodeServiceCapability
-NodeServiceCapability: 1 rpc NodeServiceRPC
-NodeServiceRPC: 1 type int32
-NodeGetInfoRequest:
-NodeGetInfoResponse: 1 node_id string, 2 max_volumes_per_node int64, 3 accessible_topology Topology
-Topology: 1 segments {string:string}
-"""
-_schema: Schema | None = None
-
-
-def schema() -> Schema:
-    """The Node service's messages, made at first use."""
-    global _schema
-    if _schema is None:
-        _schema = Schema("csi.v1", CSI)
-    return _schema
+TOKENS = "csi.storage.k8s.io/serviceAccount.tokens"
+#: seconds after which a volume is published again whose driver asks for that, and looked at for a new size
+LOOK_AGAIN = 60.0
 
 
 class CsiError(Exception):
     """A volume cannot be had or given back now; the text tells why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A volume that a pod has. path: a folder, or a device. again: seconds until it must be looked at; 0: never."""
+
+    path: Path
+    again: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a driver says of a volume: octets and inodes; None: it does not say."""
+
+    available: int | None = None
+    capacity: int | None = None
+    used: int | None = None
+    inodes_free: int | None = None
+    inodes: int | None = None
+    inodes_used: int | None = None
+
+
 class CsiVolumes:
     """Drivers by name (a PluginHandler) and what they have published."""
 
-    def __init__(self, client: Client, node_name: str, root: Path, changed: Callable[[], None]) -> None:
-        """root: the kubelet's. changed(): a driver has come; pods that wait for it may go on."""
+    def __init__(
+        self, client: Client, node_name: str, root: Path, changed: Callable[[], None], token: Token | None = None
+    ) -> None:
+        """root: the kubelet's. changed(): a driver has come; pods that wait for it may go on. token(pod, audience,
+        seconds): a token of the pod's account and when to renew it."""
+        self._token = token
         self._client, self._node, self._root, self._changed = client, node_name, root, changed
         self._drivers: dict[str, tuple[Path, set[int]]] = {}
         self._told: dict[str, dict[str, Any]] = {}
@@ -163,7 +167,7 @@ class CsiVolumes:
 
     # -- publishing --------------------------------------------------------------------------------------------------
 
-    async def ephemeral(self, pod: Pod, name: str, source: Mapping[str, Any]) -> Path:
+    async def ephemeral(self, pod: Pod, name: str, source: Mapping[str, Any]) -> Published:
         """A volume of the pod's own, described in its spec. Raises CsiError."""
         driver = await self._about(source["driver"])
         modes = driver.get("volumeLifecycleModes") or ["Persistent"]
@@ -181,15 +185,14 @@ class CsiVolumes:
         }  # fmt: skip
         return await self._publish(pod, name, spec, driver, bool(source.get("readOnly")), [], [], ephemeral=True)
 
-    async def persistent(self, pod: Pod, volume: Mapping[str, Any], readonly: bool) -> Path:
-        """A PersistentVolume of CSI for a pod. Raises CsiError."""
+    async def persistent(self, pod: Pod, volume: Mapping[str, Any], readonly: bool) -> Published:
+        """A PersistentVolume of CSI for a pod: a folder, or a device where its mode is Block. Raises CsiError."""
         spec = volume["spec"]
-        if spec.get("volumeMode") == "Block":
-            raise CsiError("block volumes are not supported by this node")
         driver = await self._about(spec["csi"]["driver"])
         return await self._publish(
             pod, volume["metadata"]["name"], spec["csi"], driver, readonly or bool(spec["csi"].get("readOnly")),
             spec.get("accessModes") or [], spec.get("mountOptions") or [], ephemeral=False,
+            block=spec.get("volumeMode") == "Block",
         )  # fmt: skip
 
     async def _about(self, name: str) -> dict[str, Any]:
@@ -211,52 +214,130 @@ class CsiVolumes:
         flags: Sequence[str],
         *,
         ephemeral: bool,
-    ) -> Path:
+        block: bool = False,
+    ) -> Published:
         endpoint, can = self._driver(spec["driver"])
-        handle = str(spec["volumeHandle"])
-        folder: Path = self._root / "pods" / pod["metadata"]["uid"] / "volumes" / PLUGIN / name
-        target = folder / "mount"
+        handle, uid = str(spec["volumeHandle"]), pod["metadata"]["uid"]
+        folder: Path = self._root / "pods" / uid / "volumes" / PLUGIN / name
+        target = self._devices("publish", name) / uid if block else folder / "mount"
         record = {"driverName": spec["driver"], "volumeHandle": handle, "specVolID": name, "nodeName": self._node,
                   "volumeLifecycleMode": "Ephemeral" if ephemeral else "Persistent"}  # fmt: skip
+        if block:
+            record["volumeMode"] = "Block"
+        republish = bool(driver.get("requiresRepublish"))
+        again = LOOK_AGAIN if republish or (EXPAND in can and not ephemeral) else 0.0
         async with self._lock(f"{spec['driver']}^{handle}"):
-            if (folder / _DATA).exists() and await asyncio.to_thread(mounts.is_mounted, target):
-                return target
+            there = (folder / _DATA).exists() and await asyncio.to_thread(mounts.is_mounted, target)
+            if there and not republish:
+                return Published(target, again)
             group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
-            mount = {"fs_type": spec.get("fsType") or "", "mount_flags": list(flags)}
-            if group is not None and _MOUNT_GROUP in can:
-                mount["volume_mount_group"] = str(group)
-            capability = {"mount": mount, "access_mode": {"mode": _access_mode(modes, can)}}
+            wanted = capability(spec, modes, flags, can, group, block)
             context = dict(spec.get("volumeAttributes") or {})
             published: dict[str, str] = {}
             if not ephemeral and driver.get("attachRequired", True):
                 published = await self._attached(handle, spec["driver"])
-            staging = self._staging(spec["driver"], handle) if _STAGE_UNSTAGE in can and not ephemeral else None
+            staging: Path | None = None
+            if STAGE_UNSTAGE in can and not ephemeral:
+                staging = self._devices("staging", name) if block else self._staging(spec["driver"], handle)
             # Written before the driver is asked, so that what is cut short is given back too.
             folder.mkdir(parents=True, exist_ok=True, mode=0o750)
             (folder / _DATA).write_bytes(orjson.dumps(record))
             try:
-                if staging is not None:
+                if staging is not None and not there:
                     staging.mkdir(parents=True, exist_ok=True, mode=0o750)
-                    (staging.parent / _DATA).write_bytes(orjson.dumps(record))
+                    if not block:
+                        (staging.parent / _DATA).write_bytes(orjson.dumps(record))
                     secrets = await self._secrets(spec.get("nodeStageSecretRef"))
                     await self._call(
                         endpoint, "NodeStageVolume", volume_id=handle, publish_context=published,
-                        staging_target_path=str(staging), volume_capability=capability, secrets=secrets,
+                        staging_target_path=str(staging), volume_capability=wanted, secrets=secrets,
                         volume_context=context,
                     )  # fmt: skip
                 if driver.get("podInfoOnMount"):
-                    context |= _pod_info(pod, ephemeral)
+                    context |= pod_info(pod, ephemeral)
+                if driver.get("tokenRequests"):
+                    context[TOKENS] = await self._tokens(pod, driver["tokenRequests"])
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
                 await self._call(
                     endpoint, "NodePublishVolume", volume_id=handle, publish_context=published,
-                    staging_target_path=str(staging or ""), target_path=str(target), volume_capability=capability,
+                    staging_target_path=str(staging or ""), target_path=str(target), volume_capability=wanted,
                     readonly=readonly, secrets=await self._secrets(spec.get("nodePublishSecretRef")),
                     volume_context=context,
                 )  # fmt: skip
             except RpcError as error:
-                raise CsiError(f"rpc error: code = {_go_code(error)} desc = {error.message}") from error
-            if group is not None and _MOUNT_GROUP not in can and _owned_by_group(driver, spec, modes, readonly):
+                raise CsiError(f"rpc error: code = {go_code(error)} desc = {error.message}") from error
+            if there or block:
+                return Published(target, again)
+            if group is not None and MOUNT_GROUP not in can and owned_by_group(driver, spec, modes, readonly):
                 await asyncio.to_thread(atomic.own, target, group, readonly=False)
-            return target
+            return Published(target, again)
+
+    async def _tokens(self, pod: Pod, requests: Sequence[Mapping[str, Any]]) -> str:
+        """Tokens of the pod's account for a driver, as JSON by audience. Raises CsiError."""
+        found: dict[str, dict[str, str]] = {}
+        for request in requests:
+            audience = str(request.get("audience") or "")
+            try:
+                if self._token is None:
+                    raise CsiError("this node gives no tokens to drivers")
+                token, _ = await self._token(pod, audience, int(request.get("expirationSeconds") or 3600))
+            except (StatusError, OSError, TimeoutError) as error:
+                raise CsiError(f"failed to get service accoount token attributes: {error}") from error
+            found[audience] = {"token": token, "expirationTimestamp": expiry(token)}
+        return orjson.dumps(found).decode()
+
+    async def expand(self, volume: Mapping[str, Any], path: Path, required: int) -> bool:
+        """Let a published volume's driver make what is on it as large as the volume; False where it has no part in that.
+
+        required: octets. Raises CsiError.
+        """
+        spec = volume["spec"]
+        source, name = spec["csi"], volume["metadata"]["name"]
+        endpoint, can = self._driver(source["driver"])
+        if EXPAND not in can:
+            return False
+        block, handle = spec.get("volumeMode") == "Block", str(source["volumeHandle"])
+        staging = ""
+        if STAGE_UNSTAGE in can:
+            staging = str(self._devices("staging", name) if block else self._staging(source["driver"], handle))
+        modes, flags = spec.get("accessModes") or [], spec.get("mountOptions") or []
+        async with self._lock(f"{source['driver']}^{handle}"):
+            try:
+                await self._call(
+                    endpoint, "NodeExpandVolume", volume_id=handle, volume_path=str(path),
+                    capacity_range={"required_bytes": required}, staging_target_path=staging,
+                    volume_capability=capability(source, modes, flags, can, None, block),
+                    secrets=await self._secrets(source.get("nodeExpandSecretRef")),
+                )  # fmt: skip
+            except RpcError as error:
+                raise CsiError(f"rpc error: code = {go_code(error)} desc = {error.message}") from error
+        return True
+
+    async def figures(self, uid: str) -> dict[str, Figures]:
+        """What drivers say of a pod's volumes, by the volume's name on the node (a PersistentVolume's, or the pod's own)."""
+        found: dict[str, Figures] = {}
+        for path in (self._root / "pods" / uid / "volumes" / PLUGIN).glob(f"*/{_DATA}"):
+            record = _read(path)
+            if record is None or record["driverName"] not in self._drivers:
+                continue
+            endpoint, can = self._drivers[record["driverName"]]
+            if STATS not in can:
+                continue
+            where = self._target(path.parent, record)
+            try:
+                answer = await self._call(
+                    endpoint, "NodeGetVolumeStats", volume_id=str(record["volumeHandle"]), volume_path=str(where)
+                )
+            except RpcError as error:
+                log.debug("figures of %s: %s", path.parent.name, error.message)
+                continue
+            octets = next((u for u in answer.usage if u.unit == 1), None)
+            inodes = next((u for u in answer.usage if u.unit == 2), None)
+            found[path.parent.name] = Figures(
+                *((octets.available, octets.total, octets.used) if octets else (None, None, None)),
+                *((inodes.available, inodes.total, inodes.used) if inodes else (None, None, None)),
+            )
+        return found
 
     async def _attached(self, handle: str, driver: str) -> dict[str, str]:
         """What the attacher says of the volume, once it is attached to this node. Raises CsiError."""
@@ -286,6 +367,16 @@ class CsiVolumes:
         digest = hashlib.sha256(handle.encode()).hexdigest()
         return self._root / "plugins" / "kubernetes.io" / "csi" / driver / digest / "globalmount"
 
+    def _devices(self, kind: str, name: str) -> Path:
+        """Where devices are staged, and published for pods."""
+        return self._root / "plugins" / "kubernetes.io" / "csi" / "volumeDevices" / kind / name
+
+    def _target(self, folder: Path, record: Mapping[str, Any]) -> Path:
+        """Where the volume is that a pod's record tells of."""
+        if record.get("volumeMode") == "Block":
+            return self._devices("publish", folder.name) / folder.parents[2].name
+        return folder / "mount"
+
     # -- giving back -------------------------------------------------------------------------------------------------
 
     async def release(self, uid: str) -> None:
@@ -301,26 +392,28 @@ class CsiVolumes:
             driver, handle = str(record["driverName"]), str(record["volumeHandle"])
             try:
                 async with self._lock(f"{driver}^{handle}"):
-                    await self._unpublish(folder, driver, handle)
+                    await self._unpublish(folder, record)
             except RpcError as error:
-                raise OSError(5, f"volume {folder.name}: rpc error: code = {_go_code(error)} desc = {error.message}") from error  # fmt: skip
+                raise OSError(5, f"volume {folder.name}: rpc error: code = {go_code(error)} desc = {error.message}") from error  # fmt: skip
             except CsiError as error:
                 raise OSError(5, f"volume {folder.name}: {error}") from error
 
-    async def _unpublish(self, folder: Path, driver: str, handle: str) -> None:
+    async def _unpublish(self, folder: Path, record: Mapping[str, Any]) -> None:
+        driver, handle = str(record["driverName"]), str(record["volumeHandle"])
         endpoint, _ = self._driver(driver)
-        target = folder / "mount"
+        block, target = record.get("volumeMode") == "Block", self._target(folder, record)
         await self._call(endpoint, "NodeUnpublishVolume", volume_id=handle, target_path=str(target))
         if await asyncio.to_thread(mounts.is_mounted, target):
             raise CsiError(f"{target} is still mounted")
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(target)
-        staging = self._staging(driver, handle)
-        if staging.parent.exists() and not await asyncio.to_thread(self._used_elsewhere, folder, driver, handle):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.unlink() if block else target.rmdir()
+        staging = self._devices("staging", folder.name) if block else self._staging(driver, handle)
+        kept = staging if block else staging.parent
+        if kept.exists() and not await asyncio.to_thread(self._used_elsewhere, folder, driver, handle):
             await self._call(endpoint, "NodeUnstageVolume", volume_id=handle, staging_target_path=str(staging))
             if await asyncio.to_thread(mounts.is_mounted, staging):
                 raise CsiError(f"{staging} is still mounted")
-            await asyncio.to_thread(shutil.rmtree, staging.parent, True)
+            await asyncio.to_thread(shutil.rmtree, kept, True)
         (folder / _DATA).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -341,40 +434,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "driverName" in found and "volumeHandle" in found else None
-
-
-def _access_mode(modes: Sequence[str], can: set[int]) -> int:
-    """CSI's number for a volume's access modes. Source: kubernetes pkg/volume/csi/csi_client.go."""
-    several = _SINGLE_NODE_MULTI_WRITER in can
-    if "ReadWriteMany" in modes:
-        return 5
-    if "ReadOnlyMany" in modes:
-        return 3
-    if "ReadWriteOncePod" in modes:
-        return 6 if several else 1
-    return 7 if several else 1
-
-
-def _pod_info(pod: Pod, ephemeral: bool) -> dict[str, str]:
-    metadata = pod["metadata"]
-    return {
-        "csi.storage.k8s.io/pod.name": metadata["name"],
-        "csi.storage.k8s.io/pod.namespace": metadata["namespace"],
-        "csi.storage.k8s.io/pod.uid": metadata["uid"],
-        "csi.storage.k8s.io/serviceAccount.name": pod["spec"].get("serviceAccountName") or "",
-        "csi.storage.k8s.io/ephemeral": "true" if ephemeral else "false",
-    }
-
-
-def _owned_by_group(driver: Mapping[str, Any], spec: Mapping[str, Any], modes: Sequence[str], readonly: bool) -> bool:
-    """Whether the pod's fsGroup is given the volume's files. Source: CSIDriver.spec.fsGroupPolicy."""
-    if readonly:
-        return False
-    policy = driver.get("fsGroupPolicy") or "ReadWriteOnceWithFSType"
-    if policy == "File":
-        return True
-    return policy == "ReadWriteOnceWithFSType" and bool(spec.get("fsType")) and "ReadWriteOnce" in modes
-
-
-def _go_code(error: RpcError) -> str:
-    return "".join(word.capitalize() for word in error.status.name.split("_"))

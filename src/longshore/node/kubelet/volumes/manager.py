@@ -36,25 +36,38 @@ class VolumeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MountedVolume:
-    """A volume on the node. path: where it is; readonly: the volume itself may not be written; image: an OCI image."""
+    """A volume on the node. path: where it is; readonly: the volume itself may not be written; image: an OCI image;
+    device: it is a block device; claim: the PersistentVolumeClaim that it is of."""
 
     name: str
     path: Path
     readonly: bool = False
     image: Mapping[str, Any] | None = None
+    device: bool = False
+    claim: str = ""
 
 
 class VolumeManager:
     """Makes, refreshes and removes volumes."""
 
     def __init__(
-        self, root: Path, sources: Sources, claims: Claims, node_name: str, memory: Callable[[], int], csi: CsiVolumes
+        self,
+        root: Path,
+        sources: Sources,
+        claims: Claims,
+        node_name: str,
+        memory: Callable[[], int],
+        csi: CsiVolumes,
+        grown: Callable[[Pod, Mapping[str, Any], Mapping[str, Any]], Awaitable[None]],
     ) -> None:
-        """root: the kubelet's. memory: allocatable bytes of the node, for volumes in memory."""
-        self._csi = csi
+        """root: the kubelet's. memory: allocatable bytes of the node, for volumes in memory. grown(pod, claim, volume):
+        the volume's file system is as large as the volume now."""
+        self._csi, self._grown = csi, grown
         self._root, self._sources, self._claims, self._node, self._memory = root, sources, claims, node_name, memory
         #: uid -> when to look at the pod's volumes again (seconds since 1970), for tokens
         self.due: dict[str, float] = {}
+        #: uid -> the pod's volumes by name, as last prepared
+        self.present: dict[str, dict[str, MountedVolume]] = {}
 
     def folder(self, uid: str) -> Path:
         return self._root / "pods" / uid / "volumes"
@@ -78,6 +91,9 @@ class VolumeManager:
             except OSError as error:
                 problems.append(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}')
                 continue
+            problem = _misused(pod, mounted)
+            if problem:
+                problems.append(problem)
             found[volume["name"]] = mounted
             if again:
                 due = min(due or again, again)
@@ -88,6 +104,7 @@ class VolumeManager:
             self.due.pop(uid, None)
         if problems:
             raise VolumeError("\n".join(problems))
+        self.present[uid] = found
         return found
 
     async def _one(self, pod: Pod, volume: Mapping[str, Any]) -> tuple[MountedVolume, float]:
@@ -112,13 +129,13 @@ class VolumeManager:
             return MountedVolume(name, Path("/"), readonly=True, image=volume["image"]), 0.0
         if "csi" in volume:
             source = volume["csi"]
-            path = await self._csi.ephemeral(pod, name, source)
-            return MountedVolume(name, path, bool(source.get("readOnly"))), 0.0
+            own = await self._csi.ephemeral(pod, name, source)
+            return MountedVolume(name, own.path, bool(source.get("readOnly"))), own.again and time.time() + own.again
         if "persistentVolumeClaim" in volume:
             return await self._claim(pod, name, volume["persistentVolumeClaim"]["claimName"],
-                                     bool(volume["persistentVolumeClaim"].get("readOnly")), gid), 0.0  # fmt: skip
+                                     bool(volume["persistentVolumeClaim"].get("readOnly")), gid)  # fmt: skip
         if "ephemeral" in volume:
-            return await self._claim(pod, name, f"{pod['metadata']['name']}-{name}", False, gid), 0.0
+            return await self._claim(pod, name, f"{pod['metadata']['name']}-{name}", False, gid)
         kind = next((k for k in volume if k != "name"), "")
         raise VolumeError(f"no volume plugin matched: {kind}")
 
@@ -160,7 +177,9 @@ class VolumeManager:
             os.chmod(folder, 0o2777)
         ready.touch()
 
-    async def _claim(self, pod: Pod, name: str, claim_name: str, readonly: bool, gid: int | None) -> MountedVolume:
+    async def _claim(
+        self, pod: Pod, name: str, claim_name: str, readonly: bool, gid: int | None
+    ) -> tuple[MountedVolume, float]:
         namespace = pod["metadata"]["namespace"]
         claim = await self._claims("PersistentVolumeClaim", namespace, claim_name)
         if claim is None:
@@ -176,16 +195,33 @@ class VolumeManager:
         if "hostPath" in spec:
             source = Path(spec["hostPath"]["path"])
             await asyncio.to_thread(_host_path, source, spec["hostPath"].get("type") or "")
-            return MountedVolume(name, source, readonly)
+            return MountedVolume(name, source, readonly, claim=claim_name), 0.0
         if "local" in spec:
             source = Path(spec["local"]["path"])
+            if spec.get("volumeMode") == "Block":
+                await asyncio.to_thread(_block_device, source)
+                return MountedVolume(name, source, readonly, device=True, claim=claim_name), 0.0
             target = self.folder(pod["metadata"]["uid"]) / "kubernetes.io~local-volume" / volume["metadata"]["name"]
             await asyncio.to_thread(self._local, source, target, gid)
-            return MountedVolume(name, target, readonly)
+            return MountedVolume(name, target, readonly, claim=claim_name), 0.0
         if "csi" in spec:
-            return MountedVolume(name, await self._csi.persistent(pod, volume, readonly), readonly)
+            published = await self._csi.persistent(pod, volume, readonly)
+            await self._grow(pod, claim, volume, published.path)
+            mounted = MountedVolume(
+                name, published.path, readonly, device=spec.get("volumeMode") == "Block", claim=claim_name
+            )
+            return mounted, published.again and time.time() + published.again
         kind = next((k for k in spec if k in ("nfs", "iscsi", "fc", "rbd", "cephfs")), "volume")
         raise VolumeError(f"no volume plugin matched: {kind}")
+
+    async def _grow(self, pod: Pod, claim: Mapping[str, Any], volume: Mapping[str, Any], path: Path) -> None:
+        """After a volume has been made larger: what is on it, and what the claim says of it. Raises CsiError."""
+        want, have = (quantity.parse(str((o.get("capacity") or {}).get("storage") or "0")).value
+                      for o in (volume["spec"], claim.get("status") or {}))  # fmt: skip
+        if not have or want <= have:
+            return
+        if await self._csi.expand(volume, path, want):
+            await self._grown(pod, claim, volume)
 
     def _local(self, source: Path, target: Path, gid: int | None) -> None:
         if not source.exists():
@@ -245,6 +281,7 @@ class VolumeManager:
 
     def _remove(self, uid: str) -> None:
         self.due.pop(uid, None)
+        self.present.pop(uid, None)
         folder = self._root / "pods" / uid
         if not folder.exists():
             return
@@ -285,6 +322,27 @@ def _used(pod: Pod) -> set[str]:
                 if ref:
                     names.add(ref["volumeName"])
     return names
+
+
+def _misused(pod: Pod, volume: MountedVolume) -> str:
+    """Why a volume of one mode cannot be had in the other; "" when nobody wants that."""
+    for group in ("initContainers", "containers", "ephemeralContainers"):
+        for container in pod["spec"].get(group) or ():
+            wrong = container.get("volumeMounts" if volume.device else "volumeDevices") or ()
+            if any(entry["name"] == volume.name for entry in wrong):
+                mode, field = ("Block", "volumeMounts") if volume.device else ("Filesystem", "volumeDevices")
+                return f"volume {volume.name} has volumeMode {mode}, but is specified in {field}"
+    return ""
+
+
+def _block_device(path: Path) -> None:
+    """Raises VolumeError unless the path is a block device."""
+    try:
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            return
+    except OSError as error:
+        raise VolumeError(f'local volume path "{path}": {error.strerror}') from error
+    raise VolumeError(f'local volume path "{path}" is not a block device')
 
 
 def _host_path(path: Path, kind: str) -> None:
