@@ -81,3 +81,11 @@ def test_what_has_no_use_here_is_told_and_passed_over(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert parse(b'{"storage-driver": "overlay2"}') == Configuration()
     assert "storage-driver is not used" in caplog.text
+
+
+def test_what_builds_may_be_allowed() -> None:
+    assert Configuration().build_entitlements == {"network.host"}
+    text = b'{"builder": {"gc": {"enabled": true}, "Entitlements": {"network-host": false, "security-insecure": true}}}'
+    assert parse(text).build_entitlements == {"security.insecure"}
+    with pytest.raises(ConfigurationError, match="builder: true or false is wanted"):
+        parse(b'{"builder": {"entitlements": {"security-insecure": "yes"}}}')

@@ -33,7 +33,6 @@ _UNUSED = frozenset(
         "bip",
         "bip6",
         "bridge",
-        "builder",
         "cdi-spec-dirs",
         "cgroup-parent",
         "containerd",
@@ -103,7 +102,8 @@ class ConfigurationError(ValueError):
 class Configuration:
     """The settings. log_options: of log_driver. ulimits: {"Name", "Hard", "Soft"} of containers that set none by that
     name. shm_size: bytes, 0 for dockerd's 64 MiB. labels: "key=value" of the engine. init: run docker-init in
-    containers that do not say. runtimes: name to program."""
+    containers that do not say. runtimes: name to program.
+    build_entitlements: what builds may be allowed by who asks for them."""
 
     registry_mirrors: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()
@@ -123,6 +123,7 @@ class Configuration:
     init: bool = False
     default_runtime: str = ""
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    build_entitlements: frozenset[str] = frozenset({"network.host"})
 
     def registries(self, namespace: int | None = None) -> Registries:
         """Registries as the settings say. namespace: see Registries."""
@@ -274,6 +275,16 @@ def _runtimes(value: Any) -> dict[str, str]:
     return {name: _text(entry["path"]) for name, entry in value.items()}
 
 
+def _entitlements(value: Any) -> frozenset[str]:
+    """Of the builder's settings those about entitlements (names as dockerd's). Source: moby daemon/config/builder.go."""
+    if not isinstance(value, dict):
+        raise ValueError("settings by name are wanted")
+    settings = {key.lower(): item for key, item in value.items()}
+    wanted = {key.lower(): _flag(item) for key, item in (settings.get("entitlements") or {}).items()}
+    found = {"network.host"} if wanted.get("network-host", True) else set()
+    return frozenset(found | ({"security.insecure"} if wanted.get("security-insecure") else set()))
+
+
 _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "registry-mirrors": ("registry_mirrors", _mirrors),
     "insecure-registries": ("insecure_registries", _texts),
@@ -293,4 +304,5 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "init": ("init", _flag),
     "default-runtime": ("default_runtime", _text),
     "runtimes": ("runtimes", _runtimes),
+    "builder": ("build_entitlements", _entitlements),
 }

@@ -57,7 +57,7 @@ class Engine:
             folder.mkdir(parents=True, exist_ok=True)
         self.data, self.run = data, run
         self.events = Events()
-        configuration = configuration or Configuration()
+        configuration = self.configuration = configuration or Configuration()
         runtimes = {**(runtimes or {"runc": "runc"}), **configuration.runtimes}
         # The namespace is held open: its path names a process, which may end before this one.
         namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None

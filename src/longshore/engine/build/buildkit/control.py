@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,8 +37,8 @@ T = TypeVar("T")
 _SOURCE_URL = "github.com/moby/buildkit/errdefs.Source+json"
 _KEPT = 64
 _PIECE = 1 << 20
-# What the engine allows a client to ask for.
-_ENTITLEMENTS = {"network.host"}
+# What an engine without settings allows a client to ask for.
+_ENTITLEMENTS = frozenset({"network.host"})
 
 
 @dataclass
@@ -88,13 +88,13 @@ def rpc_error(error: EngineError) -> RpcError:
 
 
 class Services:
-    """The state behind the services. insecure: RUN --security=insecure may be asked for."""
+    """The state behind the services. allowed: entitlements that a build may ask for."""
 
-    def __init__(self, builder: Builder, *, insecure: bool = False) -> None:
+    def __init__(self, builder: Builder, *, allowed: Iterable[str] = _ENTITLEMENTS) -> None:
         self.builder = builder
         self.sessions = Sessions()
         self.history = History(builder.store)
-        self.allowed = _ENTITLEMENTS | ({"security.insecure"} if insecure else set())
+        self.allowed = set(allowed)
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
