@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,65 @@ async def test_routes_that_went_with_an_interface_come_back_with_it():
             await asyncio.gather(running, return_exceptions=True)
             overlay.clean_up()
             link.delete_link(index)
+
+
+def add_pod(folder: Path, name: str, node_path: Path, address: str) -> Path:
+    """A pod as the engine's own network makes it: 1500 octets, the node as its only neighbour."""
+    path = folder / name
+    netns.create(path)
+    gateway = ipaddress.ip_address("169.254.1.1")
+    pod = ipaddress.ip_interface(f"{address}/32")
+    with netns.opened(path) as inside, Netlink(node_path) as link:
+        link.add_veth(f"pod-{name}", "eth0", peer_namespace=inside, up=True)
+        index = link.index(f"pod-{name}")
+        link.add_route(pod.network, link=index)
+        link.add_address(index, ipaddress.ip_interface(f"{gateway}/32"))
+    with Netlink(path) as link:
+        index = link.index("eth0")
+        link.add_address(index, pod)
+        link.set_link(index, up=True)
+        link.add_route(ipaddress.ip_network(f"{gateway}/32"), link=index)
+        link.add_route(ipaddress.ip_network("0.0.0.0/0"), gateway=gateway, link=index)
+    netns.write_sysctl(node_path, "net/ipv4/ip_forward", "1")
+    return path
+
+
+@pytest.mark.root
+def test_pods_with_full_frames_learn_what_fits_into_the_tunnel(tmp_path):
+    router = tmp_path / "router"
+    netns.create(router)
+    netns.write_sysctl(router, "net/ipv4/ip_forward", "1")
+    a = make_node(tmp_path, "a", "10.7.1.2/24", "10.244.1.1/32", router, "10.7.1.1/24")
+    b = make_node(tmp_path, "b", "10.7.2.2/24", "10.244.2.1/32", router, "10.7.2.1/24")
+    nodes = [node("a", "10.7.1.2", "10.244.1.0/24"), node("b", "10.7.2.2", "10.244.2.0/24")]
+    made = [a, b, router]
+    try:
+        for path, name, ip in ((a, "a", "10.7.1.2"), (b, "b", "10.7.2.2")):
+            netns.call(path, lambda name=name, ip=ip: overlay.reconcile(nodes, name, ip))
+        one = add_pod(tmp_path, "one", a, "10.244.1.5")
+        two = add_pod(tmp_path, "two", b, "10.244.2.5")
+        made += [one, two]
+        listener = netns.make_socket(two, socket.AF_INET, socket.SOCK_STREAM)
+        caller = netns.make_socket(one, socket.AF_INET, socket.SOCK_STREAM)
+        with listener, caller:
+            listener.settimeout(20)
+            caller.settimeout(20)
+            listener.bind(("10.244.2.5", 0))
+            listener.listen(1)
+            caller.connect(listener.getsockname())
+            connection, _ = listener.accept()
+            sent = bytes(1_000_000)
+            sender = threading.Thread(target=lambda: (caller.sendall(sent), caller.shutdown(socket.SHUT_WR)))
+            sender.start()
+            with connection:
+                connection.settimeout(20)
+                got = 0
+                while part := connection.recv(1 << 16):
+                    got += len(part)
+            sender.join()
+            assert got == len(sent)
+            # IP_MTU: what this connection has learnt.
+            assert caller.getsockopt(socket.IPPROTO_IP, 14) == 1450
+    finally:
+        for path in reversed(made):
+            netns.delete(path)
