@@ -16,6 +16,7 @@ from longshore.client.resources import (
     SECRETS,
     SERVICE_ACCOUNTS,
     VOLUME_ATTACHMENTS,
+    VOLUME_ATTRIBUTES_CLASSES,
 )
 from longshore.master.controllers.attachdetach import attachment_name
 
@@ -152,3 +153,18 @@ async def test_tokens_that_nobody_used_for_a_year_are_marked_then_deleted(manage
         for s in manager.api.all(SECRETS)
     }
     assert marks == {"old": ago(0), "used": None, "marked": ago(10), "mounted": None, "by-hand": None}
+
+
+async def test_an_attributes_class_stays_while_it_is_used(manager: Any) -> None:
+    manager.api.put(VOLUME_ATTRIBUTES_CLASSES, {"metadata": {"name": "gold"}, "driverName": "d"})
+    user = manager.api.put(
+        PERSISTENT_VOLUME_CLAIMS, {"metadata": {"name": "c"}, "spec": {"volumeAttributesClassName": "gold"}}
+    )
+    await manager.start("volumeattributesclass-protection-controller")
+    classes = lambda: manager.api.all(VOLUME_ATTRIBUTES_CLASSES)  # noqa: E731
+    await manager.settle(lambda: classes()[0]["metadata"]["finalizers"] == ["kubernetes.io/vac-protection"], pods=False)
+    await manager.api.delete(VOLUME_ATTRIBUTES_CLASSES, "gold")
+    await asyncio.sleep(0.05)
+    assert classes()
+    manager.api.put(PERSISTENT_VOLUME_CLAIMS, {**user, "spec": {}})
+    await manager.settle(lambda: not classes(), pods=False)

@@ -42,7 +42,12 @@ from longshore.master.controllers.tainteviction import TaintEvictionController
 from longshore.master.controllers.ttlafterfinished import TTLAfterFinished
 from longshore.master.controllers.volumebinder import PersistentVolumeBinder
 from longshore.master.controllers.volumeexpander import VolumeExpander
-from longshore.master.controllers.volumeprotection import ClaimProtection, EphemeralVolumes, VolumeProtection
+from longshore.master.controllers.volumeprotection import (
+    AttributesClassProtection,
+    ClaimProtection,
+    EphemeralVolumes,
+    VolumeProtection,
+)
 
 CONTROLLERS: tuple[type[Controller], ...] = (
     ServiceAccountController,
@@ -70,6 +75,7 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     LocalPathProvisioner,
     ClaimProtection,
     VolumeProtection,
+    AttributesClassProtection,
     EphemeralVolumes,
     ClusterRoleAggregation,
     DisruptionController,

@@ -1,12 +1,18 @@
 """Claims and volumes in use are not taken away; claims of pods' ephemeral volumes are made.
 
-Sources: kubernetes pkg/controller/volume/pvcprotection, pvprotection, ephemeral, described behaviour.
+Sources: kubernetes pkg/controller/volume/pvcprotection, pvprotection, vacprotection, ephemeral, described behaviour.
 """
 
 from __future__ import annotations
 
 from longshore.client.objects import is_deleting, is_terminal, owner_reference
-from longshore.client.resources import PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, Resource
+from longshore.client.resources import (
+    PERSISTENT_VOLUME_CLAIMS,
+    PERSISTENT_VOLUMES,
+    PODS,
+    VOLUME_ATTRIBUTES_CLASSES,
+    Resource,
+)
 from longshore.client.rest import Client, is_already_exists, is_namespace_terminating, is_not_found
 from longshore.client.store import Object, key_of, split_key
 from longshore.machinery.errors import StatusError
@@ -14,6 +20,7 @@ from longshore.master.controllers.base import Controller
 
 CLAIM_FINALIZER = "kubernetes.io/pvc-protection"
 VOLUME_FINALIZER = "kubernetes.io/pv-protection"
+CLASS_FINALIZER = "kubernetes.io/vac-protection"
 
 
 def claims_of(pod: Object) -> list[str]:
@@ -103,6 +110,52 @@ class VolumeProtection(Controller):
                 await set_finalizer(self.client, PERSISTENT_VOLUMES, volume, VOLUME_FINALIZER, on=True)
         elif held and (volume.get("status") or {}).get("phase") != "Bound":
             await set_finalizer(self.client, PERSISTENT_VOLUMES, volume, VOLUME_FINALIZER, on=False)
+        return None
+
+
+def attributes_classes(obj: Object) -> tuple[str, ...]:
+    """Names of the VolumeAttributesClasses that a claim or a volume has, wants or is being changed to."""
+    spec, status = obj["spec"], obj.get("status") or {}
+    names = (
+        spec.get("volumeAttributesClassName"),
+        status.get("currentVolumeAttributesClassName"),
+        (status.get("modifyVolumeStatus") or {}).get("targetVolumeAttributesClassName"),
+    )
+    return tuple({name for name in names if name})
+
+
+class AttributesClassProtection(Controller):
+    """A VolumeAttributesClass that is being deleted stays while a claim or a volume names it."""
+
+    name = "volumeattributesclass-protection-controller"
+    component = "volumeattributesclass-protection-controller"
+
+    def setup(self) -> None:
+        self.classes = self.watch(VOLUME_ATTRIBUTES_CLASSES, add=self.enqueue, update=self.enqueue_update)
+        self.users = [
+            self.watch(
+                resource,
+                update=lambda old, new: self._left(old),
+                delete=self._left,
+                indexers={"attributes class": attributes_classes},
+            )
+            for resource in (PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES)
+        ]
+
+    def _left(self, user: Object) -> None:
+        for name in attributes_classes(user):
+            self.queue.add(name)
+
+    async def reconcile(self, key: str) -> float | None:
+        found = self.classes.store.get(key)
+        if found is None:
+            return None
+        held = CLASS_FINALIZER in (found["metadata"].get("finalizers") or ())
+        if not is_deleting(found):
+            if not held:
+                await set_finalizer(self.client, VOLUME_ATTRIBUTES_CLASSES, found, CLASS_FINALIZER, on=True)
+        elif held and not any(i.store.index("attributes class", key) for i in self.users):
+            await set_finalizer(self.client, VOLUME_ATTRIBUTES_CLASSES, found, CLASS_FINALIZER, on=False)
         return None
 
 
