@@ -16,7 +16,7 @@ from longshore.machinery.netlink import Netlink
 from support.cluster import Cluster, need
 
 IMAGE = "local/busybox:1"
-APPLETS = ("sh", "httpd", "hostname", "mkdir", "sleep", "wget", "timeout", "nslookup", "nc", "cat")
+APPLETS = ("sh", "httpd", "hostname", "mkdir", "sleep", "wget", "timeout", "nslookup", "cat", "seq", "true")
 
 
 class Machine(Cluster):
@@ -72,8 +72,13 @@ def busybox(cluster: Cluster) -> None:
     path = cluster.folder / "busybox.tar"
     with tarfile.open(path, "w") as tar:
         tar.add("/bin/busybox", "bin/busybox")
-        for name in APPLETS:
-            link = tarfile.TarInfo(f"bin/{name}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+        # The libraries' places: a pod that mounts the machine's /usr can run its programs.
+        for name, target in [
+            *((f"bin/{name}", "busybox") for name in APPLETS),
+            ("lib", "usr/lib"),
+            ("lib64", "usr/lib64"),
+        ]:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
             tar.addfile(link)
     cluster.docker("import", str(path), IMAGE)
