@@ -56,7 +56,7 @@ async def assemble(server: APIServer) -> None:
     server.definitions = Definitions(server)
     server.deleter.mark = server.definitions.mark
     server.aggregator = Aggregator(
-        server.api, server.discovery, certificate=config.proxy_certificate, key=config.proxy_key
+        server.api, server.discovery, server.openapi, certificate=config.proxy_certificate, key=config.proxy_key
     )
     server.spawn(server.aggregator.run(), "aggregator")
 

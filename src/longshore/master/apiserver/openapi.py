@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
 from longshore.machinery.http import Request, Response
 from longshore.master.apiserver import rendering
+from longshore.master.apiserver.aggregation.documents import Documents, merge
 from longshore.master.apiserver.discovery import Discovery, subresources
 from longshore.master.apiserver.scheme import Endpoint, Scheme
 
@@ -100,11 +102,13 @@ class OpenAPI:
         self.discovery = discovery
         # Definitions of custom resources: (group, version) -> {definition name: schema}
         self.custom: dict[tuple[str, str], dict[str, Object]] = {}
+        # Documents of other servers (aggregation): (group, version) -> what it says of itself
+        self.remote: dict[tuple[str, str], Documents] = {}
         self._kept: dict[str, tuple[bytes, str]] = {}
         self._modified = formatdate(usegmt=True)
-        scheme.listeners.append(self._forget)
+        scheme.listeners.append(self.forget)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self._kept.clear()
         self._modified = formatdate(usegmt=True)
 
@@ -160,6 +164,10 @@ class OpenAPI:
             kept = self._kept.get(name)
             tag = kept[1] if kept is not None else self._document(name)[1]
             paths[name] = {"serverRelativeURL": f"/openapi/v3/{name}?hash={tag}"}
+        for (group, version), told in self.remote.items():
+            if told.tag:
+                name = f"apis/{group}/{version}"
+                paths[name] = {"serverRelativeURL": f"/openapi/v3/{name}?hash={quote(told.tag, safe='')}"}
         headers = (rendering.NO_STORE, ("Last-Modified", self._modified))
         return Response(200, orjson.dumps({"paths": paths}), headers, "text/plain; charset=utf-8")
 
@@ -360,6 +368,8 @@ class OpenAPI:
             name: _swagger_schema(_structural(schema, root=True) if name in custom else schema)
             for name, schema in self.schemas(wanted, custom).items()
         }
+        for told in self.remote.values():
+            merge(paths, definitions, told)
         security = {
             "BearerToken": {
                 "type": "apiKey",

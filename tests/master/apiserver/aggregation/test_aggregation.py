@@ -34,6 +34,21 @@ RESOURCES = [
 ]
 
 
+META = "io.k8s.apimachinery.pkg.apis.meta.v1."
+SWAGGER = {
+    "swagger": "2.0", "info": {"title": "far", "version": "1"},
+    "paths": {
+        "/apis/metrics.k8s.io/v1beta1/nodes": {"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/far.Node"}}}}},
+        "/version/": {"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/far.Version"}}}}},
+    },
+    "definitions": {
+        "far.Node": {"type": "object", "properties": {"metadata": {"$ref": f"#/definitions/{META}ObjectMeta"}}},
+        f"{META}ObjectMeta": {"type": "object", "description": "another one"},
+        "far.Version": {"type": "object"},
+    },
+}  # fmt: skip
+
+
 async def metrics(request: Request) -> Response:
     """A small server of metrics.k8s.io."""
     assert request.peer.certificate is not None
@@ -48,6 +63,11 @@ async def metrics(request: Request) -> Response:
                 "resources": RESOURCES,
             }
         )
+    if request.path == "/openapi/v3":
+        entry = {"serverRelativeURL": "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=ABC"}
+        return Response.json({"paths": {"apis/metrics.k8s.io/v1beta1": entry, "version": entry}})
+    if request.path == "/openapi/v2":
+        return Response.json(SWAGGER)
     told = {n: request.headers.getall(n) for n in ("x-remote-user", "x-remote-group", "authorization", "host")}
     return Response.json({"target": request.target, "method": request.method, **told})
 
@@ -142,6 +162,18 @@ async def test_an_apiservice_from_nothing_to_requests(place: tuple[Place, int, b
     slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
     assert (await api.ask("POST", slices, piece))[0] == 201
     assert (await api.condition(name, "Passed"))["message"] == "all checks passed"
+    async with asyncio.timeout(10):
+        while "far.Node" not in (swagger := (await api.ask("GET", "/openapi/v2"))[1])["definitions"]:
+            await asyncio.sleep(0.02)
+    definitions = swagger["definitions"]
+    assert "/apis/metrics.k8s.io/v1beta1/nodes" in swagger["paths"] and "far.Version" not in definitions
+    other = f"{META}ObjectMeta_v2"
+    assert definitions["far.Node"]["properties"]["metadata"] == {"$ref": f"#/definitions/{other}"}
+    assert definitions[other]["description"] == "another one" != definitions[f"{META}ObjectMeta"]["description"]
+    index = (await api.ask("GET", "/openapi/v3"))[1]["paths"]
+    assert index["apis/metrics.k8s.io/v1beta1"]["serverRelativeURL"].endswith("v1beta1?hash=ABC")
+    code, told = await api.ask("GET", "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=ABC")
+    assert code == 200 and told["target"] == "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=ABC"
     lies = [("X-Remote-User", "root"), ("Authorization", "Basic x")][:1]
     code, told = await api.ask("GET", "/apis/metrics.k8s.io/v1beta1/nodes?limit=1", headers=lies)
     assert code == 200 and told["target"] == "/apis/metrics.k8s.io/v1beta1/nodes?limit=1"
@@ -163,6 +195,9 @@ async def test_an_apiservice_from_nothing_to_requests(place: tuple[Place, int, b
     await api.condition(name, "EndpointsNotFound")
     assert (await api.ask("GET", "/apis/metrics.k8s.io/v1beta1/nodes"))[0] == 503
     assert (await api.ask("DELETE", f"{services}/{name}"))[0] == 200
+    async with asyncio.timeout(10):
+        while "far.Node" in (await api.ask("GET", "/openapi/v2"))[1]["definitions"]:
+            await asyncio.sleep(0.02)
     async with asyncio.timeout(10):
         while (await api.ask("GET", "/apis/metrics.k8s.io/v1beta1"))[0] != 404:
             await asyncio.sleep(0.02)

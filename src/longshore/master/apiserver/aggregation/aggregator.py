@@ -19,12 +19,14 @@ from longshore.machinery.http import Client, Request, Response
 from longshore.master.apiserver.context import API, Object, UserInfo
 from longshore.master.apiserver.proxying import reverse
 
+from .documents import Documents, fetch
 from .services import GROUP, LOCAL, PASSED, Condition, Remote
 
 log = logging.getLogger("longshore.apiserver.aggregation")
 RECHECK = 30.0  # seconds between two looks at a remote server that does not change
 CHECK_TIMEOUT = 5.0
 CONTROLLER = UserInfo("system:kube-aggregator", groups=("system:masters",))
+_DESCRIBED = "/openapi/v3/apis/"
 _UNRESERVED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$&'*+-.^_`|~")
 
 
@@ -32,6 +34,14 @@ class Catalogue(Protocol):
     """Where the remote groups are listed for discovery: group to version to (resources, fresh)."""
 
     remote: dict[str, dict[str, tuple[list[Any], bool]]]
+
+    def forget(self) -> None: ...
+
+
+class Shelf(Protocol):
+    """Where OpenAPI documents of remote group versions are kept."""
+
+    remote: dict[tuple[str, str], Documents]
 
     def forget(self) -> None: ...
 
@@ -55,10 +65,17 @@ class Aggregator:
     """
 
     def __init__(
-        self, api: API, catalogue: Catalogue, *, certificate: Path | None = None, key: Path | None = None
+        self,
+        api: API,
+        catalogue: Catalogue,
+        shelf: Shelf,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
     ) -> None:
         self._api = api
         self._catalogue = catalogue
+        self._shelf = shelf
         self._pair = (certificate, key)
         self._remotes: dict[tuple[str, str], Remote] = {}
         self._by_service: dict[tuple[str, str], set[str]] = {}
@@ -83,9 +100,14 @@ class Aggregator:
 
     def route(self, request: Request, user: UserInfo) -> Awaitable[Response | None] | None:
         """The answer of a remote server; None when the path is not of a remote group version."""
-        if not self._remotes or not request.raw_path.startswith("/apis/"):
+        if not self._remotes:
             return None
-        parts = request.raw_path.split("/", 4)
+        path = request.raw_path
+        if path.startswith(_DESCRIBED):
+            path = path[len(_DESCRIBED) - len("/apis/") :]
+        elif not path.startswith("/apis/"):
+            return None
+        parts = path.split("/", 4)
         remote = self._remotes.get((parts[2], parts[3])) if len(parts) > 3 else None
         return self._carry(request, user, remote) if remote is not None else None
 
@@ -126,6 +148,8 @@ class Aggregator:
             if remote is not None:
                 remote.available = condition.status == "True"
             await self._tell(obj, condition)
+            if remote is not None and remote.available:
+                await self._describe(remote)
         except StatusError as error:
             log.debug("APIService %s: %s", name, error.message)
         except Exception:
@@ -147,6 +171,8 @@ class Aggregator:
                 self._by_service.pop((known.namespace, known.name), None)
             await known.close()
             self._list(known, None)
+            if self._shelf.remote.pop(key, None) is not None:
+                self._shelf.forget()
         if spec is None:
             return None
         remote = self._remotes[key] = Remote(spec, *self._pair)
@@ -192,6 +218,21 @@ class Aggregator:
         if isinstance(resources, list):
             self._list(remote, (resources, True))
         return PASSED
+
+    async def _describe(self, remote: Remote) -> None:
+        """Fetch what a server says of itself in OpenAPI; where it says nothing, nothing is shown."""
+        key, base = (remote.group, remote.version), remote.url(self._api)
+        if base is None:
+            return
+        old = self._shelf.remote.get(key)
+        try:
+            found = await fetch(remote.client, base, *key, proxy_headers(CONTROLLER), old)
+        except (OSError, TimeoutError, ValueError, AttributeError) as error:
+            log.debug("OpenAPI of %s: %s", remote.path, error)
+            return
+        if found != old and self._remotes.get(key) is remote:
+            self._shelf.remote[key] = found
+            self._shelf.forget()
 
     async def _tell(self, obj: Object, condition: Condition) -> None:
         """Writes the condition when it says something new."""
