@@ -115,7 +115,7 @@ def _check(path: str) -> str:
 
 def path_stat(view: View, shown: str, path: str) -> tuple[str, Json]:
     """(X-Docker-Container-Path-Stat value, its content). shown: the container as the client named it. Raises NotFound, SystemFailure."""
-    root, inside, _ = view.locate(_check(path))
+    root, inside, point = view.locate(_check(path))
     try:
         fd = _open(root, inside + ("/" if path.endswith("/") and inside != "/" else ""), follow=path.endswith("/"))
     except OSError as error:
@@ -132,8 +132,9 @@ def path_stat(view: View, shown: str, path: str) -> tuple[str, Json]:
                 if raw.startswith("/")
                 else posixpath.normpath(posixpath.join(posixpath.dirname(posixpath.normpath("/" + path)), raw))
             )
-            with contextlib.suppress(OSError):
-                target = rooted.real_path(root, inside)
+            if point is None:
+                with contextlib.suppress(OSError):
+                    target = rooted.real_path(root, inside)
     finally:
         os.close(fd)
     name = posixpath.basename(posixpath.normpath("/" + path)) or "/"

@@ -210,6 +210,7 @@ async def _set_mounts(service: ContainerService, container: Container, version: 
             copy["_nocopy"] = True
             points[copy["Destination"]] = copy
     binds: set[str] = set()
+    tmpfs = {posixpath.normpath(target) for target in host.get("Tmpfs") or {}}
     for raw in host["Binds"] or []:
         try:
             point = mountspec.parse_bind(raw, host["VolumeDriver"])
@@ -218,7 +219,7 @@ async def _set_mounts(service: ContainerService, container: Container, version: 
             if error.message.startswith("create "):
                 raise
             raise SystemFailure(error.message) from None
-        if point["Destination"] in binds:
+        if point["Destination"] in binds or point["Destination"] in tmpfs:
             raise InvalidParameter(f"Duplicate mount point: {point['Destination']}")
         binds.add(point["Destination"])
         mountspec.guard_engine(point, roots, asked=bool(mountspec.PROPAGATION & set(point["Mode"].split(","))))
@@ -232,7 +233,7 @@ async def _set_mounts(service: ContainerService, container: Container, version: 
         points[point["Destination"]] = point
     for destination in config["Volumes"] or {}:
         clean = posixpath.normpath(destination)
-        if clean in points or clean in {posixpath.normpath(t) for t in host.get("Tmpfs") or {}}:
+        if clean in points or clean in tmpfs:
             continue
         if clean in ("/", "//"):
             raise InvalidParameter("invalid specification: destination can't be '/'")

@@ -70,13 +70,13 @@ class Exec:
         }
 
 
-async def create(service: ContainerService, container: Container, settings: Json) -> Exec:
-    """Register an exec in a running container. Raises EngineError classes."""
+async def create(service: ContainerService, container: Container, settings: Json, shown: str = "") -> Exec:
+    """Register an exec in a running container. shown: the container as the client named it. Raises EngineError classes."""
     state = container.state
     if not state.running:
         raise Conflict(f"container {container.id} is not running")
     if state.paused:
-        raise Conflict(f"Container {container.name[1:]} is paused, unpause the container before exec")
+        raise Conflict(f"Container {shown or container.name[1:]} is paused, unpause the container before exec")
     if state.restarting:
         raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
     args = settings.get("Cmd") or []

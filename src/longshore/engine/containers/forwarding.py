@@ -314,6 +314,24 @@ def make(container: Container) -> Forwarder | None:
         settings = logoptions.fluentd(options)
         sender = logsenders.FluentdSender(settings, tag, container.id, container.name, extra)
         return Forwarder(container.log_path, sender, wait=settings.retry_wait, most=settings.max_retries, bound=bound)
+    if driver in ("splunk", "awslogs", "gcplogs"):
+        raise logsenders.SendFailed(logoptions.unreachable(driver, options))
+    if driver == "gelf":
+        from . import gelf
+
+        chosen = gelf.parse(options)
+        fields = {
+            "container_id": container.id,
+            "container_name": container.name.lstrip("/"),
+            "image_id": container.image_id,
+            "image_name": str(known["ImageName"]),
+            "command": " ".join([container.path, *container.args]),
+            "tag": tag,
+            "created": container.created,
+            **extra,
+        }
+        carrier = gelf.GelfSender(chosen, fields)
+        return Forwarder(container.log_path, carrier, wait=chosen.delay or 1.0, most=chosen.retries, bound=bound)
     if driver == "syslog":
         sender = logsenders.SyslogSender(logoptions.syslog(options), tag)
     else:

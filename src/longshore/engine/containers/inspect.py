@@ -74,7 +74,13 @@ def _host_config(service: ContainerService, container: Container) -> Json:
     return shown
 
 
-def inspect(service: ContainerService, container: Container, *, size: tuple[int, int] | None = None) -> Json:
+def inspect(
+    service: ContainerService,
+    container: Container,
+    *,
+    size: tuple[int, int] | None = None,
+    version: tuple[int, int] = (1, 51),
+) -> Json:
     """The whole inspect answer. size: (SizeRw, SizeRootFs)."""
     started = container.state.started_at != "0001-01-01T00:00:00Z" or (container.folder / "hosts").exists()
     folder = container.folder
@@ -108,6 +114,11 @@ def inspect(service: ContainerService, container: Container, *, size: tuple[int,
     shown["Mounts"] = mount_points(container)
     shown["Config"] = container.config
     shown["NetworkSettings"] = network_settings(service, container)
+    if version < (1, 45):
+        # The short id was an alias of its own before there were DNSNames.
+        for entry in shown["NetworkSettings"]["Networks"].values():
+            if entry["DNSNames"]:
+                entry["Aliases"] = [*(entry["Aliases"] or []), container.short]
     return shown
 
 

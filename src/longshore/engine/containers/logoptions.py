@@ -5,6 +5,7 @@ Source: Docker documentation of the fluentd, syslog and journald drivers; moby d
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from longshore.wire.syslog import FACILITIES
 from .logdrivers import parse_size
 
 #: Drivers whose lines leave the machine's files.
-REMOTE = ("fluentd", "syslog", "journald")
+REMOTE = ("fluentd", "syslog", "journald", "gelf", "splunk", "awslogs", "gcplogs")
 _CACHE = {"cache-disabled", "cache-max-file", "cache-max-size", "cache-compress"}
 _ATTRIBUTES = {"labels", "labels-regex", "env", "env-regex", "tag"}
 _FLUENTD = {
@@ -28,6 +29,19 @@ _SYSLOG = {
     "syslog-address", "syslog-facility", "syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key", "syslog-tls-skip-verify",
     "syslog-format",
 }  # fmt: skip
+_GELF = {
+    "gelf-address", "gelf-compression-level", "gelf-compression-type", "gelf-tcp-max-reconnect", "gelf-tcp-reconnect-delay",
+}  # fmt: skip
+_SPLUNK = {
+    "splunk-url", "splunk-token", "splunk-source", "splunk-sourcetype", "splunk-index", "splunk-capath", "splunk-caname",
+    "splunk-insecureskipverify", "splunk-format", "splunk-verify-connection", "splunk-gzip", "splunk-gzip-level",
+    "splunk-index-acknowledgment",
+}  # fmt: skip
+_AWSLOGS = {
+    "awslogs-group", "awslogs-stream", "awslogs-create-group", "awslogs-create-stream", "awslogs-region",
+    "awslogs-endpoint", "awslogs-datetime-format", "awslogs-multiline-pattern", "awslogs-credentials-endpoint",
+    "awslogs-force-flush-interval-seconds", "awslogs-max-buffered-events", "awslogs-format",
+}  # fmt: skip
 #: The options that each driver knows.
 KNOWN: dict[str, set[str]] = {
     "json-file": {"max-file", "max-size", "compress", *_ATTRIBUTES},
@@ -35,6 +49,10 @@ KNOWN: dict[str, set[str]] = {
     "fluentd": _FLUENTD | _ATTRIBUTES,
     "syslog": _SYSLOG | _ATTRIBUTES,
     "journald": set(_ATTRIBUTES),
+    "gelf": _GELF | _ATTRIBUTES,
+    "splunk": _SPLUNK | _ATTRIBUTES,
+    "awslogs": _AWSLOGS | {"tag"},
+    "gcplogs": {"gcp-project", "gcp-log-cmd", "gcp-meta-zone", "gcp-meta-name", "gcp-meta-id", *_ATTRIBUTES},
 }
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -254,6 +272,45 @@ def check(driver: str, options: Mapping[str, str]) -> None:
         fluentd(options)
     elif driver == "syslog":
         syslog(options)
+    elif driver == "gelf":
+        from . import gelf
+
+        gelf.parse(options)
+    elif driver == "awslogs":
+        _check_awslogs(options)
+
+
+def _check_awslogs(options: Mapping[str, str]) -> None:
+    if not options.get("awslogs-group"):
+        raise OptionError("must specify a value for log opt 'awslogs-group'")
+    for name in ("awslogs-create-group", "awslogs-create-stream"):
+        if options.get(name):
+            try:
+                parse_bool(options[name])
+            except OptionError as error:
+                raise OptionError(f"must specify valid value for log opt '{name}': {error}") from None
+    for name in ("awslogs-force-flush-interval-seconds", "awslogs-max-buffered-events"):
+        value = options.get(name, "")
+        if value and not (value.isdigit() and int(value) > 0):
+            raise OptionError(f"must specify a positive integer for log opt '{name}': {value}")
+
+
+def unreachable(driver: str, options: Mapping[str, str]) -> str:
+    """Why a container with a driver whose service this engine has no client of cannot start."""
+    if driver == "splunk":
+        for name in ("splunk-url", "splunk-token"):
+            if name not in options:
+                return f"splunk: {name} is expected"
+        return "splunk: this engine has no client of Splunk's event collector"
+    if driver == "gcplogs":
+        if not options.get("gcp-project"):
+            return (
+                "No project was specified and couldn't read project from the metadata server. Please specify a project"
+            )
+        return "this engine has no client of Google Cloud Logging"
+    if not options.get("awslogs-region") and not os.environ.get("AWS_REGION"):
+        return "failed to create cloudwatchlogs client: cannot determine region"
+    return "this engine has no client of Amazon CloudWatch Logs"
 
 
 def cache_disabled(driver: str, options: Mapping[str, str]) -> bool:

@@ -298,6 +298,15 @@ class Container:
         return self.id[:12]
 
     @property
+    def host_names(self) -> str:
+        """The container's own names for /etc/hosts: the full one, and its first part."""
+        full = str(self.config["Hostname"])
+        if self.config["Domainname"]:
+            full += f".{self.config['Domainname']}"
+        first, dot, _ = full.partition(".")
+        return f"{full} {first}" if dot and first else full
+
+    @property
     def log_path(self) -> Path:
         return self.folder / f"{self.id}-json.log"
 

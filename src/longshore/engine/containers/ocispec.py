@@ -344,7 +344,7 @@ def _mounts(container: Container, spec: oci.Spec, mounts: list[Json], files: dic
     ]
     for inside, file in files.items():
         if inside not in taken:
-            oci.add_mount(spec, file, inside, ["rbind", "rprivate"])
+            oci.add_mount(spec, file, inside, ["rbind", "rprivate", *(["ro"] if host["ReadonlyRootfs"] else [])])
     spec["mounts"] += mounts
     oci.sort_mounts(spec)
     # A read-only root with read-only devices still needs the console.
@@ -371,6 +371,8 @@ def exec_process(
     merged = {entry.partition("=")[0]: entry for entry in process["env"]}
     if tty:
         merged["TERM"] = "TERM=xterm"
+    elif container.tty and not any(entry.startswith("TERM=") for entry in container.config["Env"] or []):
+        merged.pop("TERM", None)
     for entry in env:
         name, equals, _ = entry.partition("=")
         if equals:

@@ -174,9 +174,7 @@ class Preparation:
                 for n in ("hosts", "hostname", "resolv.conf")
                 if (other.folder / n).exists()
             }
-        names = config["Hostname"]
-        if config["Domainname"]:
-            names = f"{names}.{config['Domainname']} {names}"
+        names = container.host_names
         own = [(s["IPAddress"], names) for s in container.networks.values() if s["IPAddress"]]
         own += [(s["GlobalIPv6Address"], names) for s in container.networks.values() if s["GlobalIPv6Address"]]
         extra = []

@@ -440,9 +440,7 @@ class ContainerService:
         if not file.exists():
             return
         lines = file.read_text().splitlines()
-        names = container.config["Hostname"]
-        if container.config["Domainname"]:
-            names = f"{names}.{container.config['Domainname']} {names}"
+        names = container.host_names
         kept = [line for line in lines if line.partition("\t")[2] != names]
         own = [f"{s['IPAddress']}\t{names}" for s in container.networks.values() if s["IPAddress"]]
         file.write_text("\n".join([*kept, *own]) + "\n")

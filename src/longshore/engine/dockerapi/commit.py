@@ -115,13 +115,12 @@ async def commit(call: Call, body: Json) -> str:
             name = name.with_tag(tag)
         name = name.with_default_tag()
     changes = [line for text in call.params("changes") for line in text.split("\n")]
-    given = normalized(body, CONFIG_FIELDS) if body else {}
     base = {
         k: v
         for k, v in container.config.items()
         if k not in ("Hostname", "Domainname", "MacAddress", "NetworkDisabled")
     }
-    run_config = apply_changes(given, changes)
+    run_config = apply_changes(normalized(body, CONFIG_FIELDS) if body else base, changes)
     merged = dict(base)
     for key, value in run_config.items():
         if value in (None, "", False, [], {}):

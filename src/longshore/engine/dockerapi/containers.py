@@ -78,7 +78,7 @@ async def inspect_container(call: Call) -> Response:
     service = call.api.containers
     container = service.find(call.path["name"])
     size = await service.in_thread(service.sizes, container) if call.flag("size") else None
-    return json_response(inspect.inspect(service, container, size=size))
+    return json_response(inspect.inspect(service, container, size=size, version=call.version))
 
 
 @routes.route("POST", "/containers/{name:*}/start")
@@ -518,7 +518,7 @@ async def exec_create(call: Call) -> Response:
             raise InvalidParameter(
                 f"invalid JSON: json: cannot unmarshal value into Go struct field .{name} of type []string"
             )
-    entry = await execs.create(service, container, settings)
+    entry = await execs.create(service, container, settings, call.path["name"])
     return json_response({"Id": entry.id}, 201)
 
 

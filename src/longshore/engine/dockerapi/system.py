@@ -309,7 +309,7 @@ async def events(call: Call) -> Response | None:
         raise InvalidParameter(f"`since` time ({since_text}) cannot be after `until` time ({until_text})")
     wanted = call.filters()
     writer = await call.start(200)
-    listener = call.api.events.listen(matcher(wanted), since if since_text else None, until)
+    listener = call.api.events.listen(matcher(wanted), since if since_text or until_text else None, until)
     async for event in listener:
         writer.write(orjson.dumps(event) + b"\n")
         await writer.drain()
