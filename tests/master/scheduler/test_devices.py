@@ -8,7 +8,15 @@ import pytest
 from scheduler_bench import node, pod
 
 from fake_api import eventually
-from longshore.client.resources import DEVICE_CLASSES, PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
+from longshore.client.resources import (
+    DEVICE_CLASSES,
+    PERSISTENT_VOLUME_CLAIMS,
+    PERSISTENT_VOLUMES,
+    PODS,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
+    STORAGE_CLASSES,
+)
 from longshore.machinery.quantity import parse
 from longshore.master.scheduler.allocation import Allocator, NotAllocatable, Taken
 from longshore.master.scheduler.devices import Inventory, SelectorError
@@ -292,3 +300,24 @@ async def test_a_pod_waits_outside_until_its_claim_is_made(bench: Any) -> None:
     bench.pods(told)
     await eventually(lambda: bench.where("p") == "n1")
     assert not [e for e in bench.events() if e.startswith("FailedScheduling")]
+
+
+async def test_a_pod_is_woken_by_what_refused_it_last(bench: Any) -> None:
+    bench.nodes(node("n1"))
+    bench.api.put(DEVICE_CLASSES, CLASS)
+    bench.api.put(RESOURCE_CLAIMS, claim(asks()))
+    storage = {"storageClassName": "s", "accessModes": ["ReadWriteOnce"]}
+    held = {**storage, "resources": {"requests": {"storage": "1Gi"}}}
+    bench.api.put(STORAGE_CLASSES, {"metadata": {"name": "s"}, "volumeBindingMode": "WaitForFirstConsumer"})
+    bench.api.put(PERSISTENT_VOLUME_CLAIMS, {"metadata": {"name": "v"}, "spec": held, "status": {"phase": "Pending"}})
+    await bench.start()
+    waiting = using("p", "c")
+    waiting["spec"]["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "v"}}]
+    bench.pods(waiting)
+    await eventually(lambda: "didn't find available persistent volumes" in bench.why("p"))
+    bench.api.put(PERSISTENT_VOLUMES, {"metadata": {"name": "pv"}, "spec": {**storage, "capacity": {"storage": "1Gi"}}})
+    await eventually(lambda: "cannot allocate all claims" in bench.why("p"))
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a")))
+    await eventually(
+        lambda: status(bench, "c").get("allocation") or bench.api.all(PERSISTENT_VOLUMES)[0]["spec"].get("claimRef")
+    )

@@ -65,7 +65,7 @@ class Scheduler:
         self.durations = metrics.Histogram(metrics.ATTEMPT_BUCKETS)
         self._watched: dict[Resource, Informer] = {}
         self.namespaces = self._inform(NAMESPACES)
-        handle = Handle(client, informers, self.table, self.counters, self._watch_events)
+        self.handle = handle = Handle(client, informers, self.table, self.counters, self._watch_events)
         handle.only_room = lambda state, pod: self.profiles[pod.cls.scheduler].only_room(state)
         handle.event, handle.nominated = self.event, self.nominated
         handle.tell = self.queue.event
@@ -93,13 +93,16 @@ class Scheduler:
         known = resource in self._watched
         informer = self._inform(resource)
         if not known:
-            kind = resource.kind
             informer.on(
-                lambda o: self.queue.event(ClusterEvent(kind, Action.ADD, None, o)),
-                lambda a, b: self.queue.event(ClusterEvent(kind, Action.UPDATE, a, b)),
-                lambda o: self.queue.event(ClusterEvent(kind, Action.DELETE, o, None)),
+                lambda o: self._changed(resource.kind, Action.ADD, None, o),
+                lambda a, b: self._changed(resource.kind, Action.UPDATE, a, b),
+                lambda o: self._changed(resource.kind, Action.DELETE, o, None),
             )
         return informer
+
+    def _changed(self, kind: str, action: Action, old: Object | None, new: Object | None) -> None:
+        self.handle.changes += 1
+        self.queue.event(ClusterEvent(kind, action, old, new))
 
     def _namespace_labels(self, name: str) -> dict[str, str]:
         found = self.namespaces.store.get(name)

@@ -114,6 +114,7 @@ class Handle:
     table: NodeTable
     counters: Counters
     watch: Callable[[Resource], Informer]  # an informer whose changes become cluster events
+    changes: int = 0  # how many there were of what `watch` was asked for
     # whether a pod would fit on a node with other pods there, without some that are
     fits_with: Callable[[PodInfo, NodeRow, Sequence[PodInfo], Sequence[PodInfo]], bool] = (
         lambda pod, node, add, remove: True
@@ -138,6 +139,7 @@ class Plugin:
     name: ClassVar[str]
     filter_scope: ClassVar[Literal["static", "node", "cluster"]] = "cluster"
     score_scope: ClassVar[Literal["static", "node", "cluster"]] = "cluster"
+    individual: ClassVar[bool] = False  # whether the filter may answer equal pods differently
     wants: ClassVar[frozenset[str]] = frozenset()  # kinds of cluster events that may help a pod that this refused
 
     def __init__(self, handle: Handle, args: Object) -> None:

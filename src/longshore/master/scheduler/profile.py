@@ -124,7 +124,7 @@ class Profile:
             scope: [p for p in self.filters if p.filter_scope == scope] for scope in ("static", "node", "cluster")
         }
         self._recent: OrderedDict[PodClass, None] = OrderedDict()
-        self._diagnosed: tuple[int, PodClass | None, Diagnosis | None] = (-1, None, None)
+        self._diagnosed: tuple[tuple[int, int], PodClass | None, Diagnosis | None] = ((-1, -1), None, None)
 
     def _at(self, point: str, *methods: str) -> list[Plugin]:
         names = self._points.get(point)
@@ -224,8 +224,9 @@ class Profile:
             return Diagnosis(
                 refusals.by_name, "", frozenset(refusals.plugins), int(self.table.valid.sum()), dict(refusals.reasons)
             )
-        generation, cls, known = self._diagnosed
-        if known is not None and cls is pod.cls and generation == self.table.generation:
+        at, cls, known = self._diagnosed
+        now = (self.table.generation, self.handle.changes)
+        if known is not None and cls is pod.cls and at == now and not any(p.individual for p in cluster):
             return known
         statuses: dict[str, Status] = {}
         for row in self.table.by_name.values():
@@ -240,7 +241,7 @@ class Profile:
         plugins = frozenset(s.plugin for s in statuses.values())
         nodes = sum(1 for row in self.table.by_name.values() if row.node is not None)
         diagnosis = Diagnosis(statuses, "", plugins, nodes)
-        self._diagnosed = (self.table.generation, pod.cls, diagnosis)
+        self._diagnosed = (now, pod.cls, diagnosis)
         return diagnosis
 
     def _refusals(self, state: CycleState, pod: PodInfo) -> Refusals:

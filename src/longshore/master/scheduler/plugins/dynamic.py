@@ -52,6 +52,7 @@ class DynamicResources(Plugin):
     """Allocates devices to claims and reserves claims for pods."""
 
     name = "DynamicResources"
+    individual = True  # equal pods have claims of their own
     wants = frozenset({"ResourceClaim", "ResourceSlice", "DeviceClass", "Pod", "Node"})
 
     def __init__(self, handle: Handle, args: Object) -> None:
