@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longshore.cli.cluster import ClusterConfig, host_name
+from longshore.cli.cluster import ClusterConfig, default_host_ip, host_name
 from longshore.machinery import pki
 from longshore.machinery.paths import Layout
 
@@ -31,6 +31,8 @@ def ensure(layout: Layout, config: ClusterConfig) -> None:
         "::1",
         config.api_service_ip,
         *config.host_ips,
+        # As other machines see this one, also where its nodes are namespaces on a bridge of their own.
+        *filter(None, map(default_host_ip, (4, 6))),
         *config.extra_names,
     ]
     pki.ensure_issued(layout.pki, "apiserver", ca, "kube-apiserver", names=list(dict.fromkeys(names)), server=True)

@@ -45,7 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.action == "create":
                 token = await create(client, arguments.token, duration(arguments.ttl), arguments.description)
                 pin = public_key_hash((layout.pki / "ca.crt").read_bytes())
-                address = cluster.authority(config.host_ip, config.secure_port)
+                # The address that other machines see, not that of a bridge of our own.
+                host = (cluster.default_host_ip(config.families[0]) if config.bridge else None) or config.host_ip
+                address = cluster.authority(host, config.secure_port)
                 print(f"longshore join {address} --token {token} --discovery-token-ca-cert-hash {pin}")
             elif arguments.action == "list":
                 await show(client)
