@@ -266,6 +266,7 @@ class Session:
             method.path, _stream_stream(), method.request, method.reply, metadata=[(_STORE, store)]
         )
         offset = 0
+        committed = False
         try:
             async with stream:
                 await stream.send_request()
@@ -276,14 +277,16 @@ class Session:
                         await stream.recv_message()
                         offset += len(piece)
                 expected = digest or getattr(source, "digest", "")
-                await stream.send_message(request(action=2, ref=name, total=offset, offset=offset, expected=expected))
-                await stream.recv_message()
-                await stream.end()
+                # Our side ends with the commit: the client resets what is open when it is done.
+                commit = request(action=2, ref=name, total=offset, offset=offset, expected=expected)
+                await stream.send_message(commit, end=True)
+                committed = await stream.recv_message() is not None
         except RpcError as error:
             if error.status is not Status.ALREADY_EXISTS:
                 raise SystemFailure(error.message or "the client's store failed") from None
         except StreamTerminatedError:
-            raise SystemFailure("the client's session ended") from None
+            if not committed:
+                raise SystemFailure("the client's session ended") from None
 
     async def credentials(self, domain: str) -> dict[str, str] | None:
         """The client's credentials for a registry, None where it has none."""
