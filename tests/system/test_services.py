@@ -266,6 +266,8 @@ def test_the_api_servers_proxies_reach_pods_of_both_nodes(two):
 
 def test_rules_come_back_when_somebody_flushes_them(two):
     spec = get(two, "service", "web")["spec"]
+    two.run("nft", "flush", "ruleset")
+    eventually(lambda: "longshore-host" in two.run("nft", "list", "tables"))
     for number in (1, 2):
         two.run("nsenter", f"--net={two.run_dir}/netns/node-{number}", "--", "nft", "flush", "ruleset")
     all_answer(two, spec["clusterIP"], 80, {"a", "b"})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from longshore.cli.cluster import ClusterConfig, NodeConfig, networks
 from longshore.machinery import netns
 from longshore.machinery.netlink import Address, Netlink, NetlinkError, Network
-from longshore.machinery.nftables import Nftables, NftablesError
+from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
 from longshore.machinery.paths import Layout
+
+log = logging.getLogger("longshore.hostnet")
 
 #: Under any real route, above none: a packet for a pod or Service that does not exist goes nowhere.
 FENCE_METRIC = 4_000_100
@@ -64,21 +68,41 @@ def set_up(layout: Layout, config: ClusterConfig) -> None:
             if path is not None and not netns.pinned(path):
                 _join(host, bridge, port_name(config, number), path, node, config)
         _ways_in(host, bridge, layout, config)
-    # Several nodes reach the world through the host, as machines behind a router do.
     if len(config.nodes) > 1:
         with Nftables() as nft:
-            for network in networks(config.node_cidr):
-                ip = _ip(network.version)
-                nft.run(
-                    f"""table {ip} {TABLE}
-                    delete table {ip} {TABLE}
-                    table {ip} {TABLE} {{
-                        chain postrouting {{
-                            type nat hook postrouting priority srcnat; policy accept;
-                            {ip} saddr {network} oifname != "{config.bridge}" masquerade
-                        }}
-                    }}"""
-                )
+            _masquerade(nft, config)
+
+
+def _masquerade(nft: Nftables, config: ClusterConfig) -> None:
+    """Several nodes reach the world through the host, as machines behind a router do."""
+    for network in networks(config.node_cidr):
+        ip = _ip(network.version)
+        nft.run(
+            f"""table {ip} {TABLE}
+            delete table {ip} {TABLE}
+            table {ip} {TABLE} {{
+                chain postrouting {{
+                    type nat hook postrouting priority srcnat; policy accept;
+                    {ip} saddr {network} oifname != "{config.bridge}" masquerade
+                }}
+            }}"""
+        )
+
+
+async def keep(config: ClusterConfig) -> None:
+    """Put the host's rules back whenever somebody takes them away, until cancelled. Raises NftablesUnavailable."""
+    with Nftables() as nft:
+
+        def repair() -> None:
+            log.warning("the host's rules were changed by someone else; restoring them")
+            with contextlib.suppress(NftablesError):
+                _masquerade(nft, config)
+
+        monitor = ChangeMonitor({TABLE}, repair, own_ports={nft.port}, removals_only=True)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            monitor.close()
 
 
 def _ip(version: int) -> str:

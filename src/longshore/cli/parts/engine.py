@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from longshore.cli import hostnet
 from longshore.cli.cluster import load, networks
 from longshore.cli.main import UserError, layout_of
 from longshore.cli.parts.health import healthy
@@ -104,6 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
         # Nodes that are namespaces reach the registry at the host's address on their bridge.
         hosts = ["127.0.0.1"] + (config.host_ips if config and config.bridge else [])
         beside = [lambda host=host: serve_registry(data_dir=layout.registry, host=host, port=port) for host in hosts]  # type: ignore[misc]
+    if arguments.docker and config is not None and len(config.nodes) > 1:
+        # This engine is the process of the host's own network namespace that speaks nftables.
+        members = config
+        beside.append(lambda: hostnet.keep(members))
 
     async def main() -> None:
         async with healthy(folders.run / "engine.sock"):
