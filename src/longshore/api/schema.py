@@ -55,6 +55,45 @@ _UNIONS = {
     _EXTENSIONS + "JSONSchemaPropsOrStringArray": "JSONSchemaProps",
 }
 
+_CORE = "io.k8s.api.core.v1."
+_ADMISSION = "io.k8s.api.admissionregistration.v1."
+_REFERENCE = ((("LocalObjectReference",), frozenset(("name",)), False),)
+_RULE = frozenset(("apiGroups", "apiVersions", "resources", "scope"))
+_DEVICE = ((("DeviceConfiguration",), frozenset(("opaque",)), False),)
+# definition -> the Go structures it embeds, each with the fields it has (True: all but these).
+_EMBEDDED: dict[str, tuple[tuple[tuple[str, ...], frozenset[str], bool], ...]] = {
+    **{
+        _CORE + name: _REFERENCE
+        for name in (
+            "ConfigMapEnvSource", "ConfigMapKeySelector", "ConfigMapProjection", "ConfigMapVolumeSource",
+            "SecretEnvSource", "SecretKeySelector", "SecretProjection",
+        )
+    },
+    **{
+        "io.k8s.api.resource.v1." + name: _DEVICE
+        for name in ("DeviceAllocationConfiguration", "DeviceClaimConfiguration", "DeviceClassConfiguration")
+    },
+    _ADMISSION + "NamedRuleWithOperations": (
+        (("RuleWithOperations",), frozenset(("operations",)), False),
+        (("RuleWithOperations", "Rule"), _RULE, False),
+    ),
+    _ADMISSION + "RuleWithOperations": ((("Rule",), _RULE, False),),
+    _CORE + "EphemeralContainer": ((("EphemeralContainerCommon",), frozenset(("targetContainerName",)), True),),
+    _CORE + "PersistentVolumeSpec": (
+        (
+            ("PersistentVolumeSource",),
+            frozenset((
+                "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy",
+                "storageClassName", "volumeAttributesClassName", "volumeMode",
+            )),
+            True,
+        ),
+    ),
+    _CORE + "Probe": ((("ProbeHandler",), frozenset(("exec", "grpc", "httpGet", "tcpSocket")), False),),
+    _CORE + "Volume": ((("VolumeSource",), frozenset(("name",)), True),),
+    "io.k8s.api.networking.v1.IngressRule": ((("IngressRuleValue",), frozenset(("http",)), False),),
+}  # fmt: skip
+
 
 class DecodeError(Exception):
     """A value does not fit its type; str() is the message of Go's JSON package."""
@@ -175,7 +214,7 @@ class Schema:
         try:
             out = _decode(self, value, trouble)
         except (_Mismatch, quantity.QuantityError, times.TimeError, ValueError):
-            _explain(self, value, [], self)
+            _explain(self, value)
             raise DecodeError("unable to decode the object") from None
         if trouble and unknown is not None:
             _unknown(self, value, "", unknown)
@@ -268,7 +307,7 @@ def _scalar(t: Schema, v: Any, trouble: list[None]) -> Any:
     if kind == QUANTITY:
         return quantity.canonical(v if v.__class__ is str else _number(v))
     if kind == INT_OR_STRING:
-        if v.__class__ is int or v.__class__ is str:
+        if v.__class__ is str or (v.__class__ is int and -0x80000000 <= v <= 0x7FFFFFFF):
             return v
         raise _Mismatch
     if kind == STRING:
@@ -362,49 +401,78 @@ def _go_kind(v: Any) -> str:
     return "number"
 
 
-def _explain(t: Schema, v: Any, path: list[str], owner: Schema, target: str = "") -> None:
-    """Raise DecodeError for the first value in document order that does not fit."""
+def _embedded(definition: str, field: str) -> tuple[str, ...]:
+    """The Go structures within a definition's own that have a field: they stand in the paths of messages."""
+    for names, fields, others in _EMBEDDED.get(definition, ()):
+        if (field in fields) is not others:
+            return names
+    return ()
+
+
+def _explain(root: Schema, value: Any) -> None:
+    """Raise DecodeError for what Go's decoder reports of a value that does not fit.
+
+    It goes on after a value of a wrong kind and tells of the first one at the end, unless a type that decodes itself
+    (a quantity, a time) gives up before.
+    """
+    found: list[DecodeError] = []
+    _walk(root, value, [], root, found)
+    if found:
+        raise found[0]
+
+
+def _walk(t: Schema, v: Any, path: list[str], owner: Schema, found: list[DecodeError]) -> None:
     if v is None:
         return
     kind = t.kind
 
-    def mismatch(value: str) -> DecodeError:
+    def mismatch(value: str, target: str) -> DecodeError:
         into = (
             f"Go struct field {owner.name.rsplit('.', 1)[1]}.{'.'.join(path)} of type " if path else "Go value of type "
         )
-        return DecodeError(f"json: cannot unmarshal {value} into {into}{target or t.name}")
+        return DecodeError(f"json: cannot unmarshal {value} into {into}{target}")
 
     if kind == STRUCT:
         if not isinstance(v, dict):
-            raise mismatch(_go_kind(v))
+            found.append(mismatch(_go_kind(v), t.name))
+            return
         for key, x in v.items():
             field = t.fields.get(key)
             if field is not None:
-                _explain(field.type, x, [*path, key], t)
+                _walk(field.type, x, [*path, *_embedded(t.definition, key), key], t, found)
         return
     if kind in (LIST, MAP):
         if not isinstance(v, list if kind == LIST else dict):
-            raise mismatch(_go_kind(v))
+            found.append(mismatch(_go_kind(v), t.name))
+            return
         assert t.items is not None
         for x in v if isinstance(v, list) else v.values():
-            _explain(t.items, x, path, owner)
+            _walk(t.items, x, path, owner, found)
         return
+    if kind == UNION:
+        assert t.items is not None
+        inner: list[DecodeError] = []
+        for x in v if isinstance(v, list) else (v,):
+            if isinstance(x, dict):
+                _walk(t.items, x, path, owner, inner)
+        if inner:
+            raise inner[0]
+        return
+    shown = _go_kind(v)
+    if shown == "number" and kind in (INTEGER, INT_OR_STRING):
+        shown = f"number {v!r}"
     if kind in (TIME, MICRO_TIME, DURATION) and not isinstance(v, str):
-        raise DecodeError(f"json: cannot unmarshal {_go_kind(v)} into Go value of type string")
-    if kind == INT_OR_STRING and not isinstance(v, str):
-        if isinstance(v, int) and not isinstance(v, bool):
-            return
-        shown = f"number {v!r}" if isinstance(v, float) else _go_kind(v)
-        raise DecodeError(f"json: cannot unmarshal {shown} into Go value of type int32")
+        raise mismatch(shown, "string")
     try:
         _scalar(t, v, [])
-    except (quantity.QuantityError, times.TimeError, ValueError) as error:
-        raise DecodeError(str(error)) from None
     except _Mismatch:
-        shown = _go_kind(v)
-        if kind == INTEGER and shown == "number":
-            shown = f"number {v!r}"
-        raise mismatch(shown) from None
+        if kind == INT_OR_STRING:
+            raise mismatch(shown, "int32") from None
+        found.append(mismatch(shown, t.name))
+    except (quantity.QuantityError, times.TimeError, ValueError) as error:
+        if kind != BYTES:
+            raise DecodeError(str(error)) from None
+        found.append(DecodeError(str(error)))
 
 
 def _unknown(t: Schema, v: Any, path: str, found: list[str]) -> None:
@@ -491,7 +559,7 @@ def _node(node: dict[str, Any], display: str) -> Schema:
         return found
     type_ = node.get("type")
     if type_ == "array":
-        items = _node(node["items"], "")
+        items = _node(node["items"], display.removeprefix("[]"))
         schema = Schema(LIST, display or "[]" + items.name)
         schema.items = items
         schema.list_type = node.get("x-kubernetes-list-type", "atomic")
