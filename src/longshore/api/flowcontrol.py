@@ -127,7 +127,11 @@ class FlowSchema(Strategy):
             else:
                 for at, name in enumerate(namespaces):
                     for message in dns1123_label(name):
-                        errors.invalid(f"{here}.namespaces[{at}]", namespaces, message)
+                        errors.invalid(
+                            f"{here}.namespaces[{at}]",
+                            name,
+                            f"each member of this list must be '*' or a DNS-1123 label; {message}",
+                        )
         for index, one in enumerate(rule.get("nonResourceRules") or ()):
             here = f"{path}.nonResourceRules[{index}]"
             _verbs(errors, one, here)
@@ -165,17 +169,17 @@ class FlowSchema(Strategy):
 
 
 def _url(errors: Errors, url: str, path: str) -> None:
-    if not url:
-        errors.invalid(path, url, "cannot be an empty string")
-    if url == "*":
+    if url == "/":
         return
-    if not url.startswith("/"):
+    if not url:
+        errors.invalid(path, url, "must not be empty")
+    elif not url.startswith("/"):
         errors.invalid(path, url, "must start with slash")
-    if " " in url:
-        errors.invalid(path, url, "cannot contain white-space")
-    if "//" in url:
-        errors.invalid(path, url, "cannot contain double slash")
-    if "*" in url.removesuffix("/*"):
+    elif " " in url:
+        errors.invalid(path, url, "must not contain white-space")
+    elif "//" in url:
+        errors.invalid(path, url, "must not contain double slash")
+    elif "*" in url.removesuffix("/*"):
         errors.invalid(path, url, "wildcard can only do suffix matching")
 
 
@@ -186,8 +190,8 @@ def _verbs(errors: Errors, rule: Object, path: str) -> None:
         errors.required(f"{path}.verbs", "verbs must contain at least one value")
     elif "*" in verbs:
         if len(verbs) > 1:
-            errors.invalid(f"{path}.verbs", verbs, 'if "*" is present, must not specify other verbs')
-    elif "resources" in rule and any(v not in known for v in verbs):
+            errors.invalid(f"{path}.verbs", verbs, "if '*' is present, must not specify other verbs")
+    elif any(v not in known for v in verbs):
         errors.unsupported(f"{path}.verbs", verbs, known)
 
 
@@ -202,9 +206,15 @@ def _subject(errors: Errors, subject: Object, path: str) -> None:
     if value is None:
         errors.required(f"{path}.{field}", f"{field} is required when subject kind is '{kind}'")
     elif kind == "ServiceAccount":
-        for key in ("name", "namespace"):
-            if not value.get(key):
-                errors.required(f"{path}.serviceAccount.{key}", f"must specify {key} for service account")
+        name, namespace = value.get("name", ""), value.get("namespace", "")
+        if not name:
+            errors.required(f"{path}.serviceAccount.name")
+        for message in dns1123_subdomain(name) if name not in ("", "*") else ():
+            errors.invalid(f"{path}.serviceAccount.name", name, message)
+        if not namespace:
+            errors.required(f"{path}.serviceAccount.namespace", "must specify namespace for service account")
+        for message in dns1123_label(namespace) if namespace else ():
+            errors.invalid(f"{path}.serviceAccount.namespace", namespace, message)
     elif not value.get("name"):
         errors.required(f"{path}.{field}.name")
     for other_kind, other in names.items():

@@ -15,7 +15,6 @@ from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import (
     cidr,
-    dns1035_label,
     dns1123_label,
     dns1123_subdomain,
     domain_prefixed_path,
@@ -118,7 +117,7 @@ class Ingress(Strategy):
 
 def _path(errors: Errors, entry: Object, path: str) -> None:
     kind, text = entry.get("pathType"), entry.get("path", "")
-    if not kind:
+    if kind is None:
         errors.required(f"{path}.pathType", "pathType must be specified")
         return
     if kind in ("Exact", "Prefix"):
@@ -144,17 +143,20 @@ def _backend(errors: Errors, backend: Object, path: str) -> None:
         errors.invalid(path, "", "cannot set both resource and service backends")
     elif resource is not None:
         if resource.get("apiGroup") is not None:
-            for message in dns1123_subdomain(resource["apiGroup"]) if resource["apiGroup"] else ():
+            for message in dns1123_subdomain(resource["apiGroup"]):
                 errors.invalid(f"{path}.resource.apiGroup", resource["apiGroup"], message)
         for key in ("kind", "name"):
-            if not resource.get(key):
+            text = resource.get(key, "")
+            if not text:
                 errors.required(f"{path}.resource.{key}")
+            for message in path_segment(text):
+                errors.invalid(f"{path}.resource.{key}", text, message)
     elif service is not None:
         name, port = service.get("name", ""), service.get("port") or {}
         if not name:
             errors.required(f"{path}.service.name")
         else:
-            for message in dns1035_label(name):
+            for message in dns1123_label(name):
                 errors.invalid(f"{path}.service.name", name, message)
         if port.get("name") and port.get("number"):
             errors.invalid(path, "", "cannot set both port name & port number")
@@ -177,22 +179,24 @@ class IngressClass(Strategy):
 
     def default(self, obj: Object) -> None:
         parameters = obj["spec"].get("parameters")
-        if parameters is not None:
-            parameters["scope"] = parameters.get("scope") or "Cluster"
+        if parameters is not None and parameters.get("scope") is None:
+            parameters["scope"] = "Cluster"
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
         controller = spec.get("controller", "")
         if len(controller) > 250:
             errors.too_long("spec.controller", 250)
-        for message in domain_prefixed_path(controller):
-            errors.invalid("spec.controller", controller, message)
+        if not controller:
+            errors.required("spec.controller")
+        for part, message in domain_prefixed_path(controller) if controller else ():
+            errors.invalid("spec.controller", part, message)
         parameters = spec.get("parameters")
         if parameters is None:
             return
         path = "spec.parameters"
         if parameters.get("apiGroup") is not None:
-            for message in dns1123_subdomain(parameters["apiGroup"]) if parameters["apiGroup"] else ():
+            for message in dns1123_subdomain(parameters["apiGroup"]):
                 errors.invalid(f"{path}.apiGroup", parameters["apiGroup"], message)
         for key in ("kind", "name"):
             text = parameters.get(key, "")
@@ -259,7 +263,7 @@ class NetworkPolicy(Strategy):
             return
         for index, text in enumerate(types):
             if text not in ("Ingress", "Egress"):
-                errors.unsupported(f"spec.policyTypes[{index}]", text, ("Egress", "Ingress"))
+                errors.unsupported(f"spec.policyTypes[{index}]", text, ("Ingress", "Egress"))
 
     @staticmethod
     def _port(errors: Errors, port: Object, path: str) -> None:
@@ -352,6 +356,7 @@ class IPAddress(Strategy):
                 errors.invalid(f"spec.parentRef.{key}", text, message)
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
+        self.validate(new, errors, old)
         if new["spec"].get("parentRef") != old["spec"].get("parentRef"):
             errors.invalid(
                 "spec.parentRef", dump(_NET + "ParentReference", new["spec"].get("parentRef")), metadata.IMMUTABLE
@@ -404,10 +409,11 @@ class ServiceCIDR(Strategy):
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         now, was = new["spec"].get("cidrs") or [], old["spec"].get("cidrs") or []
-        if len(now) < len(was):
-            errors.invalid("spec.cidrs", now, "CIDRs cannot be removed")
+        if len(now) != len(was) and (len(was), len(now)) != (1, 2):
+            errors.invalid("spec.cidrs", new["spec"].get("cidrs"), metadata.IMMUTABLE)
+            return
         for index, text in enumerate(was):
-            if index < len(now) and now[index] != text:
+            if now[index] != text:
                 errors.invalid(f"spec.cidrs[{index}]", now[index], metadata.IMMUTABLE)
         if len(now) > len(was):
             self.validate(new, errors)

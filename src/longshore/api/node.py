@@ -7,10 +7,13 @@ from typing import Any
 
 from longshore.api.core.container_validation import resources
 from longshore.api.core.scheduling_validation import tolerations
+from longshore.api.gotypes import dump
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_label
+
+_TOLERATION = "io.k8s.api.core.v1.Toleration"
 
 
 class RuntimeClass(Strategy):
@@ -33,9 +36,10 @@ class RuntimeClass(Strategy):
             tolerations(errors, listed, "scheduling.tolerations")
             for index, one in enumerate(listed):
                 if one in listed[:index]:
-                    errors.duplicate(f"scheduling.tolerations[{index}]", one)
+                    errors.duplicate(f"scheduling.tolerations[{index}]", dump(_TOLERATION, one))
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
+        self.validate(new, errors, old)
         if new.get("handler") != old.get("handler"):
             errors.invalid("handler", new.get("handler", ""), metadata.IMMUTABLE)
 

@@ -10,12 +10,26 @@ from longshore.api.gotypes import dump
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors, Raw
-from longshore.api.validation.names import dns1123_subdomain, label_value, qualified_name
+from longshore.api.validation.names import dns1123_subdomain, qualified_name
 from longshore.api.validation.quantities import NOT_NEGATIVE
 from longshore.api.validation.selectors import label_selector
 from longshore.machinery import quantity
 
 _STORAGE = "io.k8s.api.storage.v1."
+#: The one field whose name upstream's messages spell otherwise.
+_SPELT = {"attachRequired": "attachedRequired"}
+_TOKENS_IN_SECRETS = (
+    "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible "
+    "logging of tokens in volume attributes"
+)
+
+
+def _provisioner(errors: Errors, name: str, path: str) -> None:
+    if not name:
+        errors.required(path)
+        return
+    for message in qualified_name(name.lower()):
+        errors.invalid(path, name.lower(), message)
 
 
 class StorageClass(Strategy):
@@ -26,12 +40,7 @@ class StorageClass(Strategy):
         obj.setdefault("volumeBindingMode", "Immediate")
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
-        provisioner = obj.get("provisioner", "")
-        if not provisioner:
-            errors.required("provisioner")
-        else:
-            for message in qualified_name(provisioner.lower()):
-                errors.invalid("provisioner", provisioner.lower(), message)
+        _provisioner(errors, obj.get("provisioner", ""), "provisioner")
         self._parameters(errors, obj.get("parameters") or {})
         policy = obj.get("reclaimPolicy", "")
         if policy and policy not in ("Delete", "Retain"):
@@ -66,31 +75,31 @@ class StorageClass(Strategy):
             for at, term in enumerate(terms):
                 here = f"{path}.matchLabelExpressions[{at}]"
                 key, values = term.get("key", ""), term.get("values") or []
-                for message in qualified_name(key):
-                    errors.invalid(f"{here}.key", key, message)
                 if not values:
                     errors.required(f"{here}.values")
                 for position, value in enumerate(values):
-                    for message in label_value(value):
-                        errors.invalid(f"{here}.values[{position}]", value, message)
                     if value in values[:position]:
                         errors.duplicate(f"{here}.values[{position}]", value)
+                for message in qualified_name(key):
+                    errors.invalid(f"{here}.key", key, message)
                 if key in keys:
                     errors.duplicate(f"{here}.key", key)
                 keys.add(key)
-            if terms in seen:
+            # Upstream compares with as many empty terms as there are terms.
+            if not terms:
+                for _ in topologies:
+                    errors.duplicate(f"{path}.matchLabelExpressions", "")
+            elif terms in seen:
                 errors.duplicate(f"{path}.matchLabelExpressions", "")
             seen.append(terms)
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
+        self.validate(new, errors, old)
         if (new.get("parameters") or {}) != (old.get("parameters") or {}):
-            errors.forbidden("parameters", "updates to parameters are forbidden.")
-        if new.get("provisioner") != old.get("provisioner"):
-            errors.forbidden("provisioner", "updates to provisioner are forbidden.")
-        if new.get("reclaimPolicy") != old.get("reclaimPolicy"):
-            errors.forbidden("reclaimPolicy", "updates to reclaimPolicy are forbidden.")
-        if new.get("volumeBindingMode") != old.get("volumeBindingMode"):
-            errors.invalid("volumeBindingMode", new.get("volumeBindingMode"), metadata.IMMUTABLE)
+            errors.invalid("parameters", new.get("parameters"), metadata.IMMUTABLE)
+        for key in ("provisioner", "reclaimPolicy", "volumeBindingMode"):
+            if new.get(key) != old.get(key):
+                errors.invalid(key, new.get(key, ""), metadata.IMMUTABLE)
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         found = []
@@ -140,7 +149,7 @@ class VolumeAttachment(Strategy):
         attacher = spec.get("attacher", "")
         if not attacher:
             errors.required("spec.attacher")
-        elif old is None:
+        else:
             csi_driver(errors, attacher, "spec.attacher")
         source = spec["source"]
         name, inline = source.get("persistentVolumeName"), source.get("inlineVolumeSpec")
@@ -152,8 +161,9 @@ class VolumeAttachment(Strategy):
             errors.required("spec.source.persistentVolumeName", "must specify non empty persistentVolumeName")
         for message in dns1123_subdomain(spec.get("nodeName", "")):
             errors.invalid("spec.nodeName", spec.get("nodeName", ""), message)
-        if old is not None:
-            self._status(obj, errors)
+        self._status(obj, errors)
+        for message in dns1123_subdomain(name) if name is not None else ():
+            errors.invalid("spec.source.persistentVolumeName", name, message)
 
     @staticmethod
     def _status(obj: Object, errors: Errors) -> None:
@@ -216,6 +226,8 @@ class CSIDriver(Strategy):
                 "storageCapacity",
                 "podInfoOnMount",
                 "fsGroupPolicy",
+                "nodeAllocatableUpdatePeriodSeconds",
+                "serviceAccountTokenInSecrets",
             )
         )
         if changed:
@@ -223,16 +235,11 @@ class CSIDriver(Strategy):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
-        name = obj["metadata"].get("name", "")
-        if len(name) > 63:
-            errors.too_long("name", 63)
         for key in ("attachRequired", "podInfoOnMount", "storageCapacity"):
             if spec.get(key) is None:
-                errors.required(f"spec.{key}")
+                errors.required(f"spec.{_SPELT.get(key, key)}")
         policy = spec.get("fsGroupPolicy")
-        if policy is None:
-            errors.required("spec.fsGroupPolicy")
-        elif policy not in ("File", "None", "ReadWriteOnceWithFSType"):
+        if policy is not None and policy not in ("File", "None", "ReadWriteOnceWithFSType"):
             errors.unsupported("spec.fsGroupPolicy", policy, ("File", "None", "ReadWriteOnceWithFSType"))
         seen: set[str] = set()
         for index, request in enumerate(spec.get("tokenRequests") or ()):
@@ -240,6 +247,7 @@ class CSIDriver(Strategy):
             audience, seconds = request.get("audience", ""), request.get("expirationSeconds")
             if audience in seen:
                 errors.duplicate(f"{here}.audience", audience)
+                continue
             seen.add(audience)
             if seconds is None:
                 continue
@@ -252,6 +260,12 @@ class CSIDriver(Strategy):
         for mode in spec.get("volumeLifecycleModes") or ():
             if mode not in ("Persistent", "Ephemeral"):
                 errors.unsupported("spec.volumeLifecycleModes", mode, ("Persistent", "Ephemeral"))
+        if spec.get("serviceAccountTokenInSecrets") is not None and not spec.get("tokenRequests"):
+            errors.invalid(
+                "spec.serviceAccountTokenInSecrets",
+                spec["serviceAccountTokenInSecrets"],
+                "serviceAccountTokenInSecrets is set but no tokenRequests are specified",
+            )
         period = spec.get("nodeAllocatableUpdatePeriodSeconds")
         if period is not None and period < 10:
             errors.invalid(
@@ -262,7 +276,16 @@ class CSIDriver(Strategy):
         self.validate(new, errors, old)
         for key in ("attachRequired", "volumeLifecycleModes"):
             if new["spec"].get(key) != old["spec"].get(key):
-                errors.invalid(f"spec.{key}", new["spec"].get(key), metadata.IMMUTABLE)
+                errors.invalid(f"spec.{_SPELT.get(key, key)}", new["spec"].get(key), metadata.IMMUTABLE)
+
+    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
+        spec = obj["spec"]
+        requests = spec.get("tokenRequests")
+        if not requests or "serviceAccountTokenInSecrets" in spec:
+            return []
+        if old is not None and old["spec"].get("tokenRequests") == requests:
+            return []
+        return [_TOKENS_IN_SECRETS]
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec = obj["spec"]
@@ -318,10 +341,11 @@ class CSINode(Strategy):
         known = {d.get("name"): d for d in new["spec"].get("drivers") or ()}
         for driver in old["spec"].get("drivers") or ():
             now = known.get(driver.get("name"))
-            if now is not None and {k: v for k, v in now.items() if k != "allocatable"} != {
-                k: v for k, v in driver.items() if k != "allocatable"
-            }:
-                errors.invalid("spec.drivers", dump(_STORAGE + "CSINodeDriver", now), metadata.IMMUTABLE)
+            if now is None:
+                continue
+            before, after = ({k: v for k, v in one.items() if k != "allocatable"} for one in (driver, now))
+            if before != after:
+                errors.invalid("spec.drivers", dump(_STORAGE + "CSINodeDriver", after), metadata.IMMUTABLE)
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return [obj["metadata"]["name"], len(obj["spec"].get("drivers") or ()), age_of(obj, now)]
@@ -334,12 +358,12 @@ class CSIStorageCapacity(Strategy):
         label_selector(errors, obj.get("nodeTopology"), "nodeTopology")
         for message in dns1123_subdomain(obj.get("storageClassName", "")):
             errors.invalid("storageClassName", obj.get("storageClassName", ""), message)
-        for key in ("capacity", "maximumVolumeSize"):
-            value = obj.get(key)
-            if value is not None and quantity.parse(value).nanos < 0:
-                errors.invalid(key, value, NOT_NEGATIVE)
+        value = obj.get("capacity")
+        if value is not None and quantity.parse(value).nanos < 0:
+            errors.invalid("capacity", value, NOT_NEGATIVE)
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
+        self.validate(new, errors, old)
         if new.get("nodeTopology") != old.get("nodeTopology"):
             errors.invalid("nodeTopology", new.get("nodeTopology"), metadata.IMMUTABLE)
         if new.get("storageClassName") != old.get("storageClassName"):
@@ -351,19 +375,17 @@ class VolumeAttributesClass(Strategy):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         name, parameters = obj.get("driverName", ""), obj.get("parameters") or {}
-        if not name:
-            errors.required("driverName")
-        else:
-            csi_driver(errors, name, "driverName")
+        _provisioner(errors, name, "driverName")
+        StorageClass._parameters(errors, parameters)
         if not parameters:
             errors.required("parameters", "must contain at least one key/value pair")
-        StorageClass._parameters(errors, parameters)
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         if new.get("driverName") != old.get("driverName"):
             errors.forbidden("driverName", "updates to driverName are forbidden.")
         if (new.get("parameters") or {}) != (old.get("parameters") or {}):
             errors.forbidden("parameters", "updates to parameters are forbidden.")
+        self.validate(new, errors, old)
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return [obj["metadata"]["name"], obj.get("driverName", ""), age_of(obj, now)]

@@ -48,7 +48,12 @@ def regex_error(message: str, form: str, *examples: str) -> str:
 
 
 def max_length(limit: int) -> str:
-    """The sentence about a string that is too long."""
+    """The sentence about a name that is too long."""
+    return f"must be no more than {limit} characters"
+
+
+def max_bytes(limit: int) -> str:
+    """The sentence about a label's key or value that is too long: the same rule, in the newer package's words."""
     return f"must be no more than {limit} bytes"
 
 
@@ -178,7 +183,7 @@ def _qualified_name(value: str) -> tuple[str, ...]:
         if not prefix:
             found.append("prefix part must be non-empty")
         else:
-            found.extend("prefix part " + m for m in dns1123_subdomain(prefix))
+            found.extend("prefix part " + m.replace(max_length(253), max_bytes(253)) for m in dns1123_subdomain(prefix))
     else:
         return (
             "a valid label key "
@@ -188,7 +193,7 @@ def _qualified_name(value: str) -> tuple[str, ...]:
     if not name:
         found.append("name part must be non-empty")
     elif len(name) > 63:
-        found.append("name part " + max_length(63))
+        found.append("name part " + max_bytes(63))
     if not _qualified(name):
         found.append("name part " + _QUALIFIED_TEXT)
     return tuple(found)
@@ -201,7 +206,7 @@ def qualified_name(value: str) -> list[str]:
 
 def label_value(value: str) -> list[str]:
     """Complaints about a label's value."""
-    found = [] if len(value) <= 63 else [max_length(63)]
+    found = [] if len(value) <= 63 else [max_bytes(63)]
     if not _value(value):
         found.append(_VALUE_TEXT)
     return found
@@ -249,7 +254,7 @@ def port_name(value: str) -> list[str]:
     """Complaints about an IANA service name."""
     found = []
     if len(value) > 15:
-        found.append("must be no more than 15 bytes")
+        found.append(max_length(15))
     if not re.fullmatch("[-a-z0-9]+", value):
         found.append("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)")
     if not re.search("[a-z]", value):
@@ -269,14 +274,14 @@ def fully_qualified_name(value: str) -> list[str]:
     return [] if value.count(".") >= 2 else ["should be a domain with at least three segments separated by dots"]
 
 
-def domain_prefixed_path(value: str) -> list[str]:
-    """Complaints about domain/path."""
+def domain_prefixed_path(value: str) -> list[tuple[str, str]]:
+    """Complaints about domain/path, each as (the part that is wrong, the sentence)."""
     segments = value.split("/", 1)
     if len(segments) != 2 or not segments[0] or not segments[1]:
-        return ['must be a domain-prefixed path (such as "acme.io/foo")']
-    found = dns1123_subdomain(segments[0])
+        return [(value, 'must be a domain-prefixed path (such as "acme.io/foo")')]
+    found = [(segments[0], message) for message in dns1123_subdomain(segments[0])]
     if not _path(segments[1]):
-        found.append(regex_error("Invalid path", _FINALIZER_PATH))
+        found.append((segments[1], regex_error("Invalid path", _FINALIZER_PATH)))
     return found
 
 
