@@ -321,3 +321,25 @@ async def test_a_pod_is_woken_by_what_refused_it_last(bench: Any) -> None:
     await eventually(
         lambda: status(bench, "c").get("allocation") or bench.api.all(PERSISTENT_VOLUMES)[0]["spec"].get("claimRef")
     )
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_a_pod_is_bound_when_its_device_is_ready(bench: Any, ready: bool) -> None:
+    conditions = {"bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]}
+    bench.nodes(node("n1"))
+    bench.api.put(DEVICE_CLASSES, CLASS)
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a", **conditions)))
+    bench.api.put(RESOURCE_CLAIMS, claim(asks()))
+    await bench.start(backoff=5)
+    bench.pods(using("p", "c"))
+    await eventually(lambda: status(bench, "c").get("allocation"))
+    assert not bench.where("p")
+    (held,) = bench.api.all(RESOURCE_CLAIMS)
+    told = [{"type": "Attached" if ready else "Broken", "status": "True", "message": "it broke"}]
+    held["status"]["devices"] = [{"driver": DRIVER, "pool": "p", "device": "a", "conditions": told}]
+    bench.api.put(RESOURCE_CLAIMS, held)
+    if ready:
+        await eventually(lambda: bench.where("p") == "n1")
+    else:
+        await eventually(lambda: bench.why("p") == f"device {DRIVER}/p/a failed to bind: it broke")
+        assert "allocation" not in status(bench, "c")

@@ -16,6 +16,7 @@ from longshore.client.store import Object
 from longshore.machinery.errors import StatusError
 from longshore.master.scheduler.allocation import Allocator, NotAllocatable, Taken, choices_of
 from longshore.master.scheduler.devices import Inventory, SelectorError
+from longshore.master.scheduler.extender import seconds
 from longshore.master.scheduler.framework import ClusterEvent, CycleState, Handle, Plugin, Status
 from longshore.master.scheduler.nodes import NodeRow
 from longshore.master.scheduler.podinfo import PodInfo
@@ -25,11 +26,29 @@ log = logging.getLogger("longshore.scheduler")
 
 FINALIZER = "resource.kubernetes.io/delete-protection"
 MOST_USERS = 256  # entries of status.reservedFor
+BINDING_SECONDS = 600.0
 
 
 def allocation_of(claim: Object) -> Object | None:
     found: Object | None = (claim.get("status") or {}).get("allocation")
     return found
+
+
+def unready(claim: Object) -> str | None:
+    """What of a claim's devices is not ready for the pod to be bound: "", a failure's words, or None when all is."""
+    told = {(d["driver"], d["pool"], d["device"]): d for d in (claim.get("status") or {}).get("devices") or ()}
+    waiting = None
+    for result in ((allocation_of(claim) or {}).get("devices") or {}).get("results") or ():
+        wanted = result.get("bindingConditions") or ()
+        device = told.get((result["driver"], result["pool"], result["device"])) or {}
+        true = {c["type"]: c for c in device.get("conditions") or () if c.get("status") == "True"}
+        for kind in result.get("bindingFailureConditions") or ():
+            if kind in true:
+                words = true[kind].get("message") or true[kind].get("reason") or kind
+                return f"device {result['driver']}/{result['pool']}/{result['device']} failed to bind: {words}"
+        if any(kind not in true for kind in wanted):
+            waiting = ""
+    return waiting
 
 
 def users(claim: Object) -> list[Object]:
@@ -62,6 +81,8 @@ class DynamicResources(Plugin):
         self.classes = handle.watch(DEVICE_CLASSES)
         self.inventory = Inventory(self.slices.store)
         self.slices.on(*(lambda *objects: self.inventory.changed(),) * 3)
+        self.seconds = seconds(args.get("bindingTimeout"), BINDING_SECONDS)
+        self._waiters: set[asyncio.Event] = set()
         self.claims.on(update=self._seen, delete=lambda claim: self._under_way.pop(claim["metadata"]["uid"], None))
         self._under_way: dict[str, Object] = {}  # claim uid -> allocation that is chosen, and not yet seen as written
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,6 +90,8 @@ class DynamicResources(Plugin):
     def _seen(self, old: Object, new: Object) -> None:
         if allocation_of(new) is not None:
             self._under_way.pop(new["metadata"]["uid"], None)
+        for waiter in self._waiters:
+            waiter.set()
 
     # -- the pod's claims
 
@@ -226,7 +249,46 @@ class DynamicResources(Plugin):
             if any(r["uid"] == pod.uid for r in users(claim)):
                 continue
             wanted.written.append(await self._write(claim, chosen.get(claim["metadata"]["uid"]), pod))
-        return None
+        problem = await self._ready(wanted.written)
+        if problem is None:
+            return None
+        for claim in wanted.written:
+            await self._deallocate(claim)
+        return Status.unschedulable(problem)
+
+    async def _ready(self, claims: list[Object]) -> str | None:
+        """Wait until the drivers have made the claims' devices ready; what went wrong, or None."""
+        waiter = asyncio.Event()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(self.seconds):
+                while True:
+                    waiter.clear()
+                    states = [unready(self._newest(c)) for c in claims]
+                    problem = next((s for s in states if s), None)
+                    if problem or all(s is None for s in states):
+                        return problem
+                    await waiter.wait()
+        except TimeoutError:
+            return "timed out waiting for the devices' binding conditions"
+        finally:
+            self._waiters.discard(waiter)
+
+    def _newest(self, claim: Object) -> Object:
+        """A claim as it is now, or as we wrote it while the cache does not have that yet."""
+        found = self.claims.store.named(claim["metadata"]["namespace"], claim["metadata"]["name"])
+        return found if found is not None and allocation_of(found) is not None else claim
+
+    async def _deallocate(self, claim: Object) -> None:
+        """Give a claim's devices back."""
+        claim = self._newest(claim)
+        gone = ("allocation", "reservedFor", "devices")
+        status = {k: v for k, v in (claim.get("status") or {}).items() if k not in gone}
+        try:
+            await self.handle.client.update(RESOURCE_CLAIMS, {**claim, "status": status}, subresource="status")
+        except StatusError as error:
+            if not (is_conflict(error) or is_not_found(error)):
+                raise
 
     async def _write(self, claim: Object, allocation: Object | None, pod: PodInfo) -> Object:
         """Write the allocation and the new user into a claim, again from its present state after a conflict."""
@@ -262,11 +324,6 @@ class DynamicResources(Plugin):
             away = any("resourceclaim not available on the node" in s.reasons for s in refused.values())
             if allocation_of(claim) is None or others or not away:
                 continue
-            status = {k: v for k, v in claim["status"].items() if k not in ("allocation", "reservedFor")}
-            try:
-                await self.handle.client.update(RESOURCE_CLAIMS, {**claim, "status": status}, subresource="status")
-            except StatusError as error:
-                if not (is_conflict(error) or is_not_found(error)):
-                    raise
+            await self._deallocate(claim)
             return "", Status.unschedulable("deallocation of ResourceClaim completed")
         return "", Status.unschedulable("no new claims to deallocate")
