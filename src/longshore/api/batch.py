@@ -265,8 +265,10 @@ def plain_job_spec(errors: Errors, spec: Object, path: str) -> None:
         not_negative(errors, spec.get(key), f"{path}.{key}")
     manager = spec.get("managedBy")
     if manager is not None:
-        for message in domain_prefixed_path(manager):
-            errors.invalid(f"{path}.managedBy", manager, message)
+        if not manager:
+            errors.required(f"{path}.managedBy")
+        for part, message in domain_prefixed_path(manager) if manager else ():
+            errors.invalid(f"{path}.managedBy", part, message)
         if len(manager) > 63:
             errors.too_long(f"{path}.managedBy", 63)
     per_index, most = spec.get("backoffLimitPerIndex"), spec.get("maxFailedIndexes")
