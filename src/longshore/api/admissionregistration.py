@@ -10,7 +10,13 @@ from urllib.parse import urlsplit
 from longshore.api import cel
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import c_identifier, dns1123_subdomain, fully_qualified_name, qualified_name
+from longshore.api.validation.names import (
+    c_identifier,
+    dns1035_label,
+    dns1123_subdomain,
+    fully_qualified_name,
+    qualified_name,
+)
 from longshore.api.validation.selectors import label_selector
 
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
@@ -85,7 +91,7 @@ def client_config(errors: Errors, client: Object, path: str) -> None:
         assert service is not None
         for key in ("name", "namespace"):
             if not service.get(key):
-                errors.required(f"{path}.service.{key}", f"service {key} is required")
+                errors.required(f"{path}.service.{key}")
         where = service.get("path")
         if where is not None:
             _path(errors, where, f"{path}.service.path")
@@ -269,6 +275,9 @@ class _WebhookConfiguration(Strategy):
         for index, version in enumerate(versions):
             if version in versions[:index]:
                 errors.invalid(f"{path}[{index}]", version, "duplicate version")
+                continue
+            for message in dns1035_label(version):
+                errors.invalid(f"{path}[{index}]", version, message)
         if not {"v1", "v1beta1"} & set(versions):
             errors.invalid(path, versions, "must include at least one of v1, v1beta1")
 
@@ -310,8 +319,19 @@ def _param_kind(errors: Errors, kind: Object, path: str) -> None:
         errors.required(f"{path}.apiVersion")
     elif version.count("/") > 1:
         errors.invalid(f"{path}.apiVersion", version, f"unexpected GroupVersion string: {version}")
-    if not kind.get("kind"):
+    else:
+        group, _, served = version.rpartition("/")
+        if group and (messages := dns1123_subdomain(group)):
+            errors.invalid(f"{path}.apiVersion", group, ",".join(messages))
+        if not served:
+            errors.invalid(f"{path}.apiVersion", version, "version must be specified")
+        elif messages := dns1035_label(served):
+            errors.invalid(f"{path}.apiVersion", served, ",".join(messages))
+    text = kind.get("kind", "")
+    if not text:
         errors.required(f"{path}.kind")
+    elif messages := dns1035_label(text.lower()):
+        errors.invalid(f"{path}.kind", text, "may have mixed case, but should otherwise match: " + ",".join(messages))
 
 
 def policy_variables(spec: Object, *, params: bool) -> dict[str, Any]:
@@ -347,7 +367,6 @@ class _Policy(Strategy):
 
     @staticmethod
     def _variables(errors: Errors, spec: Object, known: Mapping[str, Any]) -> None:
-        names: set[str] = set()
         for index, variable in enumerate(spec.get("variables") or ()):
             here = f"spec.variables[{index}]"
             name, text = variable.get("name", ""), variable.get("expression", "")
@@ -355,9 +374,6 @@ class _Policy(Strategy):
                 errors.required(f"{here}.name", "name is not specified")
             elif c_identifier(name):
                 errors.invalid(f"{here}.name", name, "must be a valid CEL identifier")
-            elif name in names:
-                errors.duplicate(f"{here}.name", name)
-            names.add(name)
             if not text.strip():
                 errors.required(f"{here}.expression", "expression is not specified")
             else:
@@ -401,8 +417,11 @@ class ValidatingAdmissionPolicy(_Policy):
         for index, one in enumerate(annotations):
             here = f"spec.auditAnnotations[{index}]"
             key = f"{obj['metadata'].get('name', '')}/{one.get('key', '')}"
-            for message in qualified_name(key):
-                errors.invalid(f"{here}.key", key, message)
+            if not obj["metadata"].get("name"):
+                errors.invalid(f"{here}.key", one.get("key", ""), "requires metadata.name be non-empty")
+            else:
+                for message in qualified_name(key):
+                    errors.invalid(f"{here}.key", key, message)
             text = one.get("valueExpression", "")
             if not text.strip():
                 errors.required(f"{here}.valueExpression", "valueExpression is not specified")
@@ -434,7 +453,7 @@ class ValidatingAdmissionPolicy(_Policy):
                 ("string",),
             )
         if message and not message.strip():
-            errors.invalid(f"{here}.message", message, "message must be non-empty if specified")
+            errors.invalid(f"{here}.message", message, "must be non-empty if specified")
         elif "\n" in message.strip():
             errors.invalid(f"{here}.message", message, "message must not contain line breaks")
         elif "\n" in text and not message and not said:
@@ -543,7 +562,7 @@ def _param_ref(errors: Errors, reference: Object, path: str) -> None:
     if not name and selector is None:
         errors.required(path, "one of name or selector must be specified")
     action = reference.get("parameterNotFoundAction")
-    if action is None:
+    if not action:
         errors.required(f"{path}.parameterNotFoundAction")
     elif action not in ("Allow", "Deny"):
         errors.unsupported(f"{path}.parameterNotFoundAction", action, ("Deny", "Allow"))
