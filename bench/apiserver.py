@@ -1,6 +1,7 @@
 """Claims of the API server on its embedded store, on disk, over TLS: ready 0.5 s after exec with 80 MB; 8,000 GETs/s from 16
 clients; 600, 2,500 and 2,500 CREATEs/s from 1, 16 and 64; 2,500 merge patches/s and 1,500 applies/s from 16; a LIST of 5,000 pods
-in 40 ms, 200 MB with them; 100,000 watch deliveries/s to 100 watchers.
+in 40 ms, 200 MB with them; 100,000 watch deliveries/s to 100 watchers. Cost grows with what is touched, not with what is
+stored: with 50,000 objects more each of these costs the server what it did without.
 
 The load comes from our own client in this process, so on two cores it takes one: beside each rate stands the server's CPU time
 for one request, which says what the server alone could do. Upstream's figures (kube-apiserver 1.36 with etcd, 2-core machine) stand
@@ -91,9 +92,18 @@ class Server:
             await self.child.wait()
 
     async def rate(
-        self, claim: str, count: int, callers: int, call: Callable[[Any, int], Awaitable[Any]], target: str
-    ) -> None:
-        """Time `count` calls from `callers` at once and tell calls a second and the server's time for each."""
+        self,
+        claim: str,
+        count: int,
+        callers: int,
+        call: Callable[[Any, int], Awaitable[Any]],
+        target: str,
+        before: float | None = None,
+    ) -> float:
+        """Time `count` calls from `callers` at once and tell calls a second and the server's time for each; that time in ms.
+
+        before: what it was without the objects that are stored besides.
+        """
         clients = self.more(callers)
         numbers = iter(range(count))
 
@@ -105,7 +115,10 @@ class Server:
         await asyncio.gather(*(caller(clients[i % len(clients)]) for i in range(callers)))
         took = time.perf_counter() - began
         figure(f"{claim}, {callers} clients", count / took, "per s", target=target)
-        figure(f"{claim}, {callers} clients, server's CPU", (self.cpu() - used) / count * 1000, "ms each")
+        cost = (self.cpu() - used) / count * 1000
+        peer = {} if before is None else {"peer": "with few objects", "theirs": before}
+        figure(f"{claim}, {callers} clients, server's CPU", cost, "ms each", **peer)
+        return cost
 
 
 async def deliveries(server: Server, watchers: int, events: int) -> None:
@@ -113,10 +126,10 @@ async def deliveries(server: Server, watchers: int, events: int) -> None:
     from longshore.client.resources import CONFIG_MAPS
 
     client = server.more(1)[0]
-    await client.create(CONFIG_MAPS, {"metadata": {"name": "watched"}}, "default")
-    version = (await client.list(CONFIG_MAPS, "default"))["metadata"]["resourceVersion"]
+    name = f"watched-{time.monotonic_ns()}"
+    version = (await client.create(CONFIG_MAPS, {"metadata": {"name": name}}, "default"))["metadata"]["resourceVersion"]
     path = CONFIG_MAPS.path("default")
-    query = {"watch": "1", "resourceVersion": version, "fieldSelector": "metadata.name=watched"}
+    query = {"watch": "1", "resourceVersion": version, "fieldSelector": f"metadata.name={name}"}
 
     async def watch() -> int:
         """Lines are counted, not decoded: the watchers share a core with the server."""
@@ -136,14 +149,28 @@ async def deliveries(server: Server, watchers: int, events: int) -> None:
         await asyncio.sleep(0.01)
     used, began = server.cpu(), time.perf_counter()
     for number in range(events):
-        await client.patch(CONFIG_MAPS, "watched", {"data": {"n": str(number)}}, "default")
+        await client.patch(CONFIG_MAPS, name, {"data": {"n": str(number)}}, "default")
     total = sum(await asyncio.gather(*tasks))
     took = time.perf_counter() - began
     figure(f"deliveries, {watchers} watchers, unpaced", total / took, "per s", target="> 100000 (upstream 16,900)")
     figure("a delivery (and its part of the write), server's CPU", (server.cpu() - used) / total * 1e6, "us each")
 
 
-async def measure() -> None:
+async def fill(server: Server, count: int) -> None:
+    """Store ConfigMaps that nobody touches afterwards."""
+    from longshore.client.resources import CONFIG_MAPS
+
+    clients = server.more(64)
+    numbers = iter(range(count))
+
+    async def caller(client: Any) -> None:
+        for number in numbers:
+            await client.create(CONFIG_MAPS, {"metadata": {"name": f"stored-{number}"}, **CONFIGMAP}, "default")
+
+    await asyncio.gather(*(caller(clients[i % len(clients)]) for i in range(64)))
+
+
+async def measure(stored: int) -> None:
     from longshore.client.resources import CONFIG_MAPS, PODS, SERVICE_ACCOUNTS
 
     container = {"name": "c", "image": "registry.example/app:1", "resources": {"requests": {"cpu": "100m"}}}
@@ -156,6 +183,14 @@ async def measure() -> None:
     def pod(client: Any, i: int) -> Awaitable[Any]:
         made = {"metadata": {"name": f"p-{i}", "labels": {"app": "x"}}, "spec": {"containers": [container]}}
         answer: Awaitable[Any] = client.create(PODS, made, "default")
+        return answer
+
+    def get(client: Any, i: int) -> Awaitable[Any]:
+        answer: Awaitable[Any] = client.get(CONFIG_MAPS, f"c16-{i % 16}", "default")
+        return answer
+
+    def patch(client: Any, i: int) -> Awaitable[Any]:
+        answer: Awaitable[Any] = client.patch(CONFIG_MAPS, f"c16-{i % 16}", {"data": {"n": str(i)}}, "default")
         return answer
 
     def apply(client: Any, i: int) -> Awaitable[Any]:
@@ -172,20 +207,22 @@ async def measure() -> None:
             figure("cold start to /readyz", await server.start(), "s", target="< 0.5 (upstream 3.7)")
             await asyncio.sleep(3)
             figure("idle memory", server.memory(), "MB", target="< 80 (upstream 315 with etcd)")
-            await server.rate("CREATE", 1500, 1, create("c1"), "> 600 (upstream 240)")
-            await server.rate("CREATE", 4000, 16, create("c16"), "> 2500 (upstream 815)")
-            await server.rate("CREATE", 4000, 64, create("c64"), "> 2500 (upstream 864)")
-            await server.rate(
-                "GET", 8000, 16, lambda c, i: c.get(CONFIG_MAPS, f"c16-{i % 16}", "default"), "> 8000 (upstream 1,818)"
-            )
-            await server.rate(
-                "merge PATCH",
-                4000,
-                16,
-                lambda c, i: c.patch(CONFIG_MAPS, f"c16-{i % 16}", {"data": {"n": str(i)}}, "default"),
-                "> 2500 (upstream 695)",
-            )
-            await server.rate("server-side apply", 4000, 16, apply, "> 1500 (upstream 753)")
+            table: list[tuple[str, int, int, Callable[[Any, int], Awaitable[Any]], str]] = [
+                ("CREATE", 1500, 1, create("c1"), "> 600 (upstream 240)"),
+                ("CREATE", 4000, 16, create("c16"), "> 2500 (upstream 815)"),
+                ("CREATE", 4000, 64, create("c64"), "> 2500 (upstream 864)"),
+                ("GET", 8000, 16, get, "> 8000 (upstream 1,818)"),
+                ("merge PATCH", 4000, 16, patch, "> 2500 (upstream 695)"),
+                ("server-side apply", 4000, 16, apply, "> 1500 (upstream 753)"),
+            ]
+            costs = [await server.rate(*row) for row in table]
+            await deliveries(server, 100, 500)
+            await fill(server, stored)
+            figure(f"memory with {stored:,} ConfigMaps", server.memory(), "MB")
+            for (claim, count, callers, call, target), cost in zip(table, costs, strict=True):
+                if claim == "CREATE":
+                    call = create(f"full-{callers}")
+                await server.rate(f"with {stored:,} objects: {claim}", count, callers, call, target, cost)
             await deliveries(server, 100, 500)
         finally:
             await server.stop()
@@ -210,7 +247,7 @@ async def measure() -> None:
 
 
 def main() -> None:
-    asyncio.run(measure())
+    asyncio.run(measure(50_000))
 
 
 if __name__ == "__main__":

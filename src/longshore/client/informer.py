@@ -11,7 +11,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
+from sys import intern
 from typing import Any, Protocol
+
+import orjson
 
 from longshore.client.resources import Resource
 from longshore.client.rest import Client
@@ -69,12 +72,18 @@ def strip_managed_fields(obj: Object) -> Object:
     return obj
 
 
-_siblings: dict[str, Object] = {}
+_siblings: dict[tuple[str, str, bool], Object] = {}
 SIBLINGS = 8192
+_parts: dict[bytes, Any] = {}
+PARTS = 32768
+# Texts that several objects, or several places of one, have in common.
+_COMMON = frozenset(
+    ("creationTimestamp", "hostIP", "ip", "lastTransitionTime", "name", "nodeName", "podIP", "startTime", "startedAt")
+)
 
 
 def compact(obj: Object) -> Object:
-    """strip_managed_fields, and let a pod share with the last one of its controller whatever is equal in both.
+    """strip_managed_fields, and let a pod share with the last one of its controller in the same state whatever is equal in both.
 
     Pods of one controller differ in a few names and times; a copy of a hundred thousand of them is mostly the same
     few templates. Objects of an informer are never changed, so that they may share parts.
@@ -83,27 +92,46 @@ def compact(obj: Object) -> Object:
     meta.pop("managedFields", None)
     for owner in meta.get("ownerReferences") or ():
         if owner.get("controller") and "spec" in obj:
-            uid = owner["uid"]
-            sibling = _siblings.get(uid)
+            state = (owner["uid"], (obj.get("status") or {}).get("phase", ""), "nodeName" in obj["spec"])
+            sibling = _siblings.get(state)
             if sibling is not None:
                 _share(sibling, obj)
             elif len(_siblings) >= SIBLINGS:
                 _siblings.clear()
-            _siblings[uid] = obj
+            _siblings[state] = obj
+            # What pods of one zone and of one node have in common, whoever was the last.
+            for holder, key in ((meta, "labels"), (obj.get("status") or {}, "hostIPs")):
+                if part := holder.get(key):
+                    holder[key] = _one_for_all(part)
     return obj
+
+
+def _one_for_all(part: Any) -> Any:
+    """The part that was the first of all that are equal to this one."""
+    if len(_parts) >= PARTS:
+        _parts.clear()
+    return _parts.setdefault(bytes(memoryview(orjson.dumps(part))), part)  # a copy: as it comes it holds 4 KB
 
 
 def _share(old: Any, new: Any) -> None:
     """Put parts of old in the place of equal parts of new, in place."""
-    for key, value in list(new.items() if isinstance(new, dict) else enumerate(new)):
-        if isinstance(old, dict):
+    if new.__class__ is dict:
+        for key, value in new.items():
             known = old.get(key)
-        else:
-            known = old[key] if key < len(old) else None
+            if known == value:
+                if known is not value and known.__class__ is value.__class__:
+                    new[key] = known  # no key is added: the dict may be walked on
+            elif value.__class__ is str:
+                if key in _COMMON:
+                    new[key] = intern(value)
+            elif known.__class__ is value.__class__ and (value.__class__ is dict or value.__class__ is list):
+                _share(known, value)
+        return
+    for index, (known, value) in enumerate(zip(old, new, strict=False)):
         if known == value:
-            if known is not value and type(known) is type(value):
-                new[key] = known
-        elif type(known) is type(value) and isinstance(value, dict | list):
+            if known is not value and known.__class__ is value.__class__:
+                new[index] = known
+        elif known.__class__ is value.__class__ and (value.__class__ is dict or value.__class__ is list):
             _share(known, value)
 
 
