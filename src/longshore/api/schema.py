@@ -49,6 +49,7 @@ _NAMED = {
     "io.k8s.apimachinery.pkg.apis.meta.v1.Patch": ANY,
 }
 _EXTENSIONS = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1."
+_STORED_AS_JSON = (_EXTENSIONS, "io.k8s.kube-aggregator.")
 _UNIONS = {
     _EXTENSIONS + "JSONSchemaPropsOrBool": "JSONSchemaProps",
     _EXTENSIONS + "JSONSchemaPropsOrArray": "JSONSchemaProps",
@@ -107,10 +108,10 @@ class Field:
     """A field of a struct.
 
     pointer: Go holds a pointer, so that a zero is kept; omit: an empty value is left out; default: the value that
-    OpenAPI tells (None for none); patch_strategy and merge_key: of strategic merge patch.
+    OpenAPI tells (None for none); nulls: an empty list or map becomes null, as in upstream's store; patch_strategy and merge_key: of strategic merge patch.
     """
 
-    __slots__ = ("default", "keep", "merge_key", "name", "omit", "patch_strategy", "pointer", "required", "type")
+    __slots__ = ("default", "keep", "merge_key", "name", "nulls", "omit", "patch_strategy", "pointer", "required", "type")
 
     def __init__(
         self, name: str, type_: Schema, *, pointer: bool, omit: bool, required: bool, default: Any, node: dict[str, Any]
@@ -122,6 +123,7 @@ class Field:
         self.required = required
         self.default = default
         self.keep = pointer or not omit
+        self.nulls = False
         self.patch_strategy: tuple[str, ...] = tuple(
             filter(None, node.get("x-kubernetes-patch-strategy", "").split(","))
         )
@@ -258,8 +260,10 @@ def _decode(t: Schema, v: Any, trouble: list[None]) -> Any:
                     out[key] = x
                 continue
             y = _decode(ft, x, trouble)
-            if not y and not field.keep and fk != STRUCT and fk != ANY and y is not None:
-                if fk != INT_OR_STRING:
+            if not y and fk != STRUCT and fk != ANY and y is not None:
+                if field.nulls:
+                    y = None
+                elif not field.keep and fk != INT_OR_STRING:
                     continue
             if fk == STRUCT and field.omit and not field.pointer and y == ft.zero():
                 continue
@@ -544,6 +548,9 @@ def _compile(owner: Schema) -> dict[str, Field]:
         )
         if (owner.definition, name) in _EMPTY_IS_SAID:
             fields[name].keep = True
+        elif type_.kind in (LIST, MAP) and not (omit or pointer) and not owner.definition.startswith(_STORED_AS_JSON):
+            # Protocol buffers, in which upstream stores these, cannot tell an empty list from none.
+            fields[name].nulls = True
     return fields
 
 

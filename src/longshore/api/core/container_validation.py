@@ -104,7 +104,7 @@ def volume_mounts(errors: Errors, container: Object, volumes: dict[str, Object],
                     f"{path}.mountPropagation",
                     "Bidirectional mount propagation is available only to privileged containers",
                 )
-        _recursive(errors, mount, f"{here}.recursiveReadOnly")
+        _recursive(errors, mount, f"{path}.recursiveReadOnly")
 
 
 def _recursive(errors: Errors, mount: Object, path: str) -> None:
@@ -323,7 +323,7 @@ def container(
     if not policy:
         errors.required(f"{path}.terminationMessagePolicy")
     elif policy not in ("File", "FallbackToLogsOnError"):
-        errors.unsupported(f"{path}.terminationMessagePolicy", policy, ("FallbackToLogsOnError", "File"))
+        errors.unsupported(f"{path}.terminationMessagePolicy", policy, ("File", "FallbackToLogsOnError"))
     if "ports" in value:
         ports(errors, value["ports"] or [], f"{path}.ports")
     if "env" in value:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import config_key, env_name, qualified_name
+from longshore.api.validation.names import config_key, dns1123_subdomain, env_name, qualified_name
 
 Object = dict[str, Any]
 
@@ -31,6 +31,9 @@ _RESOURCE_FIELDS = (
     "requests.ephemeral-storage",
     "requests.memory",
 )
+
+_CPU_DIVISORS = ("1m", "1")
+_BYTE_DIVISORS = ("1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei")
 
 
 def field_selector(errors: Errors, reference: Object, path: str, *, volume: bool) -> None:
@@ -71,23 +74,24 @@ def resource_field(errors: Errors, reference: Object, path: str, *, volume: bool
         errors.unsupported(f"{path}.resource", name, _RESOURCE_FIELDS)
     divisor = reference.get("divisor")
     if divisor and divisor != "0":
-        allowed = (
-            ("1m", "1")
-            if "cpu" in name
-            else ("1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei")
-        )
+        if name in ("limits.cpu", "requests.cpu"):
+            allowed, shown, what = _CPU_DIVISORS, "1m and 1", "cpu"
+        elif name in _RESOURCE_FIELDS or name.startswith(("requests.hugepages-", "limits.hugepages-")):
+            allowed, shown = _BYTE_DIVISORS, ", ".join(_BYTE_DIVISORS)
+            kind = name.partition(".")[2]
+            what = {"memory": "memory", "ephemeral-storage": "local ephemeral storage"}.get(kind, "hugepages")
+        else:
+            return
         if divisor not in allowed:
-            what = "cpu" if "cpu" in name else "ephemeral-storage" if "ephemeral" in name else "memory"
-            shown = "1m and 1" if what == "cpu" else "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei"
             errors.invalid(
-                f"{path}.divisor", what, f"only divisor's values {shown} are supported with the {what} resource"
+                f"{path}.divisor", name, f"only divisor's values {shown} are supported with the {what} resource"
             )
 
 
 def key_selector(errors: Errors, reference: Object, path: str) -> None:
     """A key of a ConfigMap or Secret."""
-    if not reference.get("name"):
-        errors.required(f"{path}.name")
+    for message in dns1123_subdomain(reference.get("name", "")):
+        errors.invalid(f"{path}.name", reference.get("name", ""), message)
     key = reference.get("key", "")
     if not key:
         errors.required(f"{path}.key")
@@ -179,8 +183,11 @@ def environment_from(errors: Errors, sources: list[Object], path: str) -> None:
             reference = source.get(kind)
             if reference is not None:
                 given += 1
-                if not reference.get("name"):
+                name = reference.get("name", "")
+                if not name:
                     errors.required(f"{here}.{kind}.name")
+                for message in dns1123_subdomain(name) if name else ():
+                    errors.invalid(f"{here}.{kind}.name", name, message)
         if not given:
             errors.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")
         elif given > 1:

@@ -24,7 +24,7 @@ def validate_update(new: Object, old: Object, errors: Errors) -> None:
     """An update of a pod."""
     pod_validation._annotations(new, errors)
     spec, before = new["spec"], old["spec"]
-    pod_validation.validate_spec(spec, errors, "spec", update=True)
+    pod_validation.validate_spec(spec, errors, "spec", update=True, pod=new["metadata"].get("name", ""))
     pod_validation._only_pods(new, errors)
     if _mirror(new) != _mirror(old):
         errors.forbidden(
@@ -232,7 +232,7 @@ def validate_ephemeral(new: Object, old: Object, errors: Errors) -> None:
 def validate_resize(new: Object, old: Object, errors: Errors) -> None:
     """An update of the resize subresource: only cpu and memory of containers may change."""
     spec, before = new["spec"], old["spec"]
-    pod_validation.validate_spec(spec, errors, "spec", update=True)
+    pod_validation.validate_spec(spec, errors, "spec", update=True, pod=new["metadata"].get("name", ""))
     if qos_class(spec) != qos_class(before):
         shown = (old.get("status") or {}).get("qosClass") or qos_class(before)
         errors.invalid("spec", shown, "Pod QOS Class may not change as a result of resizing")

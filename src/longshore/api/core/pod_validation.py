@@ -8,7 +8,7 @@ from longshore.api.core import container_validation as containers
 from longshore.api.core import scheduling_validation as scheduling
 from longshore.api.core.security_validation import pod_security
 from longshore.api.core.templates import Known, digest
-from longshore.api.core.volume_validation import pod_volumes
+from longshore.api.core.volume_validation import claim_name, pod_volumes
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_label, dns1123_subdomain, in_range, ip, qualified_name
@@ -18,9 +18,9 @@ _GOOD = Known()
 _DNS_POLICIES = ("ClusterFirstWithHostNet", "ClusterFirst", "Default", "None")
 
 
-def validate_spec(spec: Object, errors: Errors, path: str, *, update: bool = False) -> None:
-    """A pod's spec."""
-    volumes = pod_volumes(errors, spec.get("volumes") or [], f"{path}.volumes")
+def validate_spec(spec: Object, errors: Errors, path: str, *, update: bool = False, pod: str = "") -> None:
+    """A pod's spec; pod: the pod's name, of which the names of its ephemeral claims are made."""
+    volumes = pod_volumes(errors, spec.get("volumes") or [], f"{path}.volumes", pod)
     claims = (
         scheduling.resource_claims(errors, spec["resourceClaims"], f"{path}.resourceClaims")
         if spec.get("resourceClaims")
@@ -56,7 +56,7 @@ def validate_spec(spec: Object, errors: Errors, path: str, *, update: bool = Fal
     if spec.get("nodeSelector"):
         metadata.labels(errors, spec["nodeSelector"], f"{path}.nodeSelector")
     pod_security(errors, spec, path)
-    scheduling.affinity(errors, spec.get("affinity"), f"{path}.affinity")
+    scheduling.affinity(errors, spec.get("affinity"), f"{path}.affinity", strict_values=not update)
     _dns_config(errors, spec, f"{path}.dnsConfig")
     for index, gate in enumerate(spec.get("readinessGates") or ()):
         name = gate.get("conditionType", "")
@@ -106,7 +106,7 @@ def _names(errors: Errors, spec: Object, path: str) -> None:
 
 def _os(errors: Errors, spec: Object, name: str, path: str) -> None:
     if not name:
-        errors.required(f"{path}.name", "cannot be empty")
+        errors.required(f"{path}.name")
         return
     if name not in ("linux", "windows"):
         errors.unsupported(path, name, ("linux", "windows"))
@@ -232,10 +232,14 @@ def validate_pod(obj: Object, errors: Errors) -> None:
     _annotations(obj, errors)
     spec = obj["spec"]
     known = digest(spec)
+    name = obj["metadata"].get("name", "")
     if known in _GOOD:
+        for index, volume in enumerate(spec.get("volumes") or ()):
+            if "ephemeral" in volume:
+                claim_name(errors, volume["name"], f"spec.volumes[{index}]", name)
         return
     before = len(errors)
-    validate_spec(spec, errors, "spec")
+    validate_spec(spec, errors, "spec", pod=name)
     _only_pods(obj, errors)
     if spec.get("ephemeralContainers"):
         errors.forbidden("spec.ephemeralContainers", "cannot be set on create")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from longshore.api.core.templates import Known, digest
+from longshore.api.validation.errors import quote
 from longshore.api.validation.names import label_value
 from longshore.machinery import quantity
 
 Object = dict[str, Any]
 _QUIET = Known()
+_NO_SELECTOR = "a null labelSelector results in matching no pod"
 _LABELS = {
     "beta.kubernetes.io/arch": 'deprecated since v1.14; use "kubernetes.io/arch" instead',
     "beta.kubernetes.io/os": 'deprecated since v1.14; use "kubernetes.io/os" instead',
@@ -37,11 +39,14 @@ def pod_warnings(spec: Object, meta: Object, path: str, old: Object | None = Non
     terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or []
     base = f"{path}.affinity.nodeAffinity"
     for i, term in enumerate(terms):
-        found.extend(_term(term, f"{base}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[{i}]"))
+        where = f"{base}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[{i}]"
+        found.extend(_term(term, where, values=False))
     for i, term in enumerate(affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()):
         found.extend(
             _term(
-                term.get("preference") or {}, f"{base}.preferredDuringSchedulingIgnoredDuringExecution[{i}].preference"
+                term.get("preference") or {},
+                f"{base}.preferredDuringSchedulingIgnoredDuringExecution[{i}].preference",
+                values=True,
             )
         )
     for i, constraint in enumerate(spec.get("topologySpreadConstraints") or ()):
@@ -49,13 +54,23 @@ def pod_warnings(spec: Object, meta: Object, path: str, old: Object | None = Non
             found.append(
                 f"{path}.topologySpreadConstraints[{i}].topologyKey: {constraint['topologyKey']} is {_LABELS[constraint['topologyKey']]}"
             )
+        if constraint.get("labelSelector") is None:
+            found.append(f"{path}.topologySpreadConstraints[{i}].labelSelector: {_NO_SELECTOR}")
     found.extend(_annotations(meta, path))
     _volumes(found, spec, path)
+    for volume in spec.get("volumes") or ():
+        _overlaps(found, volume)
     _duplicate_aliases(found, spec, path)
     _pull_secrets(found, spec, path)
-    for kind in ("initContainers", "containers", "ephemeralContainers"):
-        for i, container in enumerate(spec.get(kind) or ()):
-            _container(found, container, f"{path}.{kind}[{i}]")
+    _fractions(found, spec.get("overhead") or {}, f"{path}.overhead")
+    containers = [
+        (container, f"{path}.{kind}[{i}]")
+        for kind in ("initContainers", "containers", "ephemeralContainers")
+        for i, container in enumerate(spec.get(kind) or ())
+    ]
+    for container, here in containers:
+        _container(found, container, here)
+    _ports(found, containers)
     if (spec.get("terminationGracePeriodSeconds") or 0) < 0:
         found.append(
             f"{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
@@ -88,17 +103,16 @@ def _annotations(meta: Object, path: str) -> list[str]:
     return found
 
 
-def _term(term: Object, path: str) -> list[str]:
+def _term(term: Object, path: str, *, values: bool) -> list[str]:
     found = []
     for i, expression in enumerate(term.get("matchExpressions") or ()):
         here = f"{path}.matchExpressions[{i}]"
         key = expression.get("key", "")
         if key in _LABELS:
             found.append(f"{here}.key: {key} is {_LABELS[key]}")
-        for at, value in enumerate(expression.get("values") or ()):
-            problems = label_value(value)
-            if problems:
-                found.append(f'{here}.values[{at}]: "{value}" is invalid, {"; ".join(problems)}')
+        for at, value in enumerate(expression.get("values") or ()) if values else ():
+            for problem in label_value(value):
+                found.append(f"{here}.values[{at}]: {value} is invalid, {problem}")
     return found
 
 
@@ -118,45 +132,81 @@ def _volumes(found: list[str], spec: Object, path: str) -> None:
         for kind, text in gone.items():
             if volume.get(kind) is not None:
                 found.append(f"{path}.volumes[{i}].{'storageOS' if kind == 'storageos' else kind}: {text}")
-        limit = (volume.get("emptyDir") or {}).get("sizeLimit")
-        if limit and quantity.parse(limit).nanos % quantity.NANO:
-            found.append(
-                f'{path}.volumes[{i}].emptyDir.sizeLimit: fractional byte value "{limit}" is invalid, must be an integer'
-            )
-        projected = volume.get("projected")
-        if projected is not None:
-            _projected(found, volume, projected)
+        template = (volume.get("ephemeral") or {}).get("volumeClaimTemplate")
+        if template is not None:
+            resources = (template.get("spec") or {}).get("resources") or {}
+            for part in ("requests", "limits"):
+                where = f"{path}.volumes[{i}].ephemeral.volumeClaimTemplate.spec.resources.{part}"
+                _fractions(found, resources.get(part) or {}, where, ("storage",))
 
 
-def _projected(found: list[str], volume: Object, projected: Object) -> None:
-    seen: dict[str, str] = {}
-    sources = projected.get("sources") or []
-    for source in sources:
-        if not any(
-            source.get(k) is not None
-            for k in (
-                "secret",
-                "configMap",
-                "downwardAPI",
-                "serviceAccountToken",
-                "clusterTrustBundle",
-                "podCertificate",
-            )
-        ):
-            found.append(f'volume "{volume["name"]}" (Projected) has no sources provided')
-        for kind in ("configMap", "secret", "downwardAPI"):
-            value = source.get(kind)
-            if value is None:
-                continue
-            label = {"configMap": "ConfigMap", "secret": "Secret", "downwardAPI": "DownwardAPI"}[kind]
-            name = f'{label} "{value["name"]}"' if kind != "downwardAPI" else "DownwardAPI"
-            for item in value.get("items") or ():
-                target = item.get("path", "")
-                if target in seen:
-                    found.append(
-                        f'volume "{volume["name"]}" (Projected): conflicting duplicate paths: "{target}" in {name} and {seen[target]}'
-                    )
-                seen[target] = name
+def _fractions(
+    found: list[str], amounts: Object, path: str, names: tuple[str, ...] = ("memory", "ephemeral-storage")
+) -> None:
+    for name in names:
+        value = amounts.get(name)
+        if value and quantity.parse(value).nanos % quantity.NANO:
+            found.append(f'{path}[{name}]: fractional byte value "{value}" is invalid, must be an integer')
+
+
+def _overlaps(found: list[str], volume: Object) -> None:
+    """Files of one volume that would stand at the same place, or one within the other."""
+    name = volume.get("name", "")
+    for kind, label, key in (
+        ("configMap", "ConfigMap", "name"),
+        ("secret", "Secret", "secretName"),
+        ("downwardAPI", "", ""),
+    ):
+        source = volume.get(kind)
+        if source is not None and source.get("items"):
+            what = f"{label} {quote(source.get(key, ''))}" if label else "DownwardAPI"
+            _collisions(found, name, what, [(item.get("path", ""), "") for item in source["items"]])
+    if volume.get("projected") is None:
+        return
+    files: list[tuple[str, str]] = []
+    for source in volume["projected"].get("sources") or ():
+        if not source:
+            found.append(f"volume {quote(name)} (Projected) has no sources provided")
+        elif (source.get("configMap") or {}).get("items"):
+            what = f"ConfigMap {quote(source['configMap'].get('name', ''))}"
+            files.extend((item.get("path", ""), what) for item in source["configMap"]["items"])
+        elif (source.get("secret") or {}).get("items"):
+            what = f"Secret {quote(source['secret'].get('name', ''))}"
+            files.extend((item.get("path", ""), what) for item in source["secret"]["items"])
+        elif (source.get("downwardAPI") or {}).get("items"):
+            files.extend((item.get("path", ""), "DownwardAPI") for item in source["downwardAPI"]["items"])
+        elif source.get("serviceAccountToken") is not None:
+            files.append((source["serviceAccountToken"].get("path", ""), "ServiceAccountToken"))
+        elif source.get("clusterTrustBundle") is not None:
+            bundle = source["clusterTrustBundle"]
+            label = bundle["name"] if bundle.get("name") is not None else bundle.get("signerName", "")
+            files.append((bundle.get("path", ""), f"ClusterTrustBundle {quote(label)}"))
+        elif source.get("podCertificate") is not None:
+            for field, what in (
+                ("certificateChainPath", "chain"),
+                ("keyPath", "key"),
+                ("credentialBundlePath", "credential bundle"),
+            ):
+                if source["podCertificate"].get(field):
+                    files.append((source["podCertificate"][field], f"PodCertificate {what}"))
+    _collisions(found, name, "Projected", files)
+
+
+def _collisions(found: list[str], volume: str, what: str, files: list[tuple[str, str]]) -> None:
+    def shown(file: tuple[str, str]) -> str:
+        return quote(file[0]) + (f" ({file[1]})" if file[1] else "")
+
+    seen: list[tuple[str, str]] = []
+    for path, source in files:
+        file = (path.rstrip("/"), source)
+        for other in seen:
+            if (
+                file[0]
+                and other[0]
+                and ((other[0] + "/").startswith(file[0] + "/") or (file[0] + "/").startswith(other[0] + "/"))
+            ):
+                found.append(f"volume {quote(volume)} ({what}): overlapping paths: {shown(file)} with {shown(other)}")
+        seen.append(file)
 
 
 def _duplicate_aliases(found: list[str], spec: Object, path: str) -> None:
@@ -180,44 +230,64 @@ def _pull_secrets(found: list[str], spec: Object, path: str) -> None:
 
 def _container(found: list[str], container: Object, path: str) -> None:
     resources = container.get("resources") or {}
-    for part in ("limits", "requests"):
-        for name in ("memory", "ephemeral-storage"):
-            value = (resources.get(part) or {}).get(name)
-            if value and quantity.parse(value).nanos % quantity.NANO:
-                found.append(
-                    f'{path}.resources.{part}[{name}]: fractional byte value "{value}" is invalid, must be an integer'
-                )
+    for name in ("memory", "ephemeral-storage"):
+        for part in ("limits", "requests"):
+            _fractions(found, resources.get(part) or {}, f"{path}.resources.{part}", (name,))
     names: dict[str, str] = {}
     for i, variable in enumerate(container.get("env") or ()):
         name = variable.get("name", "")
-        if name in names and variable.get("value", "").find(f"$({name})") < 0:
+        value, reference = variable.get("value", ""), f"$({name})"
+        if name in names and (variable.get("valueFrom") is not None or value == reference or reference not in value):
             found.append(
                 f'{path}.env[{i}]: hides previous definition of "{name}", which may be dropped when using apply'
             )
         names[name] = ""
-    seen: dict[tuple[Any, ...], int] = {}
-    for i, port in enumerate(container.get("ports") or ()):
-        key = (port.get("containerPort"), port.get("protocol"), port.get("hostPort", 0), port.get("hostIP", ""))
-        plain = (port.get("containerPort"), port.get("protocol"))
-        for other, at in seen.items():
-            if other == key:
-                found.append(f"{path}.ports[{i}]: duplicate port definition with {path}.ports[{at}]")
-                break
-        else:
-            if any(other[:2] == plain and not (other[2] and key[2]) for other in seen):
-                at = next(at for other, at in seen.items() if other[:2] == plain)
-                found.append(f"{path}.ports[{i}]: duplicate port definition with {path}.ports[{at}]")
-        seen.setdefault(key, i)
+
+
+def _ports(found: list[str], containers: list[tuple[Object, str]]) -> None:
+    """Ports that several definitions, also of different containers, claim, and names that several have."""
+    known: dict[tuple[int, str], list[tuple[Object, str]]] = {}
+    names: dict[str, str] = {}
+    listed = [
+        (port, f"{here}.ports[{i}]")
+        for container, here in containers
+        for i, port in enumerate(container.get("ports") or ())
+    ]
+    for port, here in listed:
+        address, number = port.get("hostIP", ""), port.get("hostPort", 0)
+        if address and not number:
+            shown = (
+                f"{{Name:{port.get('name', '')} HostPort:0 ContainerPort:{port.get('containerPort', 0)}"
+                f" Protocol:{port.get('protocol', '')} HostIP:{address}}}"
+            )
+            found.append(f"{here}: hostIP set without hostPort: {shown}")
+        others = known.setdefault((port.get("containerPort", 0), port.get("protocol", "")), [])
+        for other, there in others:
+            other_address, other_number = other.get("hostIP", ""), other.get("hostPort", 0)
+            if (address, number) == (other_address, other_number):
+                found.append(f"{here}: duplicate port definition with {there}")
+            elif not number or not other_number:
+                found.append(f"{here}: overlapping port definition with {there}")
+            elif number == other_number and bool(address) != bool(other_address):
+                found.append(f"{here}: dangerously ambiguous port definition with {there}")
+        others.append((port, here))
+    for port, here in listed:
+        name = port.get("name", "")
+        if name and name in names:
+            there = names[name]
+            found.append(
+                f"{here}: duplicate port name {quote(name)} with {there}, services and probes that select ports by name will use {there}"
+            )
+        elif name:
+            names[name] = here
 
 
 def _affinity(found: list[str], part: Object, path: str) -> None:
     for i, term in enumerate(part.get("requiredDuringSchedulingIgnoredDuringExecution") or ()):
         if term.get("labelSelector") is None:
-            found.append(
-                f"{path}.requiredDuringSchedulingIgnoredDuringExecution[{i}]: a null labelSelector results in matching no pod"
-            )
+            found.append(f"{path}.requiredDuringSchedulingIgnoredDuringExecution[{i}].labelSelector: {_NO_SELECTOR}")
     for i, term in enumerate(part.get("preferredDuringSchedulingIgnoredDuringExecution") or ()):
         if (term.get("podAffinityTerm") or {}).get("labelSelector") is None:
             found.append(
-                f"{path}.preferredDuringSchedulingIgnoredDuringExecution[{i}].podAffinityTerm: a null labelSelector results in matching no pod"
+                f"{path}.preferredDuringSchedulingIgnoredDuringExecution[{i}].podAffinityTerm.labelSelector: {_NO_SELECTOR}"
             )

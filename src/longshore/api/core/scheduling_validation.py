@@ -62,17 +62,17 @@ def node_term(errors: Errors, value: Object, path: str, *, strict_values: bool =
         node_field_requirement(errors, expression, f"{path}.matchFields[{index}]")
 
 
-def node_selector(errors: Errors, value: Object, path: str) -> None:
-    """A node selector."""
+def node_selector(errors: Errors, value: Object, path: str, *, strict_values: bool = False) -> None:
+    """A node selector; strict_values: the values must be such as labels may have."""
     terms = value.get("nodeSelectorTerms") or []
     if not terms:
         errors.required(f"{path}.nodeSelectorTerms", "must have at least one node selector term")
     for index, term in enumerate(terms):
-        node_term(errors, term, f"{path}.nodeSelectorTerms[{index}]")
+        node_term(errors, term, f"{path}.nodeSelectorTerms[{index}]", strict_values=strict_values)
 
 
-def affinity(errors: Errors, value: Object | None, path: str) -> None:
-    """Affinity and anti-affinity."""
+def affinity(errors: Errors, value: Object | None, path: str, *, strict_values: bool = False) -> None:
+    """Affinity and anti-affinity; strict_values: of what a node must have."""
     if value is None:
         return
     node = value.get("nodeAffinity")
@@ -83,6 +83,7 @@ def affinity(errors: Errors, value: Object | None, path: str) -> None:
                 errors,
                 node["requiredDuringSchedulingIgnoredDuringExecution"],
                 f"{here}.requiredDuringSchedulingIgnoredDuringExecution",
+                strict_values=strict_values,
             )
         for index, term in enumerate(node.get("preferredDuringSchedulingIgnoredDuringExecution") or ()):
             place = f"{here}.preferredDuringSchedulingIgnoredDuringExecution[{index}]"
@@ -180,9 +181,6 @@ def topology_spread(errors: Errors, listed: list[Object], path: str) -> None:
             errors.invalid(f"{here}.maxSkew", skew, "must be greater than zero")
         if not key:
             errors.required(f"{here}.topologyKey", "can not be empty")
-        else:
-            for message in qualified_name(key):
-                errors.invalid(f"{here}.topologyKey", key, message)
         if when not in ("DoNotSchedule", "ScheduleAnyway"):
             errors.unsupported(f"{here}.whenUnsatisfiable", when, ("DoNotSchedule", "ScheduleAnyway"))
         for later in listed[index + 1 :]:
@@ -270,7 +268,7 @@ _search = re.compile(_SEARCH).fullmatch
 
 def search_domain(value: str) -> list[str]:
     """Complaints about a DNS search domain."""
-    found = [] if len(value) <= 253 else ["must be no more than 253 bytes"]
+    found = [] if len(value) <= 253 else ["must be no more than 253 characters"]
     if not _search(value):
         found.append(
             "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character "

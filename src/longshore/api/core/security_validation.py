@@ -34,13 +34,17 @@ def seccomp(errors: Errors, profile: Object | None, path: str) -> None:
             errors.required(f"{path}.localhostProfile", "must be set when seccomp type is Localhost")
         else:
             _descending(errors, local, f"{path}.localhostProfile")
-    elif kind in ("RuntimeDefault", "Unconfined"):
-        if local is not None:
-            errors.invalid(f"{path}.localhostProfile", local, "can only be set when seccomp type is Localhost")
-    elif not kind:
+        return
+    if not kind:
         errors.required(f"{path}.type", "type is required when seccompProfile is set")
-    else:
+    elif kind not in ("RuntimeDefault", "Unconfined"):
         errors.unsupported(f"{path}.type", kind, ("Localhost", "RuntimeDefault", "Unconfined"))
+    if local is not None:
+        errors.invalid(
+            f"{path}.localhostProfile",
+            dump("io.k8s.api.core.v1.SeccompProfile", profile),
+            "can only be set when seccomp type is Localhost",
+        )
 
 
 def _descending(errors: Errors, value: str, path: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from longshore.api.core.environment_validation import backsteps, field_selector, local_path, resource_field
-from longshore.api.validation.errors import Errors
+from longshore.api.validation.errors import Errors, quote
 from longshore.api.validation.names import config_key, dns1123_label, dns1123_subdomain, in_range
 
 Object = dict[str, Any]
@@ -16,13 +16,15 @@ _PATH_TYPES = ("", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate"
 _DRIVER = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 
-def pod_volumes(errors: Errors, volumes: list[Object], path: str) -> dict[str, Object]:
-    """The volumes of a pod; the answer maps the names of good ones to them."""
+def pod_volumes(errors: Errors, volumes: list[Object], path: str, pod: str = "") -> dict[str, Object]:
+    """The volumes of a pod of that name; the answer maps the names of good ones to them."""
     known: dict[str, Object] = {}
     for index, volume in enumerate(volumes):
         here = f"{path}[{index}]"
         found = Errors()
         source(found, volume, here, pod=True)
+        if "ephemeral" in volume:
+            claim_name(found, volume.get("name", ""), here, pod)
         name = volume.get("name", "")
         if not name:
             found.required(f"{here}.name")
@@ -37,6 +39,14 @@ def pod_volumes(errors: Errors, volumes: list[Object], path: str) -> dict[str, O
         else:
             known[name] = volume
     return known
+
+
+def claim_name(errors: Errors, volume: str, path: str, pod: str) -> None:
+    """The name that the claim of a pod's ephemeral volume gets."""
+    if pod and volume:
+        name = f"{pod}-{volume}"
+        for message in dns1123_subdomain(name):
+            errors.invalid(f"{path}.name", volume, f"PVC name {quote(name)}: {message}")
 
 
 def mode(errors: Errors, value: int | None, path: str) -> None:
@@ -292,6 +302,9 @@ def csi(errors: Errors, value: Object, path: str) -> None:
     reference = value.get("nodePublishSecretRef")
     if reference is not None and not reference.get("name"):
         errors.required(f"{path}.nodePublishSecretRef.name")
+    elif reference is not None:
+        for message in dns1123_subdomain(reference["name"]):
+            errors.invalid(f"{path}.name", reference["name"], message)
 
 
 def csi_persistent(errors: Errors, value: Object, path: str) -> None:
@@ -336,10 +349,10 @@ def projected(errors: Errors, value: Object, path: str) -> None:
     mode(errors, value.get("defaultMode"), f"{path}.defaultMode")
     paths: set[str] = set()
 
-    def once(errors: Errors, text: str, here: str) -> None:
+    def once(text: str, shown: str) -> None:
         if text:
             if text in paths:
-                errors.invalid(here, "path", "conflicting duplicate paths")
+                errors.invalid(path, shown, "conflicting duplicate paths")
             paths.add(text)
 
     for index, part in enumerate(value.get("sources") or ()):
@@ -356,9 +369,6 @@ def projected(errors: Errors, value: Object, path: str) -> None:
             given = part.get(kind)
             if given is None:
                 continue
-            if count:
-                errors.forbidden(here, "may not specify more than 1 volume type per source")
-                continue
             count += 1
             place = f"{here}.{kind}"
             if kind in ("secret", "configMap"):
@@ -366,26 +376,27 @@ def projected(errors: Errors, value: Object, path: str) -> None:
                     errors.required(f"{place}.name")
                 _items(errors, given.get("items") or [], place)
                 for item in given.get("items") or ():
-                    once(errors, item.get("path", ""), here)
+                    once(item.get("path", ""), given.get("name", ""))
             elif kind == "downwardAPI":
                 for item in given.get("items") or ():
                     _downward_file(errors, item, place)
-                    once(errors, item.get("path", ""), here)
+                    once(item.get("path", ""), item.get("path", ""))
             elif kind == "serviceAccountToken":
-                _token(errors, given, place)
-                once(errors, given.get("path", ""), here)
+                _token(errors, given, place, f"{path}.path")
+        if count > 1:
+            errors.forbidden(here, "may not specify more than 1 volume type per source")
 
 
-def _token(errors: Errors, value: Object, path: str) -> None:
+def _token(errors: Errors, value: Object, path: str, place: str) -> None:
     seconds = value.get("expirationSeconds", 3600)
     if seconds < 600:
         errors.invalid(f"{path}.expirationSeconds", seconds, "may not specify a duration less than 10 minutes")
     if seconds > 1 << 32:
         errors.invalid(f"{path}.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds")
     if not value.get("path"):
-        errors.required(f"{path}.path")
+        errors.required(place)
     else:
-        _local_name(errors, value["path"], f"{path}.path")
+        _local_name(errors, value["path"], place)
 
 
 def ephemeral(errors: Errors, value: Object, path: str) -> None:

@@ -217,7 +217,7 @@ def config_key(value: str) -> list[str]:
     found = [] if len(value) <= 253 else [max_length(253)]
     if not _config_key(value):
         found.append(_CONFIG_TEXT)
-    elif value == ".":
+    if value == ".":
         found.append("must not be '.'")
     elif value == "..":
         found.append("must not be '..'")
