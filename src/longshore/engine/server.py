@@ -211,9 +211,6 @@ async def serve(
     this process (the registry). docker_hosts, docker_tls: further addresses of the Docker Engine API in dockerd's form,
     and the files for TLS on those over TCP. configuration, registry_namespace: see Engine. docker_group: the group that owns the docker socket. ready: called when everything listens. Raises OSError when a socket cannot be made.
     """
-    # conmon leaves a mark named "oom" in the folder it was started in when memory runs out.
-    node_layout.engine_run.mkdir(parents=True, exist_ok=True)
-    os.chdir(node_layout.engine_run)
     engine = Engine(
         layout=layout, node_layout=node_layout, node=node, bridge=bridge, runtimes=runtimes,
         reserved=cluster_cidrs, configuration=configuration, registry_namespace=registry_namespace,

@@ -85,9 +85,12 @@ class RuncRunner:
         endpoint: Any = None
         try:
             spec = self._spec(step, bundle)
+            oci.check_root(spec)
             sandbox, endpoint = await self._network(step, spec, bundle)
             (bundle / "config.json").write_bytes(orjson.dumps(spec))
             return await self._execute(step, bundle, output)
+        except oci.UnsafeRoot as error:
+            raise SystemFailure(_FAILED + str(error)) from None
         finally:
             await asyncio.shield(self._clean(bundle, sandbox, endpoint))
 

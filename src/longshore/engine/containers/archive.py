@@ -162,7 +162,7 @@ def get(view: View, shown: str, path: str) -> Iterator[bytes]:
     from longshore.engine.images.pack import Packer
 
     root, inside, _ = view.locate(_check(path))
-    dot = path.endswith("/.") or path in (".", "/", "/.")
+    dot = path == "." or path.rstrip("/").endswith("/.")
     follow = path.endswith(("/", "/."))
     try:
         fd = _open(root, inside + ("/" if path.endswith("/") and inside != "/" else ""), follow=follow)
@@ -178,7 +178,11 @@ def get(view: View, shown: str, path: str) -> Iterator[bytes]:
         if stat.S_ISDIR(info.st_mode):
             folder = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             return _folder_tar(folder, name, info, Packer)
-        parent = rooted.open_in(root, posixpath.dirname(inside) or "/", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            parent = rooted.open_in(root, posixpath.dirname(inside) or "/", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            # It went while it was looked at.
+            raise NotFound(f"Could not find the file {path} in container {shown}: {error.strerror}") from None
         return _file_tar(parent, posixpath.basename(inside), name, info, Packer)
     finally:
         os.close(fd)

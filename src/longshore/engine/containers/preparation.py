@@ -276,6 +276,8 @@ class Preparation:
                 folder = service.mount_image(container, point)
                 source = inside(folder, point["_subpath"]) if point.get("_subpath") else str(folder)
             result.append({"destination": target, "type": "bind", "source": source, "options": options})
+            if target == "/dev" and not container.host["Privileged"]:
+                result += guard_devices(source)
         return result
 
 
@@ -343,6 +345,19 @@ def subpath(folder: Path, inside: str) -> int:
                 f"path concatenation escapes the base directory, base: {folder}, subpath: {inside}"
             ) from None
         raise SystemFailure(f"cannot access path {folder}/{inside}: {(error.strerror or '').lower()}") from None
+
+
+def guard_devices(source: str) -> list[Json]:
+    """What a folder mounted at /dev needs so that the runtime can trust it. Raises SystemFailure.
+
+    The runtime masks paths with the container's /dev/null and puts a terminal on its /dev/console: as links those would lead
+    both to places of the container's choosing (CVE-2025-31133, CVE-2025-52565), and without a /dev/null nothing is masked.
+    An image can bring such a folder as a volume.
+    """
+    for name in ("null", "console", "pts"):
+        if os.path.islink(os.path.join(source, name)):
+            raise SystemFailure(f"{_OCI_FAILED}unsafe mount at /dev: /dev/{name} is a symbolic link")
+    return [{"destination": "/dev/null", "type": "bind", "source": "/dev/null", "options": ["bind", "rprivate"]}]
 
 
 def pin_subpath(folder: Path, inside: str, where: Path) -> Callable[[], None]:

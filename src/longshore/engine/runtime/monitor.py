@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import orjson
 
@@ -84,9 +85,15 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def launch(
-    argv: Sequence[str], sync: SyncPipe, *, attach: SyncPipe | None = None, start: int | None = None
+    argv: Sequence[str],
+    sync: SyncPipe,
+    folder: Path,
+    *,
+    attach: SyncPipe | None = None,
+    start: int | None = None,
 ) -> process.Process:
-    """Start conmon with its pipes. start: our end's counterpart of the start pipe."""
+    """Start conmon with its pipes, in a folder (where it leaves a file named "oom" when memory runs out). start: our end's
+    counterpart of the start pipe."""
     fds = {3: sync.write_end}
     env = {"_OCI_SYNCPIPE": "3"}
     if attach is not None:
@@ -96,11 +103,16 @@ def launch(
         fds[5] = start
         env["_OCI_STARTPIPE"] = "5"
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        # posix_spawn has no folder of its own; nothing in this process goes by relative paths meanwhile.
+        os.chdir(folder)
         return process.spawn(
             argv, stdin=null, stdout=null, stderr=null, pass_fds=fds, env=environment(env), new_session=True
         )
     finally:
+        os.fchdir(here)
+        os.close(here)
         os.close(null)
         sync.started()
         if attach is not None:

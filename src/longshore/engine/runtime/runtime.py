@@ -36,7 +36,7 @@ from .records import (
     replace_file,
     resolve,
 )
-from .spec import Spec
+from .spec import Spec, UnsafeRoot, check_root
 
 log = logging.getLogger("longshore.engine.runtime")
 
@@ -107,6 +107,7 @@ class Runtime:
         record.cgroup = spec["linux"].setdefault("cgroupsPath", f"{self._cgroup_parent}/{id}")
         self._containers[id] = record
         try:
+            check_root(spec)
             if folder.exists():
                 shutil.rmtree(folder)
             folder.mkdir(mode=0o700)
@@ -127,7 +128,7 @@ class Runtime:
                     argv.append("--leave-stdin-open")
             sync = monitor.SyncPipe()
             try:
-                record.child = monitor.launch(argv, sync)
+                record.child = monitor.launch(argv, sync, folder)
                 record.monitor_pid = record.child.pid
                 answer = await sync.message()
             finally:
@@ -140,8 +141,10 @@ class Runtime:
             record.oom_before = cgroups.oom_kills(record.cgroup)
             self._watch(record)
             self._save(record)
-        except BaseException:
+        except BaseException as error:
             self._containers.pop(id, None)
+            if isinstance(error, UnsafeRoot):
+                raise RuntimeFailed(str(error)) from None
             if record.child is not None and not record.pid:
                 record.child.kill()
             await asyncio.shield(asyncio.to_thread(self._sweep, record))
@@ -343,7 +346,7 @@ class Runtime:
             if attach:
                 argv.append("--exec-attach")
                 start_read, start_write = os.pipe2(os.O_CLOEXEC)
-            child = monitor.launch(argv, sync, attach=listening, start=start_read if attach else None)
+            child = monitor.launch(argv, sync, folder, attach=listening, start=start_read if attach else None)
             if attach and listening is not None:
                 os.close(start_read)
                 start_read = -1

@@ -24,6 +24,25 @@ READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 _ALLOWED_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 
 
+class UnsafeRoot(ValueError):
+    """A root that would lead the runtime out of it."""
+
+
+def check_root(spec: Spec) -> None:
+    """Raises UnsafeRoot when what is mounted first lies on a symbolic link.
+
+    runc makes /dev/fd and its like by name from outside, before the root is the process's own: with /dev as a link they
+    would be made in a folder of the host.
+    """
+    root = spec["root"]["path"]
+    for mount in spec["mounts"]:
+        if mount["destination"] in ("/dev", "/proc", "/sys") and os.path.islink(root + mount["destination"]):
+            raise UnsafeRoot(
+                f'error mounting "{mount["source"]}" to rootfs at "{mount["destination"]}": '
+                f'filesystem "{mount.get("type") or "bind"}" must be mounted on ordinary directory'
+            )
+
+
 @cache
 def masked_paths() -> tuple[str, ...]:
     """What a container must not read under /proc and /sys."""
