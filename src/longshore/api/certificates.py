@@ -11,7 +11,7 @@ from longshore.api import times
 from longshore.api.strategy import Object, Strategy, age_of, human_duration
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import dns1123_label, dns1123_subdomain
+from longshore.api.validation.names import dns1123_label, dns1123_subdomain, path_segment
 
 USAGES = (
     "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment", "decipher only",
@@ -46,6 +46,9 @@ def signer_name(errors: Errors, name: str, path: str) -> None:
 
 class CertificateSigningRequest(Strategy):
     """A certificate that is asked for."""
+
+    def name_check(self, name: str) -> list[str]:
+        return path_segment(name)
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {}

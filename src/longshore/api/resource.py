@@ -11,11 +11,19 @@ from longshore.api.gotypes import dump
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import dns1123_label, dns1123_subdomain
+from longshore.api.validation.names import c_identifier, dns1123_label, dns1123_subdomain, qualified_name
+from longshore.api.validation.quantities import is_extended as is_extended_resource
 
 _RESOURCE = "io.k8s.api.resource.v1."
 _MODES = ("All", "ExactCount")
 _DEVICE = {"device": "dyn"}
+#: semver.org's own expression.
+_SEMVER = re.compile(
+    r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
+    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
+    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?",
+    re.ASCII,
+).fullmatch
 
 
 def _default_request(request: Object) -> None:
@@ -45,9 +53,7 @@ def _selectors(errors: Errors, selectors: list[Object], path: str) -> None:
             errors.required(here)
             continue
         text = expression.get("expression", "")
-        if not text:
-            errors.required(f"{here}.expression")
-        elif len(text) > 10 * 1024:
+        if len(text) > 10 * 1024:
             errors.too_long(f"{here}.expression", 10 * 1024)
         else:
             try:
@@ -69,6 +75,39 @@ def _subdomain(errors: Errors, name: str, path: str) -> None:
         errors.invalid(path, name, message)
 
 
+def _driver(errors: Errors, name: str, path: str) -> None:
+    if not name:
+        errors.required(path)
+        return
+    if len(name) > 63:
+        errors.too_long(path, 63)
+    for message in dns1123_subdomain(name.lower()):
+        errors.invalid(path, name, message)
+
+
+def _tolerations(errors: Errors, tolerations: list[Object], path: str) -> None:
+    for index, one in enumerate(tolerations):
+        for message in qualified_name(one["key"]) if one.get("key") else ():
+            errors.invalid(f"{path}[{index}].key", one["key"], message)
+
+
+def _wanted(errors: Errors, names: list[str], known: set[str], path: str) -> None:
+    """The requests that a constraint or a configuration is for."""
+    for at, name in enumerate(names):
+        here = f"{path}[{at}]"
+        if name in names[:at]:
+            errors.duplicate(here, name)
+            continue
+        for part in name.split("/"):
+            _label(errors, part, here)
+        if name not in known:
+            errors.invalid(
+                here,
+                name,
+                "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
+            )
+
+
 def _request(errors: Errors, request: Object, path: str) -> None:
     _subdomain(errors, request.get("deviceClassName", ""), f"{path}.deviceClassName")
     _selectors(errors, request.get("selectors") or [], f"{path}.selectors")
@@ -81,6 +120,7 @@ def _request(errors: Errors, request: Object, path: str) -> None:
             errors.invalid(f"{path}.count", count, "must not be specified when allocationMode is 'All'")
     else:
         errors.unsupported(f"{path}.allocationMode", mode or "", _MODES)
+    _tolerations(errors, request.get("tolerations") or [], f"{path}.tolerations")
 
 
 def claim_spec(errors: Errors, spec: Object, path: str) -> None:
@@ -109,13 +149,7 @@ def claim_spec(errors: Errors, spec: Object, path: str) -> None:
         names.add(name)
     for index, constraint in enumerate(devices.get("constraints") or ()):
         here = f"{path}.devices.constraints[{index}]"
-        for at, name in enumerate(constraint.get("requests") or ()):
-            if name not in known:
-                errors.invalid(
-                    f"{here}.requests[{at}]",
-                    name,
-                    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
-                )
+        _wanted(errors, constraint.get("requests") or [], known, f"{here}.requests")
         match, distinct = constraint.get("matchAttribute"), constraint.get("distinctAttribute")
         if (match is None) == (distinct is None):
             errors.required(
@@ -125,13 +159,7 @@ def claim_spec(errors: Errors, spec: Object, path: str) -> None:
             _qualified(errors, match, f"{here}.matchAttribute", domain=True)
     for index, config in enumerate(devices.get("config") or ()):
         here = f"{path}.devices.config[{index}]"
-        for at, name in enumerate(config.get("requests") or ()):
-            if name not in known:
-                errors.invalid(
-                    f"{here}.requests[{at}]",
-                    name,
-                    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
-                )
+        _wanted(errors, config.get("requests") or [], known, f"{here}.requests")
         _opaque(errors, config, here)
 
 
@@ -144,7 +172,7 @@ def _options(errors: Errors, options: list[Object], here: str, name: str, known:
         sub = option.get("name", "")
         _label(errors, sub, f"{place}.name")
         if sub in seen:
-            errors.duplicate(f"{place}.name", sub)
+            errors.duplicate(place, sub)
         seen.add(sub)
         known.add(f"{name}/{sub}")
         _request(errors, option, place)
@@ -153,29 +181,36 @@ def _options(errors: Errors, options: list[Object], here: str, name: str, known:
 def _opaque(errors: Errors, config: Object, path: str) -> None:
     opaque = config.get("opaque")
     if opaque is None:
-        errors.required(path, "exactly one of `opaque` is required")
+        errors.required(f"{path}.opaque")
         return
-    _subdomain(errors, opaque.get("driver", ""), f"{path}.opaque.driver")
+    _driver(errors, opaque.get("driver", ""), f"{path}.opaque.driver")
     if opaque.get("parameters") is None:
         errors.required(f"{path}.opaque.parameters")
 
 
 def _qualified(errors: Errors, name: str, path: str, *, domain: bool = False) -> None:
-    if not name:
-        errors.required(path)
-        return
-    left, slash, right = name.partition("/")
-    if slash:
-        _subdomain(errors, left, path)
-    elif domain:
-        errors.invalid(path, name, "must include a domain")
-    identifier = right if slash else left
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", identifier):
-        errors.invalid(
-            path,
-            identifier,
-            "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')",
-        )
+    parts = name.split("/")
+    if len(parts) == 1:
+        _identifier(errors, parts[0], path)
+    elif len(parts) == 2:
+        if parts[0]:
+            _driver(errors, parts[0], path)
+        else:
+            errors.invalid(path, "", "the domain must not be empty")
+        if parts[1]:
+            _identifier(errors, parts[1], path)
+        else:
+            errors.invalid(path, "", "the name must not be empty")
+    # More than one slash is let through, as upstream lets it through.
+    if domain and len(parts) == 1:
+        errors.invalid(path, name, "a fully qualified name must be a domain and a name separated by a slash")
+
+
+def _identifier(errors: Errors, name: str, path: str) -> None:
+    if len(name) > 32:
+        errors.too_long(path, 32)
+    for message in c_identifier(name):
+        errors.invalid(path, name, message)
 
 
 class DeviceClass(Strategy):
@@ -188,6 +223,9 @@ class DeviceClass(Strategy):
         _selectors(errors, spec.get("selectors") or [], "spec.selectors")
         for index, config in enumerate(spec.get("config") or ()):
             _opaque(errors, config, f"spec.config[{index}]")
+        extended = spec.get("extendedResourceName")
+        if extended is not None and not is_extended_resource(extended):
+            errors.invalid("spec.extendedResourceName", extended, "must be a valid extended resource name")
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return [obj["metadata"]["name"], age_of(obj, now)]
@@ -274,12 +312,14 @@ class ResourceSlice(Strategy):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
-        _subdomain(errors, spec.get("driver", ""), "spec.driver")
+        _driver(errors, spec.get("driver", ""), "spec.driver")
         pool = spec.get("pool") or {}
         name = pool.get("name", "")
         if not name:
             errors.required("spec.pool.name")
         else:
+            if len(name) > 253:
+                errors.too_long("spec.pool.name", 253)
             for part in name.split("/"):
                 for message in dns1123_subdomain(part):
                     errors.invalid("spec.pool.name", part, message)
@@ -288,7 +328,7 @@ class ResourceSlice(Strategy):
                 "spec.pool.resourceSliceCount", pool.get("resourceSliceCount", 0), "must be greater than zero"
             )
         if pool.get("generation", 0) < 0:
-            errors.invalid("spec.pool.generation", pool["generation"], "must be greater than or equal to 0")
+            errors.invalid("spec.pool.generation", pool["generation"], "must be greater than or equal to zero")
         given = [k for k in ("nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection") if spec.get(k)]
         choices = "`nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection`"
         if not given:
@@ -299,6 +339,11 @@ class ResourceSlice(Strategy):
                 "{" + ", ".join(f"`{g}`" for g in given) + "}",
                 f"exactly one of {choices} is required, but multiple fields are set",
             )
+        node = spec.get("nodeName")
+        if node == "":
+            errors.invalid("spec.nodeName", node, "must be either unset or set to a non-empty string")
+        for message in dns1123_subdomain(node) if node else ():
+            errors.invalid("spec.nodeName", node, message)
         devices = spec.get("devices") or []
         if len(devices) > 128:
             errors.too_many("spec.devices", len(devices), 128)
@@ -340,6 +385,11 @@ class ResourceSlice(Strategy):
                 errors.invalid(f"{path}[{name}]", shown, "exactly one value must be specified")
             elif given == ["string"] and len(value["string"]) > 64:
                 errors.too_long(f"{path}[{name}].string", 64)
+            elif given == ["version"] and not _SEMVER(value["version"]):
+                text = value["version"]
+                errors.invalid(
+                    f"{path}[{name}].version", text, "must be a string compatible with semver.org spec 2.0.0"
+                )
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate(new, errors)
