@@ -74,7 +74,7 @@ async def deployment(nodes: int, pods: int) -> tuple[float, dict[str, float], di
             started = time.monotonic()
             for number in range(max(1, pods // 1000)):
                 await cluster.client.create(DEPLOYMENTS, made(number), "default")
-            async with asyncio.timeout(60 + pods / 50):
+            async with asyncio.timeout(60 + pods / 25):
                 await done.wait()
             took = time.monotonic() - started
             after = [_cpu(child.pid) for child in cluster.children] + [time.process_time()]

@@ -195,6 +195,33 @@ def test_pods_of_one_controller_share_what_is_equal() -> None:
     assert first["metadata"]["labels"] is second["metadata"]["labels"]
 
 
+def test_pods_in_different_states_share_with_their_like() -> None:
+    """A new pod between two running ones takes nothing from them, and does not keep them from sharing."""
+    owner = {"uid": "rs-states", "controller": True, "kind": "ReplicaSet", "name": "r"}
+
+    def made(number: int, running: bool) -> dict[str, Any]:
+        labels = {"app": "x", "zone": f"z{number % 2}"}
+        pod: dict[str, Any] = {
+            "metadata": {"name": f"p{number}", "ownerReferences": [owner], "labels": labels, "managedFields": [{}]},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Pending"},
+        }
+        if running:
+            pod["spec"]["nodeName"] = "n"
+            ready = {"type": "Ready", "status": "True", "lastTransitionTime": "t"}
+            pod["status"] = {"phase": "Running", "hostIP": f"10.0.0.{number}", "conditions": [ready]}
+        return pod
+
+    kept = [compact(orjson.loads(orjson.dumps(made(n, n % 2 == 0)))) for n in range(6)]
+    for number, pod in enumerate(kept):
+        plain = made(number, number % 2 == 0)
+        del plain["metadata"]["managedFields"]
+        assert pod == plain and list(pod["spec"]) == list(plain["spec"])
+    assert kept[0]["status"]["conditions"] is kept[4]["status"]["conditions"]
+    assert kept[1]["status"] is kept[5]["status"] and kept[0]["metadata"]["labels"] is kept[2]["metadata"]["labels"]
+    assert kept[0]["spec"]["containers"] is not kept[1]["spec"]["containers"]
+
+
 async def test_figures_are_shown_in_prometheus_form() -> None:
     from prometheus_client import generate_latest
 

@@ -29,7 +29,7 @@ SIMILAR_LIMIT = 10  # events that differ only in their message, before they are 
 SIMILAR_SECONDS = 600.0
 BURST = 25
 REFILL_PER_SECOND = 1 / 300
-QUEUE_LIMIT = 1000
+QUEUE_LIMIT = 8192  # a burst of bindings outruns what a server busy with them takes in
 MESSAGE_LIMIT = 1024
 SERIES_REFRESH_SECONDS = 30 * 60.0
 SERIES_END_SECONDS = 6 * 60.0
@@ -62,7 +62,7 @@ class EventRecorder:
     """Tells events in the background.
 
     A caller may rely on: `event` never blocks, never raises and returns nothing; events reach the API server in
-    order when it is there. Not to be relied on: that each is stored. Past 1,000 waiting ones, past 25 and then one
+    order when it is there. Not to be relied on: that each is stored. Past 8,192 waiting ones, past 25 and then one
     every five minutes for an object and source, and after twelve failed tries an event is dropped; equal ones
     become a count, and more than ten in ten minutes that differ only in their message become one.
     """
