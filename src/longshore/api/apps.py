@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from longshore.api import printing
 from longshore.api.core import pod_validation, pod_warnings
@@ -31,32 +31,43 @@ def selects(selector: Object | None, labels: dict[str, str]) -> bool | None:
         return None
 
 
-def _selector(errors: Errors, spec: Object, what: str, path: str = "spec.selector") -> None:
+def _selector(errors: Errors, spec: Object, kind: str, *, needed: bool = True) -> bool:
+    """A workload's selector; whether it can select."""
     selector = spec.get("selector")
     if selector is None:
-        errors.required(path)
-        return
-    label_selector(errors, selector, path)
+        if needed:
+            errors.required("spec.selector")
+        return True
+    good = label_selector(errors, selector, "spec.selector")
     if is_empty(selector):
-        errors.invalid(path, {}, f"empty selector is invalid for {what}")
+        errors.invalid("spec.selector", {}, f"empty selector is invalid for {kind}")
+    return good
+
+
+def _labels_match(errors: Errors, spec: Object) -> None:
+    labels = spec["template"]["metadata"].get("labels") or {}
+    selector = spec.get("selector")
+    if (selector is None or not is_empty(selector)) and selects(selector, labels) is False:
+        errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
 
 
 def _template(errors: Errors, spec: Object, *, replicas: int = 0) -> None:
     """A workload's template: selected by its selector, good, and restarting always."""
     template = spec["template"]
-    labels = template["metadata"].get("labels") or {}
-    if not is_empty(spec.get("selector")) or spec.get("selector") is None:
-        if selects(spec.get("selector"), labels) is False:
-            errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
+    _labels_match(errors, spec)
     pod_validation.validate_template(template, errors, "spec.template")
     if replicas > 1:
         pod_validation.validate_rwo_disks(template["spec"], errors, "spec.template.spec.volumes")
-    restart = template["spec"].get("restartPolicy", "")
+    _restarting(errors, template["spec"], "ReplicaSet")
+
+
+def _restarting(errors: Errors, spec: Object, kind: str) -> None:
+    restart = spec.get("restartPolicy", "")
     if restart != "Always":
         errors.unsupported("spec.template.spec.restartPolicy", restart, ("Always",))
-    if template["spec"].get("activeDeadlineSeconds") is not None:
+    if spec.get("activeDeadlineSeconds") is not None:
         errors.forbidden(
-            "spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in ReplicaSet is not Supported"
+            "spec.template.spec.activeDeadlineSeconds", f"activeDeadlineSeconds in {kind} is not Supported"
         )
 
 
@@ -64,12 +75,15 @@ class Workload(Strategy):
     """What the kinds that keep pods running have in common."""
 
     generation = True
+    # Whether a name that no host can have is warned about.
+    names_pods: ClassVar[bool] = False
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         template = obj["spec"]["template"]
-        if old is not None and old["spec"]["template"] == template:
+        if old is not None and old["metadata"].get("generation") == obj["metadata"].get("generation"):
             return []
-        return pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.template.spec")
+        found = pod_warnings.name_warnings(obj) if old is None and self.names_pods else []
+        return found + pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.template.spec")
 
     def _cells(self, obj: Object) -> list[Any]:
         names, images = printing.containers(obj["spec"]["template"]["spec"])
@@ -78,6 +92,8 @@ class Workload(Strategy):
 
 class Deployment(Workload):
     """Replica sets in succession."""
+
+    names_pods = True
 
     def default(self, obj: Object) -> None:
         spec = obj["spec"]
@@ -94,13 +110,10 @@ class Deployment(Workload):
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
         not_negative(errors, spec.get("replicas", 0), "spec.replicas")
-        if spec.get("selector") is None:
-            errors.required("spec.selector")
+        if _selector(errors, spec, "deployment"):
+            _template(errors, spec, replicas=spec.get("replicas", 0))
         else:
-            label_selector(errors, spec["selector"], "spec.selector")
-            if is_empty(spec["selector"]):
-                errors.invalid("spec.selector", {}, "empty selector is invalid for deployment")
-        _template(errors, spec, replicas=spec.get("replicas", 0))
+            errors.invalid("spec.selector", spec["selector"], "invalid label selector")
         _deployment_strategy(errors, spec["strategy"], "spec.strategy")
         not_negative(errors, spec.get("minReadySeconds", 0), "spec.minReadySeconds")
         not_negative(errors, spec.get("revisionHistoryLimit"), "spec.revisionHistoryLimit")
@@ -178,6 +191,8 @@ def _deployment_strategy(errors: Errors, strategy: Object, path: str) -> None:
 class ReplicaSet(Workload):
     """So many pods of one template."""
 
+    names_pods = True
+
     def default(self, obj: Object) -> None:
         default_template(obj["spec"]["template"])
         obj["spec"].setdefault("replicas", 1)
@@ -186,13 +201,10 @@ class ReplicaSet(Workload):
         spec = obj["spec"]
         not_negative(errors, spec.get("replicas", 0), "spec.replicas")
         not_negative(errors, spec.get("minReadySeconds", 0), "spec.minReadySeconds")
-        if spec.get("selector") is None:
-            errors.required("spec.selector")
+        if _selector(errors, spec, "deployment"):
+            _template(errors, spec, replicas=spec.get("replicas", 0))
         else:
-            label_selector(errors, spec["selector"], "spec.selector")
-            if is_empty(spec["selector"]):
-                errors.invalid("spec.selector", {}, "empty selector is invalid for deployment")
-        _template(errors, spec, replicas=spec.get("replicas", 0))
+            errors.invalid("spec.selector", spec["selector"], "invalid label selector")
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate(new, errors, old)
@@ -241,45 +253,73 @@ class StatefulSet(Workload):
             claim["status"].setdefault("phase", "Pending")
             claim["spec"].setdefault("volumeMode", "Filesystem")
 
+    def name_check(self, name: str) -> list[str]:
+        return dns1123_label(name)
+
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
-        spec = obj["spec"]
+        # A template that was bad already is not held against an update.
+        self._spec(obj["spec"], errors, new=old is None, template=old is None or self._was_good(old))
+
+    def _was_good(self, old: Object) -> bool:
+        found = Errors()
+        self._spec(old["spec"], found, new=False, template=True)
+        return not found
+
+    def _spec(self, spec: Object, errors: Errors, *, new: bool, template: bool) -> None:
         self._policies(errors, spec)
+        if new:
+            for index, claim in enumerate(spec.get("volumeClaimTemplates") or ()):
+                found = Errors()
+                claim_spec(found, claim["spec"], f"spec.volumeClaimTemplates[{index}].spec")
+                for error in found:
+                    if error.field.endswith(".accessModes") and error.type == "Required":
+                        error.detail = "at least 1 access mode is required"
+                errors.extend(found)
         not_negative(errors, spec.get("replicas", 0), "spec.replicas")
         not_negative(errors, spec.get("minReadySeconds", 0), "spec.minReadySeconds")
         start = (spec.get("ordinals") or {}).get("start", 0)
         not_negative(errors, start, "spec.ordinals.start")
-        if spec.get("selector") is None:
-            errors.required("spec.selector")
-        else:
-            label_selector(errors, spec["selector"], "spec.selector")
-            if is_empty(spec["selector"]):
-                errors.invalid("spec.selector", {}, "empty selector is invalid for statefulset")
-        labels = spec["template"]["metadata"].get("labels") or {}
-        if not is_empty(spec.get("selector")) and selects(spec.get("selector"), labels) is False:
-            errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
-        # The pod's spec is judged when a pod is made: only then its claims' volumes are in it (upstream does the same).
-        template_meta = spec["template"].get("metadata") or {}
-        metadata.labels(errors, template_meta.get("labels") or {}, "spec.template.labels")
-        metadata.annotation_map(errors, template_meta.get("annotations") or {}, "spec.template.annotations")
-        if spec["template"]["spec"].get("restartPolicy") != "Always":
-            errors.unsupported(
-                "spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",)
-            )
-        if spec["template"]["spec"].get("activeDeadlineSeconds") is not None:
-            errors.forbidden(
-                "spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in StatefulSet is not Supported"
-            )
         name = spec.get("serviceName")
-        if name and old is None:
+        if name and new:
             for message in dns1123_label(name):
                 errors.invalid("spec.serviceName", name, message)
-        for index, claim in enumerate(spec.get("volumeClaimTemplates") or ()):
-            found = Errors()
-            claim_spec(found, claim["spec"], f"spec.volumeClaimTemplates[{index}].spec")
-            for error in found:
-                if error.field.endswith(".accessModes") and error.type == "Required":
-                    error.detail = "at least 1 access mode is required"
-            errors.extend(found)
+        if _selector(errors, spec, "statefulset"):
+            self._template(errors, spec, good=not template)
+        else:
+            errors.invalid("spec.selector", spec["selector"])
+        _restarting(errors, spec["template"]["spec"], "StatefulSet")
+
+    @staticmethod
+    def _template(errors: Errors, spec: Object, *, good: bool) -> None:
+        _labels_match(errors, spec)
+        template = spec["template"]
+        if not good:
+            # What the controller puts into each pod: the claims' volumes; and what it replaces.
+            claims = [claim["metadata"].get("name", "") for claim in spec.get("volumeClaimTemplates") or ()]
+            pod = {k: v for k, v in template["spec"].items() if k not in ("hostname", "subdomain")}
+            if claims:
+                pod["volumes"] = [
+                    *(
+                        {"name": claim, "persistentVolumeClaim": {"claimName": claim}}
+                        for claim in dict.fromkeys(claims)
+                    ),
+                    *(v for v in pod.get("volumes") or () if v.get("name", "") not in claims),
+                ]
+            pod_validation.validate_template({**template, "spec": pod}, errors, "spec.template")
+        meta = template.get("metadata") or {}
+        metadata.labels(errors, meta.get("labels") or {}, "spec.template.labels")
+        metadata.annotation_map(errors, meta.get("annotations") or {}, "spec.template.annotations")
+
+    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
+        found = super().warnings(obj, old)
+        for index, claim in enumerate(obj["spec"].get("volumeClaimTemplates") or ()):
+            where = f"spec.volumeClaimTemplates[{index}]" + (".Spec" if old is not None else "")
+            found += pod_warnings.claim_warnings(claim["spec"], where)
+        if obj["spec"].get("revisionHistoryLimit", 0) < 0:
+            found.append(
+                "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended"
+            )
+        return found
 
     @staticmethod
     def _policies(errors: Errors, spec: Object) -> None:
@@ -391,25 +431,14 @@ class DaemonSet(Workload):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
-        if spec.get("selector") is not None:
-            label_selector(errors, spec["selector"], "spec.selector")
+        selector = spec.get("selector")
         labels = spec["template"]["metadata"].get("labels") or {}
-        if selects(spec.get("selector"), labels) is False:
+        if label_selector(errors, selector, "spec.selector") and selects(selector, labels) is False:
             errors.invalid("spec.template.metadata.labels", labels or None, _MISMATCH)
-        if spec.get("selector") is not None and is_empty(spec["selector"]):
+        if selector is not None and is_empty(selector):
             errors.invalid("spec.selector", {}, "empty selector is invalid for daemonset")
-        # The pod's spec is judged when a pod is made: only then its claims' volumes are in it (upstream does the same).
-        template_meta = spec["template"].get("metadata") or {}
-        metadata.labels(errors, template_meta.get("labels") or {}, "spec.template.labels")
-        metadata.annotation_map(errors, template_meta.get("annotations") or {}, "spec.template.annotations")
-        if spec["template"]["spec"].get("restartPolicy") != "Always":
-            errors.unsupported(
-                "spec.template.spec.restartPolicy", spec["template"]["spec"].get("restartPolicy", ""), ("Always",)
-            )
-        if spec["template"]["spec"].get("activeDeadlineSeconds") is not None:
-            errors.forbidden(
-                "spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in DaemonSet is not Supported"
-            )
+        pod_validation.validate_template(spec["template"], errors, "spec.template")
+        _restarting(errors, spec["template"]["spec"], "DaemonSet")
         not_negative(errors, spec.get("minReadySeconds", 0), "spec.minReadySeconds")
         _daemon_strategy(errors, spec["updateStrategy"], "spec.updateStrategy")
         not_negative(errors, spec.get("revisionHistoryLimit"), "spec.revisionHistoryLimit")
@@ -467,8 +496,8 @@ def _daemon_strategy(errors: Errors, strategy: Object, path: str) -> None:
         return
     unavailable, surge = rolling.get("maxUnavailable", 0), rolling.get("maxSurge", 0)
     intstr.positive_or_percent(errors, unavailable, f"{here}.maxUnavailable")
-    intstr.at_most_100_percent(errors, unavailable, f"{here}.maxUnavailable")
     intstr.positive_or_percent(errors, surge, f"{here}.maxSurge")
+    intstr.at_most_100_percent(errors, unavailable, f"{here}.maxUnavailable")
     intstr.at_most_100_percent(errors, surge, f"{here}.maxSurge")
     if intstr.number(unavailable) != 0 and intstr.number(surge) != 0:
         errors.invalid(f"{here}.maxSurge", surge, "may not be set when maxUnavailable is non-zero")
@@ -482,11 +511,11 @@ class ControllerRevision(Strategy):
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         data = obj.get("data")
         not_negative(errors, obj.get("revision", 0), "revision")
-        if data is None:
-            errors.required("data", "data is mandatory")
+        if old is None and not isinstance(data, dict):
+            errors.required("data", "data is mandatory" if data is None else "data must be a valid JSON object")
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
-        self.validate(new, errors)
+        self.validate(new, errors, old)
         if new.get("data") != old.get("data"):
             errors.invalid("data", new.get("data"), metadata.IMMUTABLE)
 

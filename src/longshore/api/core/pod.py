@@ -337,7 +337,9 @@ class ReplicationController(Strategy):
             return
         labels = template["metadata"].get("labels") or {}
         if selector and any(labels.get(k) != v for k, v in selector.items()):
-            errors.invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
+            errors.invalid(
+                "spec.template.metadata.labels", labels or None, "`selector` does not match template `labels`"
+            )
         pod_validation.validate_template(template, errors, "spec.template")
         replicas = spec.get("replicas", 0)
         if replicas > 1:
@@ -349,11 +351,12 @@ class ReplicationController(Strategy):
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         template = obj["spec"].get("template")
-        return (
-            pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.template.spec", None)
-            if template
-            else []
-        )
+        if old is not None and old["metadata"].get("generation") == obj["metadata"].get("generation"):
+            return []
+        found = pod_warnings.name_warnings(obj) if old is None else []
+        if template:
+            found += pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.template.spec", None)
+        return found
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj["status"]

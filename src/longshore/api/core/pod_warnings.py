@@ -6,7 +6,7 @@ from typing import Any
 
 from longshore.api.core.templates import Known, digest
 from longshore.api.validation.errors import quote
-from longshore.api.validation.names import label_value
+from longshore.api.validation.names import dns1123_label, label_value
 from longshore.machinery import quantity
 
 Object = dict[str, Any]
@@ -134,10 +134,27 @@ def _volumes(found: list[str], spec: Object, path: str) -> None:
                 found.append(f"{path}.volumes[{i}].{'storageOS' if kind == 'storageos' else kind}: {text}")
         template = (volume.get("ephemeral") or {}).get("volumeClaimTemplate")
         if template is not None:
-            resources = (template.get("spec") or {}).get("resources") or {}
-            for part in ("requests", "limits"):
-                where = f"{path}.volumes[{i}].ephemeral.volumeClaimTemplate.spec.resources.{part}"
-                _fractions(found, resources.get(part) or {}, where, ("storage",))
+            where = f"{path}.volumes[{i}].ephemeral.volumeClaimTemplate.spec"
+            found.extend(claim_warnings(template.get("spec") or {}, where))
+
+
+def name_warnings(obj: Object) -> list[str]:
+    """The warning about a name that pods, and so hosts, get a part of, though no host may have it."""
+    problems = dns1123_label(obj["metadata"].get("name", ""))
+    if not problems:
+        return []
+    return [
+        "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior;"
+        f" a DNS label is recommended: [{' '.join(problems)}]"
+    ]
+
+
+def claim_warnings(spec: Object, path: str) -> list[str]:
+    """Warnings about the spec of a claim, or of a template of claims."""
+    found: list[str] = []
+    for part in ("requests", "limits"):
+        _fractions(found, (spec.get("resources") or {}).get(part) or {}, f"{path}.resources.{part}", ("storage",))
+    return found
 
 
 def _fractions(

@@ -20,14 +20,30 @@ def parse_image_tag(image: str) -> tuple[str, str]:
     return tag, digest
 
 
-_REFERENCE = re.compile(
-    r"[A-Za-z0-9.:_-]*(?:/?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?(?:@[\w+.-]+:[0-9a-fA-F]{32,})?"
-)
+_PATH = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_domain = re.compile(rf"(?:{_HOST}(?:\.{_HOST})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?").fullmatch
+_remote = re.compile(
+    rf"({_PATH}(?:/{_PATH})*)(?::\w[\w.-]{{0,127}})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{{32,}})?",
+    re.ASCII,
+).fullmatch
+
+
+def is_reference(image: str) -> bool:
+    """Whether text is an image's name, with or without a domain, a tag and a digest."""
+    first, slash, rest = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost" or first.lower() != first):
+        if not _domain(first):
+            return False
+    else:
+        rest = image
+    match = _remote(rest)
+    return match is not None and len(match[1]) <= 255
 
 
 def pull_policy(image: str) -> str:
     """The pull policy that an image gets by itself; what is no reference gets the one of a tagged image."""
-    if not _REFERENCE.fullmatch(image):
+    if not is_reference(image):
         return "IfNotPresent"
     return "Always" if parse_image_tag(image)[0] == "latest" else "IfNotPresent"
 

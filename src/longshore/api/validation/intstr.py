@@ -10,6 +10,7 @@ from longshore.api.validation.quantities import NOT_NEGATIVE
 
 _PERCENT = "[0-9]+%"
 _percent = re.compile(_PERCENT).fullmatch
+_digits = re.compile(r"[+-]?[0-9]{1,18}").fullmatch
 
 
 def is_percent(value: Any) -> bool:
@@ -37,7 +38,8 @@ def at_most_100_percent(errors: Errors, value: Any, path: str) -> None:
 
 
 def number(value: Any) -> int:
-    """The number, of a percentage its figure; 0 for what is neither."""
+    """The number, also one written as text, of a percentage its figure; 0 for what is neither."""
     if isinstance(value, str):
-        return int(value[:-1]) if _percent(value) else 0
+        digits = value[:-1] if _percent(value) else value
+        return int(digits) if _digits(digits) else 0
     return int(value)

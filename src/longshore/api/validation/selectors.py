@@ -9,10 +9,11 @@ from longshore.api.validation.metadata import labels
 from longshore.api.validation.names import label_value, qualified_name
 
 
-def label_selector(errors: Errors, selector: dict[str, Any] | None, path: str) -> None:
-    """matchLabels and matchExpressions."""
+def label_selector(errors: Errors, selector: dict[str, Any] | None, path: str) -> bool:
+    """matchLabels and matchExpressions; whether they are good, so that a selector can be made of them."""
     if selector is None:
-        return
+        return True
+    before = len(errors)
     if selector.get("matchLabels"):
         labels(errors, selector["matchLabels"], f"{path}.matchLabels")
     for index, requirement in enumerate(selector.get("matchExpressions") or ()):
@@ -35,6 +36,7 @@ def label_selector(errors: Errors, selector: dict[str, Any] | None, path: str) -
         for at, value in enumerate(values):
             for message in label_value(value):
                 errors.invalid(f"{here}.values[{at}]", value, message)
+    return len(errors) == before
 
 
 def is_empty(selector: dict[str, Any] | None) -> bool:
