@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from longshore.cli import cluster
 from longshore.machinery.netlink import Netlink
 from support.cluster import Cluster, eventually
 from support.machines import Machine, busybox
@@ -118,6 +119,8 @@ def test_a_machine_joins_with_signed_certificates(machines):
     kubeconfig = second.data / "pki" / "kubelet-second.kubeconfig"
     told = first.kubectl("--kubeconfig", str(kubeconfig), "get", "secrets", "-A", check=False)
     assert "orbidden" in told
+    told = first.kubectl("--kubeconfig", str(kubeconfig), "delete", "node", cluster.host_name(), check=False)
+    assert "orbidden" in told and cluster.host_name() in nodes(first)
     told = first.longshore_fails("join", *command(first))
     assert "holds a cluster of its own" in told
 

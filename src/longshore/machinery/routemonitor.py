@@ -10,7 +10,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from longshore.machinery import netns
 
@@ -18,21 +18,28 @@ log = logging.getLogger("longshore.machinery.routemonitor")
 
 _LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV6_ADDRESS, _IPV6_ROUTE = 0x1, 0x10, 0x40, 0x100, 0x400
 _NEWLINK, _NEWADDR, _DELROUTE = 16, 20, 25
-_PRIORITY = 6
+_NAME, _PRIORITY = 3, 6
 _UP, _LOWER_UP = 0x1, 0x10000
 
 
 class RouteMonitor:
     """Calls `changed` on the running loop when a route of one metric has gone, or a link or an address has come up.
 
-    metric: of the routes that matter (0: all). namespace: the network namespace to watch (None: our own).
+    metric: of the routes that matter (0: all). passing: how the names of links begin that come and go without meaning
+    anything (pods' interfaces). namespace: the network namespace to watch (None: our own).
     """
 
     def __init__(
-        self, changed: Callable[[], None], *, metric: int = 0, namespace: netns.Namespace | None = None
+        self,
+        changed: Callable[[], None],
+        *,
+        metric: int = 0,
+        passing: Sequence[str] = (),
+        namespace: netns.Namespace | None = None,
     ) -> None:
         self._changed = changed
         self._metric = metric
+        self._passing = tuple(prefix.encode() for prefix in passing)
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = netns.make_socket(namespace, socket.AF_NETLINK, kind, 0)
         self._socket.bind((0, _LINK | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV6_ADDRESS | _IPV6_ROUTE))
@@ -69,25 +76,32 @@ class RouteMonitor:
                 return True
             if kind == _NEWLINK:
                 (flags,) = struct.unpack_from("=I", body, 8)
-                if flags & _UP and flags & _LOWER_UP:
+                if (
+                    flags & _UP
+                    and flags & _LOWER_UP
+                    and not (self._passing and _attribute(body[16:], _NAME).startswith(self._passing))
+                ):
                     return True
-            if kind == _DELROUTE and (not self._metric or self._priority(body[12:]) == self._metric):
-                return True
+            if kind == _DELROUTE:
+                priority = _attribute(body[12:], _PRIORITY)
+                if not self._metric or (len(priority) == 4 and struct.unpack("=I", priority)[0] == self._metric):
+                    return True
         return False
-
-    @staticmethod
-    def _priority(attributes: bytes) -> int:
-        offset = 0
-        while offset + 4 <= len(attributes):
-            length, kind = struct.unpack_from("=HH", attributes, offset)
-            if length < 4:
-                break
-            if kind == _PRIORITY and length >= 8:
-                return int(struct.unpack_from("=I", attributes, offset + 4)[0])
-            offset += (length + 3) & ~3
-        return 0
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._socket.close()
+
+
+def _attribute(data: bytes, wanted: int) -> bytes:
+    """One attribute's value; empty when it is not there."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        if kind & 0x3FFF == wanted:
+            return data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return b""

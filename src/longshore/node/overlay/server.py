@@ -111,7 +111,7 @@ async def serve(*, nodes: Informer, node_name: str, node_ip: str) -> None:
 
     nodes.on(lambda _: changed.set(), updated, lambda _: changed.set())
     await nodes.wait_synced()
-    monitor = RouteMonitor(changed.set, metric=METRIC)
+    monitor = RouteMonitor(changed.set, metric=METRIC, passing=("pod", "veth"))
     try:
         while True:
             changed.clear()
