@@ -6,13 +6,24 @@ import base64
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.node.kubelet import actions, admission, downward, eviction, images, podspec, resources, status
+from longshore.node.kubelet import (
+    actions,
+    admission,
+    downward,
+    eviction,
+    images,
+    nodestatus,
+    podspec,
+    resources,
+    status,
+)
 from longshore.node.kubelet.backoff import BackOff
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.env import ConfigError, parse_env_file, service_variables
@@ -321,3 +332,37 @@ def test_two_pods_do_not_share_a_port_of_the_node() -> None:
     assert refused(listens(address="10.0.0.1"), listens(address="0.0.0.0")) is not None
     assert refused(listens(), listens("UDP")) is None
     assert refused(listens(address="10.0.0.1"), listens(address="10.0.0.2")) is None
+
+
+def test_one_containers_end_starts_all_anew() -> None:
+    rule = {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}
+    made = pod({"restartPolicy": "Never", "restartPolicyRules": [rule]}, {}, inits=({},), restartPolicy="Never")
+    assert actions.restarts_after(made, made["spec"]["containers"][0], 7)
+    ended, other = ran("c0", EXITED, 7), ran("c1")
+    todo = actions.compute(made, state(ended, other, ran("i0", EXITED)), unknown)
+    assert todo.reset is ended and [k.container for k in todo.kill] == [other]
+    assert not (todo.start or todo.start_init or todo.kill_pod or todo.nothing)
+    # what is left of it is a pod at its beginning
+    assert names(actions.compute(made, state(), unknown).start_init) == ["i0"]
+    assert actions.compute(made, state(ran("c0", EXITED, 1), other, ran("i0", EXITED)), unknown).reset is None
+    made["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
+    assert actions.compute(made, state(ended, other, ran("i0", EXITED)), unknown).reset is None
+
+
+async def test_resources_that_others_wrote_into_the_node(tmp_path: Path) -> None:
+    config = Config("a", ["1"], tmp_path, tmp_path)
+    nothing: Any = SimpleNamespace(event=lambda *_: None)
+    kept = nodestatus.NodeStatus(
+        config, nothing, nothing, nothing, healthy=lambda: "", pressures=dict, devices=lambda: ({"dev.io/x": "1"},) * 2
+    )
+    own = kept.capacity
+
+    def seen(capacity: dict[str, str], allocatable: dict[str, str]) -> dict[str, Any]:
+        kept.seen({"status": {"capacity": {**own, **capacity}, "allocatable": allocatable}})
+        told: dict[str, Any] = kept.status()["allocatable"]
+        return {k: v for k, v in told.items() if k not in own}
+
+    assert seen({"example.com/foo": "5", "dev.io/x": "9"}, {}) == {"dev.io/x": "1", "example.com/foo": "5"}
+    assert seen({"example.com/foo": "2"}, {"example.com/foo": "5"})["example.com/foo"] == "2"
+    assert seen({}, {"example.com/foo": "2"})["example.com/foo"] is None  # taken out again
+    assert "example.com/foo" not in seen({}, {})

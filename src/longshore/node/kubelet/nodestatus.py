@@ -65,6 +65,11 @@ def capacity(config: Config) -> dict[str, str]:
     return found
 
 
+def _is_extended(name: str) -> bool:
+    """Whether a resource is one that the node itself knows nothing of."""
+    return "/" in name and "kubernetes.io/" not in name and not name.startswith("requests.")
+
+
 def allocatable(config: Config, have: Mapping[str, str]) -> dict[str, str]:
     """Capacity less what is kept for the system, the kubelet and hard eviction."""
     found = {}
@@ -125,6 +130,7 @@ class NodeStatus:
         self._healthy, self._pressures = healthy, pressures
         self.capacity = capacity(config)
         self.allocatable = allocatable(config, self.capacity)
+        self._others: dict[str, str | None] = {}  # allocatable of resources that others manage; None: to be taken out
         self.runtime_problem = "container runtime status check may not have completed yet"
         self.network_problem = ""
         self._handlers: list[dict[str, Any]] = []
@@ -261,7 +267,7 @@ class NodeStatus:
         capacity, allocatable = self._devices()
         found: dict[str, Any] = {
             "capacity": {**self.capacity, **capacity},
-            "allocatable": {**self.allocatable, **allocatable},
+            "allocatable": {**self.allocatable, **allocatable, **self._others},
             "conditions": self.conditions(),
             "addresses": addresses,
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.config.port}},
@@ -322,6 +328,20 @@ class NodeStatus:
         told = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or ()}
         if any(told.get(kind) != condition["status"] for kind, condition in self._conditions.items() if kind in told):
             self._last = None
+            self.nudge()
+        self._others_resources(node.get("status") or {})
+
+    def _others_resources(self, status: Mapping[str, Any]) -> None:
+        """Extended resources that somebody wrote into the capacity can be allocated; those taken out of it cannot.
+
+        Source: kubernetes pkg/kubelet/nodestatus/setters.go MachineInfo.
+        """
+        capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}
+        own = {*self.capacity, *self._devices()[0]}
+        self._others = {k: v for k, v in capacity.items() if _is_extended(k) and k not in own}
+        gone = [k for k in allocatable if _is_extended(k) and k not in own and k not in capacity]
+        self._others.update(dict.fromkeys(gone))
+        if any(allocatable.get(k) != v for k, v in self._others.items()):
             self.nudge()
 
     async def _report(self, force: bool = False) -> None:
