@@ -18,6 +18,9 @@ Pod = dict[str, Any]
 ProbeResult = Callable[[str, str], bool | None]
 
 
+RESTART, RESTART_ALL = "Restart", "RestartAllContainers"
+
+
 @dataclass(slots=True)
 class Kill:
     """A container to stop before others start."""
@@ -39,10 +42,12 @@ class Actions:
     start_ephemeral: list[dict[str, Any]] = field(default_factory=list)
     start_init: list[dict[str, Any]] = field(default_factory=list)
     start: list[dict[str, Any]] = field(default_factory=list)
+    #: the container whose end starts the whole pod anew in its sandbox: all are ended and removed first
+    reset: Container | None = None
 
     @property
     def nothing(self) -> bool:
-        return not (self.kill_pod or self.create_sandbox or self.kill or self.start_ephemeral or self.start_init
+        return not (self.reset or self.kill_pod or self.create_sandbox or self.kill or self.start_ephemeral or self.start_init
                     or self.start)  # fmt: skip
 
 
@@ -59,13 +64,21 @@ def restart_policy(pod: Pod, container: Mapping[str, Any]) -> str:
     return str(container.get("restartPolicy") or pod["spec"].get("restartPolicy") or "Always")
 
 
-def restarts_after(pod: Pod, container: Mapping[str, Any], exit_code: int) -> bool:
-    """Whether a container that ended with exit_code is started again: its rules first, then its policy."""
+def _rule(container: Mapping[str, Any], exit_code: int) -> str:
+    """The action of the container's first rule for an exit code; "" where none speaks of it."""
     for rule in container.get("restartPolicyRules") or ():
         codes = rule.get("exitCodes") or {}
         inside = exit_code in (codes.get("values") or ())
         if (codes.get("operator") == "In" and inside) or (codes.get("operator") == "NotIn" and not inside):
-            return bool(rule.get("action") == "Restart")
+            return str(rule.get("action") or "")
+    return ""
+
+
+def restarts_after(pod: Pod, container: Mapping[str, Any], exit_code: int) -> bool:
+    """Whether a container that ended with exit_code is started again: its rules first, then its policy."""
+    action = _rule(container, exit_code)
+    if action:
+        return action in (RESTART, RESTART_ALL)
     policy = restart_policy(pod, container)
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
 
@@ -115,6 +128,12 @@ def compute(pod: Pod, state: PodState, probe: ProbeResult, resized: Resized = _n
     inits = spec.get("initContainers") or []
     if changed:
         return _from_scratch(pod, state, todo, inits)
+    todo.reset = _resetting(pod, state)
+    if todo.reset is not None:
+        todo.kill = [
+            Kill(c, f"Container {c.name} will be restarted with all containers of the pod") for c in state.running()
+        ]
+        return todo
     for container in spec.get("ephemeralContainers") or ():
         if state.latest(container["name"]) is None:
             todo.start_ephemeral.append(container)
@@ -145,6 +164,17 @@ def compute(pod: Pod, state: PodState, probe: ProbeResult, resized: Resized = _n
         # Sidecars must not keep a finished pod alive.
         todo.start_init = []
     return todo
+
+
+def _resetting(pod: Pod, state: PodState) -> Container | None:
+    """The container that has ended so that all of the pod must start anew (KEP-5532)."""
+    if pod["metadata"].get("deletionTimestamp"):
+        return None
+    for container in (*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]):
+        known = state.latest(container["name"])
+        if known is not None and known.state == EXITED and _rule(container, known.exit_code) == RESTART_ALL:
+            return known
+    return None
 
 
 def _from_scratch(pod: Pod, state: PodState, todo: Actions, inits: list[dict[str, Any]]) -> Actions:

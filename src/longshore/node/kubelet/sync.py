@@ -92,6 +92,18 @@ class Syncer:
         outcome = Outcome()
         todo = actions.compute(pod, state, services.probes.result, services.resized)
         outcome.changed = not todo.nothing
+        if todo.reset is not None:
+            key = (uid, "", "")
+            wait = self.backoff.remaining(key, todo.reset.finished_at / 1e9)
+            if wait > 0:
+                outcome.retry(wait)
+                return outcome
+            self.backoff.step(key, todo.reset.finished_at / 1e9)
+            await asyncio.gather(*(services.killer.kill(pod, kill.container, kill.message) for kill in todo.kill))
+            for known in state.containers:
+                await services.runtime.call("RemoveContainer", container_id=known.id)
+            state.containers.clear()
+            todo = actions.compute(pod, state, services.probes.result, services.resized)
         if todo.create_sandbox and todo.sandbox_id:
             services.event(pod, None, "Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")  # fmt: skip
         if todo.kill_pod:
