@@ -351,7 +351,7 @@ def test_one_containers_end_starts_all_anew() -> None:
 
 async def test_resources_that_others_wrote_into_the_node(tmp_path: Path) -> None:
     config = Config("a", ["1"], tmp_path, tmp_path)
-    nothing: Any = SimpleNamespace(event=lambda *_: None)
+    nothing: Any = SimpleNamespace(event=lambda *_: None, name="r", version="1")
     kept = nodestatus.NodeStatus(
         config, nothing, nothing, nothing, healthy=lambda: "", pressures=dict, devices=lambda: ({"dev.io/x": "1"},) * 2
     )
