@@ -78,13 +78,26 @@ async def test_a_pulled_layer_is_unpacked_again(make_store: Make, registry: Call
     store = make_store()
     image = await store.pull(f"{host}/a:1")
     emptied(store, image.id)
-    with_blob = store.blobs.has(store.layers.stack(image.chain)[0].blob)
+    layer = store.layers.stack(image.chain)[0]
+    with_blob = store.blobs.has(layer.blob)
+    os.unlink(store.layers.link_path(layer))
     reboot(store)
     store.close()
     after = make_store()
     found = after.find(f"{host}/a:1")
     assert with_blob and found is not None
     assert (after.layer_dirs(found.id)[0] / "d" / "f").read_bytes() == b"x" * 70000
+    assert os.path.isdir(after.layers.link_path(layer))
+    # A blob that was lost as well: the layer is checked, found broken, and can be pulled again.
+    emptied(after, found.id)
+    os.truncate(after.blobs.path(layer.blob), 10)
+    with after.database.write() as connection:
+        connection.execute("INSERT INTO unsynced VALUES(?,'before')", (layer.chain,))
+    after.close()
+    last = make_store()
+    assert last.find(f"{host}/a:1") is None and not last.blobs.has(layer.blob)
+    again = await last.pull(f"{host}/a:1")
+    assert (last.layer_dirs(again.id)[0] / "d" / "f").read_bytes() == b"x" * 70000
 
 
 async def test_marks_go_with_a_sync(make_store: Make) -> None:

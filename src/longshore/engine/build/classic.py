@@ -176,6 +176,7 @@ class _Build:
             self.warn(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed")
         if self.options.quiet:
             self._emit({"stream": f"{image.id}\n"})
+        self.store.sync(image.id)
         self.say(f"Successfully built {image.short}\n")
         for tag in self.options.tags:
             self.store.tag(image, tag)

@@ -265,7 +265,9 @@ class Dispatcher:
         if state.author:
             config["author"] = state.author
         chain = layer.chain if layer else state.chain
-        image = self.build.store.add(encode(config), chain, parent=state.image.id if state.image else "")
+        below = state.image.id if state.image else ""
+        # A step is durable with the build's end.
+        image = self.build.store.add(encode(config), chain, parent=below, durable=False)
         self.build.cache.put(key, image.id, told[:200], layer.size if layer else 0)
         self.build.used(key, image, told)
         self.take(image)

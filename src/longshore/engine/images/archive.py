@@ -19,13 +19,13 @@ import orjson
 from longshore.engine.errors import NotFound, SystemFailure
 from longshore.engine.images import compression, references
 from longshore.engine.images.blobs import DigestMismatch, digest_of
-from longshore.engine.images.commit import hash_tree
 from longshore.engine.images.compression import BrokenStream
 from longshore.engine.images.distribution import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from longshore.engine.images.extract import ExtractError, Extractor, remove_path
 from longshore.engine.images.layers import Layer, chain_id
 from longshore.engine.images.listing import platform_matches
 from longshore.engine.images.model import Image
+from longshore.engine.images.pack import Packer
 from longshore.engine.images.progress import Meter
 from longshore.engine.images.references import Reference
 from longshore.engine.images.streams import consume, in_thread
@@ -336,7 +336,7 @@ class _Loader:
                     found, size, tar_size = store.layers.extract(made, read)
                     if found != diff:
                         raise SystemFailure(f'invalid diffID for layer: expected "{diff}", got "{found}"')
-                    blob = self._keep(file.fileno(), made, diff)
+                    blob = self._keep(file.fileno(), made)
                 return store.layers.adopt(
                     made,
                     parent,
@@ -358,9 +358,9 @@ class _Loader:
             meter.move("Loading layer", size, size, last=True)
         return layer
 
-    def _keep(self, fd: int, made: Path, diff: str) -> str:
+    def _keep(self, fd: int, made: Path) -> str:
         """Keep the layer's own tar, unless the one that we would write for its content is the same."""
-        if hash_tree(made / "diff")[0] == diff:
+        if _is_packed(fd, made / "diff"):
             return ""
         from longshore.engine.images.blobs import BlobWriter
 
@@ -373,6 +373,25 @@ class _Loader:
         except BaseException:
             writer.abort()
             raise
+
+
+def _is_packed(fd: int, folder: Path) -> bool:
+    """Is a tar (in any compression) byte for byte what we would write for a folder? The first difference ends it."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    read = compression.reader(lambda limit: os.read(fd, limit))
+    held = memoryview(b"")
+    for ours in Packer(folder):
+        wanted = memoryview(ours)
+        while wanted:
+            if not held:
+                held = memoryview(read(_PIECE))
+                if not held:
+                    return False
+            count = min(len(held), len(wanted))
+            if held[:count] != wanted[:count]:
+                return False
+            held, wanted = held[count:], wanted[count:]
+    return not held and not read(_PIECE)
 
 
 def _blob_path(descriptor: dict[str, Any]) -> str:

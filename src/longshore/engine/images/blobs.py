@@ -1,7 +1,7 @@
 """Content by its digest: what was pulled or loaded as it came over the wire.
 
-A blob is written to `ingest/`, hashed on the way, flushed and renamed to `blobs/sha256/HEX`: under a good name there is
-never anything but the content that the name says.
+A blob is written to `ingest/`, hashed on the way and renamed to `blobs/sha256/HEX`: under a good name there is never anything
+but the content that the name says (after a lost power supply the next start makes sure of it, see flushing.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longshore.engine.errors import SystemFailure
-from longshore.engine.images.flushing import begin_writing
 
 
 class DigestMismatch(SystemFailure):
@@ -49,14 +48,12 @@ class BlobWriter:
         return "sha256:" + self._hash.hexdigest()
 
     def write(self, pieces: bytes | Iterable[bytes]) -> None:
-        begun = self.offset
         for data in (pieces,) if isinstance(pieces, bytes) else pieces:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
             self._hash.update(data)
             self.offset += len(data)
-        begin_writing(self._fd, begun, self.offset - begun)
 
     def restart(self) -> None:
         """Begin again from nothing (the other side cannot go on from the middle)."""
@@ -65,17 +62,17 @@ class BlobWriter:
         self._hash, self.offset = hashlib.sha256(), 0
 
     def commit(self, expected: str = "") -> str:
-        """Flush, verify and name the blob; its digest. Raises DigestMismatch (and the ingest is gone)."""
+        """Verify and name the blob; its digest. Raises DigestMismatch (and the ingest is gone).
+
+        It is not synced: the layer that it becomes is marked until it is (see flushing.py).
+        """
         digest = self.digest
         if expected and digest != expected:
             self.abort()
             raise DigestMismatch(f"filesystem layer verification failed for digest {expected}")
-        os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
-        target = self._blobs.path(digest)
-        os.rename(self.path, target)
-        self._blobs.sync_folder()
+        os.rename(self.path, self._blobs.path(digest))
         self.keep()
         return digest
 
@@ -111,13 +108,6 @@ class Blobs:
 
     def size(self, digest: str) -> int:
         return self.path(digest).stat().st_size
-
-    def sync_folder(self) -> None:
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def remove(self, digest: str) -> int:
         """Take a blob away; its size (0 when it was not there)."""

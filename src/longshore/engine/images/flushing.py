@@ -1,9 +1,10 @@
 """Layers and a lost power supply: which of them may not be on the disk yet, and what becomes of those after a reboot.
 
-A layer's files are not synced one by one (that costs seconds a layer); its row is. The rows of new layers are marked until
-a syncfs(2) some seconds later, and a mark of an earlier boot tells the next start that the layer's files may be empty or
-half there: it is unpacked again from its blob, which was synced, or its digest is checked. A killed engine loses nothing by
-this: what it wrote is in the kernel's hands. dockerd keeps no such marks: a layer that is broken stays so.
+Neither a layer's files nor its blob are synced one by one (that costs seconds a layer); its row is, with the name of its image.
+The rows of new layers are marked until a syncfs(2) some seconds later, and a mark of an earlier boot tells the next start that
+files may be empty or half there: the layer is unpacked again from its blob, or its digest is checked, and a broken one goes with
+its images. A killed engine loses nothing by this: what it wrote is in the kernel's hands. dockerd keeps no such marks: a layer
+that is broken stays so.
 """
 
 from __future__ import annotations
@@ -31,11 +32,6 @@ def boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def begin_writing(fd: int, offset: int, size: int) -> None:
-    """Let the disk begin with a part of a file: the fsync at its end then has less to wait for. See sync_file_range(2)."""
-    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), 2)
 
 
 class Flusher:

@@ -178,7 +178,8 @@ class Layers:
         """
         chain = chain_id(parent, diff)
         name = secrets.token_hex(32)
-        with self._database.write() as connection:
+        # On the disk with the next durable write: that of the name by which somebody learns of it.
+        with self._database.write(durable=False) as connection:
             if lease:
                 add_lease(connection, lease, chain)
             row = connection.execute("SELECT * FROM layers WHERE chain=?", (chain,)).fetchone()
@@ -257,7 +258,10 @@ class Layers:
             except (OSError, ValueError) as error:
                 log.warning("layer %s: %s", layer.diff, error)
                 whole = False
-            if not whole:
+            if whole:
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(f"../overlay2/{layer.folder}/diff", self._links / layer.folder[:_LINK])
+            else:
                 broken.append(chain)
         gone = self._forget(broken)
         for chain in gone:

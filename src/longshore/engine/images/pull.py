@@ -98,6 +98,8 @@ async def _pull_one(
         raise disk_failure(error) from None
     if named:
         _remember(store, name, digest, image)
+    else:
+        store.sync(image.id)
     progress({"status": f"Digest: {digest}"})
     newer = downloaded or before is None or before.id != image.id
     text = "Downloaded newer image" if newer else "Image is up to date"
@@ -111,7 +113,7 @@ def _named(store: ImageStore, name: Reference) -> bool:
 
 
 def _remember(store: ImageStore, name: Reference, digest: str, image: Image) -> None:
-    store.add_digest(name, digest, image.id)
+    store.add_digest(name, digest, image.id, durable=not name.tag)
     if name.tag:
         store.tag(image, Reference(name.domain, name.path, name.tag))
 
@@ -217,7 +219,7 @@ async def _fetch(
     if len(diff_ids) != len(entries):
         raise SystemFailure("layers from manifest don't match image configuration")
     chain = await fetch_layers(store, session, diff_ids, entries, lease, progress)
-    return store.add(raw, chain)
+    return store.add(raw, chain, durable=False)
 
 
 async def fetch_layers(

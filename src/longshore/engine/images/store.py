@@ -204,16 +204,19 @@ class ImageStore:
 
     # -- adding --------------------------------------------------------------------------------------------------
 
-    def add(self, raw: bytes, chain: str, *, parent: str = "", tag: Reference | None = None) -> Image:
+    def add(
+        self, raw: bytes, chain: str, *, parent: str = "", tag: Reference | None = None, durable: bool = True
+    ) -> Image:
         """Register an image by its config's bytes; its layers must be there. One that is there already is kept.
 
-        tag: a name to give it in the same transaction.
+        tag: a name to give it in the same transaction. durable: on the disk before anybody learns of it (without, it is so
+        with the next durable write).
         """
         image_id = digest_of(raw)
         config = orjson.loads(raw)
         size = self.layers.total_size(chain)
         now = time.time_ns()
-        with self.database.write() as connection:
+        with self.database.write(durable=durable) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO images VALUES(?,?,?,?,?,?,?)",
                 (image_id, parent, chain, raw, size, parse_time(config.get("created")), 0),
@@ -239,15 +242,20 @@ class ImageStore:
             _set_name(connection, reference, found.id, time.time_ns())
         self.event("tag", found.id, reference.familiar)
 
-    def add_digest(self, reference: Reference, digest: str, image_id: str) -> None:
+    def sync(self, image_id: str) -> None:
+        """An image that was added without being durable is so now, with all that was written before."""
+        with self.database.write() as connection:
+            connection.execute("UPDATE images SET tagged=tagged WHERE id=?", (image_id,))
+
+    def add_digest(self, reference: Reference, digest: str, image_id: str, *, durable: bool = True) -> None:
         """Remember that a registry knows the image under this manifest digest."""
         name = reference.with_digest(digest)
-        with self.database.write() as connection:
+        with self.database.write(durable=durable) as connection:
             _set_name(connection, name, image_id, 0)
 
     def add_manifest(self, digest: str, media: str, body: bytes, image_id: str) -> None:
-        """Keep a manifest (or index) as it was, byte for byte, with the image that it means here."""
-        with self.database.write() as connection:
+        """Keep a manifest (or index) as it was, byte for byte, with the image that it means here. Durable with the name."""
+        with self.database.write(durable=False) as connection:
             connection.execute("INSERT OR REPLACE INTO manifests VALUES(?,?,?,?)", (digest, media, image_id, body))
 
     def manifests(self, image_id: str) -> list[tuple[str, str, bytes]]:

@@ -83,6 +83,8 @@ class Exporter:
             vertex.status("exporting layers", done=True)
             for entry in self._entries:
                 vertex.status(f"writing image {entry.image.id}", done=True)
+            if not names:
+                store.sync(image.id)
             for name in names:
                 started = now()
                 store.tag(image, name)
