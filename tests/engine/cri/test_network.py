@@ -71,6 +71,23 @@ async def test_reachability(engine: Engine) -> None:
     assert sum(line.startswith("pod") and not line.startswith("pods0") for line in links.splitlines()) == 1
 
 
+async def test_pods_send_no_more_than_the_nodes_way_out_carries(engine: Engine) -> None:
+    for command in (
+        "ip link add dev wayout0 mtu 1400 type veth peer name wayout1",
+        "ip address add 10.66.0.2/24 dev wayout0",
+        "ip link set wayout1 up",
+        "ip link set wayout0 up",
+        "ip route add default via 10.66.0.1",
+    ):
+        subprocess.run(command.split(), check=True)
+    try:
+        pod = await engine.run_pod("narrow")
+        shell = await engine.run(pod, "sh", ["sleep", "1000"])
+        assert "mtu 1400" in await engine.sh(shell, "ip link show eth0")
+    finally:
+        subprocess.run(["ip", "link", "delete", "wayout0"], check=True)
+
+
 async def test_host_ports_survive_the_engine(engine: Engine) -> None:
     server = await engine.run_pod("server", port_mappings=[cri.PortMapping(host_port=18090, container_port=80)])
     await engine.run(server, "main", SERVE)

@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import logging
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ log = logging.getLogger("longshore.engine.cri.network")
 
 INTERFACE = "eth0"
 _UNREACHABLE_METRIC = 4_000_000
+_WAY_OUT_SECONDS = 10.0
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -48,9 +50,11 @@ class BuiltinNetwork:
     name = "longshore"
 
     def __init__(self, state: Path, *, gateway: str = "pods0", mtu: int = 0) -> None:
-        """state: a file of its own. gateway: the interface that carries the ranges' first addresses. mtu: 0: 1500."""
+        """state: a file of its own. gateway: the interface that carries the ranges' first addresses. mtu: of the
+        pods' interfaces; 0: what the node's way out carries, at most 1500."""
         self._state, self.gateway, self._mtu = state, gateway, mtu
         self.ranges: list[Network] = []
+        self._carried, self._asked = 0, float("-inf")
         self._last: dict[int, int] = {}
         self._set_up = False
         with contextlib.suppress(OSError, orjson.JSONDecodeError, ValueError):
@@ -130,7 +134,10 @@ class BuiltinNetwork:
             stale = link.link(host_name)
             if stale is not None:
                 link.delete_link(stale.index)
-            link.add_veth(host_name, INTERFACE, peer_namespace=fd, peer_mac=mac, mtu=self._mtu, up=True)
+            if not self._mtu and time.monotonic() - self._asked > _WAY_OUT_SECONDS:
+                self._carried, self._asked = way_out(link), time.monotonic()
+            mtu = self._mtu or self._carried
+            link.add_veth(host_name, INTERFACE, peer_namespace=fd, peer_mac=mac, mtu=mtu, up=True)
             outer = link.link(host_name)
             assert outer is not None
             if any(m.host_port > 0 for m in sandbox.config.port_mappings):
@@ -169,6 +176,13 @@ class BuiltinNetwork:
                 with _tolerate(errno.ESRCH):
                     link.delete_route(network, kind="unreachable", metric=_UNREACHABLE_METRIC)
         self._set_up = False
+
+
+def way_out(link: Netlink) -> int:
+    """What the interfaces of the default routes carry, in octets; 0 for the usual 1500 and more, or without such a route."""
+    out = {route.link for version in (4, 6) for route in link.routes(version) if not route.destination.prefixlen}
+    least = min((one.mtu for one in link.links() if one.index in out), default=1500)
+    return least if least < 1500 else 0
 
 
 def host_interface(sandbox_id: str) -> str:
