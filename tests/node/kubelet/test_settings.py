@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from longshore.node.kubelet import settings
+from longshore.machinery import cgroups
+from longshore.node.kubelet import settings, swapping
 from longshore.node.kubelet.config import Config
+from longshore.wire.cri import cri
 
 FILE = b"""
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -62,3 +65,35 @@ def test_what_is_refused(fields: dict[str, object], words: str) -> None:
 def test_another_file() -> None:
     with pytest.raises(ValueError, match="not a KubeletConfiguration"):
         settings.read(b"apiVersion: v1\nkind: Pod\n")
+
+
+def test_swap_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = config()
+    settings.apply(found, {"memorySwap": {"swapBehavior": "LimitedSwap"}})
+    assert found.swap_behavior == "LimitedSwap"
+    with pytest.raises(ValueError, match="must be one of"):
+        settings.apply(config(), {"memorySwap": {"swapBehavior": "Unlimited"}})
+
+    def container(request: str, limit: str = "") -> dict[str, Any]:
+        limits = {"limits": {"memory": limit}} if limit else {}
+        return {"name": "c", "resources": {"requests": {"memory": request}, **limits}}
+
+    def given(one: dict[str, Any], behavior: str, **metadata: Any) -> tuple[int, str]:
+        pod = {"metadata": {"uid": "u", **metadata}, "spec": {"containers": [one]}}
+        linux = cri.LinuxContainerResources(memory_limit_in_bytes=400)
+        swapping.limit(linux, pod, one, behavior, 1000)
+        return linux.memory_swap_limit_in_bytes, linux.unified["memory.swap.max"]
+
+    monkeypatch.setattr(swapping, "available", lambda: True)
+    monkeypatch.setattr(swapping, "capacity", lambda: 500)
+    monkeypatch.setattr(cgroups, "unified", lambda: False)
+    assert given(container("200", "400"), "NoSwap") == (400, "")
+    assert given(container("200", "400"), "LimitedSwap") == (500, "")
+    assert given(container("400", "400"), "LimitedSwap") == (400, "")
+    monkeypatch.setattr(cgroups, "unified", lambda: True)
+    assert given(container("200", "400"), "LimitedSwap") == (0, "100")
+    assert given(container("200", "400"), "NoSwap") == (0, "0")
+    static = {"annotations": {"kubernetes.io/config.source": "file"}}
+    assert given(container("200", "400"), "LimitedSwap", **static) == (0, "0")
+    monkeypatch.setattr(swapping, "available", lambda: False)
+    assert given(container("200", "400"), "LimitedSwap") == (0, "")

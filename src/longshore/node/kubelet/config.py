@@ -50,6 +50,7 @@ class Config:
     )  # fmt: skip
     eviction_soft: dict[str, str] = field(default_factory=dict)
     eviction_soft_grace: dict[str, float] = field(default_factory=dict)
+    swap_behavior: str = "NoSwap"
     rotate_certificates: bool = False
     server_tls_bootstrap: bool = False
     #: (priority from which on, seconds), the lowest first; none: pods go on when the kubelet ends

@@ -21,6 +21,7 @@ from longshore.client.rest import Client, is_not_found
 from longshore.machinery import quantity
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
+from longshore.node.kubelet import swapping
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.runtime import Runtime
 from longshore.wire.cri import cri
@@ -90,7 +91,7 @@ def allocatable(config: Config, have: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def node_info(runtime: Runtime, config: Config) -> dict[str, str]:
+def node_info(runtime: Runtime, config: Config) -> dict[str, Any]:
     os_name = "Linux"
     for line in _read("/etc/os-release").splitlines():
         if line.startswith("PRETTY_NAME="):
@@ -106,6 +107,7 @@ def node_info(runtime: Runtime, config: Config) -> dict[str, str]:
         "kubeProxyVersion": "",
         "operatingSystem": "linux",
         "architecture": _ARCH.get(platform.machine(), platform.machine()),
+        **({"swap": {"capacity": swap}} if (swap := swapping.capacity()) else {}),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from longshore.node.kubelet import resources
+from longshore.node.kubelet import resources, swapping
 from longshore.node.kubelet import runtime as rt
 from longshore.node.kubelet.config import Config
 from longshore.wire.cri import cri
@@ -243,8 +243,10 @@ def security_context(
     return found
 
 
-def container_resources(pod: Pod, container: Mapping[str, Any], memory_capacity: int, cfs_quota: bool = True) -> Any:
-    """The LinuxContainerResources of a container's requests and limits."""
+def container_resources(
+    pod: Pod, container: Mapping[str, Any], memory_capacity: int, cfs_quota: bool = True, swap: str = ""
+) -> Any:
+    """The LinuxContainerResources of a container's requests and limits. swap: the node's memorySwap.swapBehavior."""
     request, limit = (resources.requested(container, "cpu", kind) for kind in ("requests", "limits"))
     level = ((pod["spec"].get("resources") or {}).get("limits")) or {}
     memory = resources.requested(container, "memory", "limits")
@@ -262,6 +264,7 @@ def container_resources(pod: Pod, container: Mapping[str, Any], memory_capacity:
     sizes = _page_sizes()
     for size, bytes_ in resources.hugepage_limits(container, sizes):
         found.hugepage_limits.add(page_size=size, limit=bytes_)
+    swapping.limit(found, pod, container, swap, memory_capacity)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from longshore.machinery.grpc import RpcError
-from longshore.node.kubelet import admission, cgroups, podspec, resources
+from longshore.node.kubelet import admission, cgroups, podspec, resources, swapping
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.runtime import RUNNING, Container, PodState, Runtime
 
@@ -149,7 +149,9 @@ class Allocations:
         if known.resources is None or not known.resources.HasField("linux"):
             return set()
         have = known.resources.linux
-        want = podspec.container_resources(pod, container, self._memory(), self._config.cpu_cfs_quota)
+        want = podspec.container_resources(
+            pod, container, self._memory(), self._config.cpu_cfs_quota, self._config.swap_behavior
+        )
         found = set()
         if have.cpu_shares != want.cpu_shares or max(0, have.cpu_quota) != want.cpu_quota:
             found.add("cpu")
@@ -180,11 +182,15 @@ class Allocations:
             return False
         await self._limit_pod(pod, cgroup, grow=True)
         for container, known in todo:
-            want = podspec.container_resources(pod, container, self._memory(), self._config.cpu_cfs_quota)
+            want = podspec.container_resources(
+                pod, container, self._memory(), self._config.cpu_cfs_quota, self._config.swap_behavior
+            )
             if not want.cpu_quota:
                 want.cpu_quota = -1
             if not want.memory_limit_in_bytes:
                 want.memory_limit_in_bytes = -1
+                if not swapping.unified() and swapping.available():
+                    want.memory_swap_limit_in_bytes = -1
             try:
                 await self._runtime.call("UpdateContainerResources", container_id=known.id, linux=want)
             except RpcError as error:

@@ -69,13 +69,11 @@ def _number(value: Any) -> int:
     return value
 
 
-def _one_of(*known: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in known:
-            raise ValueError(f"unknown policy: {value!r}")
-        return str(value)
-
-    return check
+def _swap(value: Any) -> str:
+    behavior = _table(value).get("swapBehavior") or "NoSwap"
+    if behavior not in ("NoSwap", "LimitedSwap"):
+        raise ValueError(f'swapBehavior ("{behavior}") must be one of: "", "LimitedSwap" or "NoSwap"')
+    return behavior
 
 
 def _periods(value: Any) -> list[tuple[int, float]]:
@@ -103,6 +101,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "imageMinimumGCAge": ("image_minimum_age", _seconds),
     "kubeReserved": ("kube_reserved", _table),
     "maxPods": ("max_pods", _number),
+    "memorySwap": ("swap_behavior", _swap),
     "nodeLeaseDurationSeconds": ("lease_seconds", _number),
     "nodeStatusReportFrequency": ("status_report_seconds", _seconds),
     "nodeStatusUpdateFrequency": ("status_update_seconds", _seconds),

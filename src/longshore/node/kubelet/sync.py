@@ -353,7 +353,9 @@ class Syncer:
             word = "SIGNAL_" + stop.replace("+", "PLUS").replace("-", "MINUS")
             found.stop_signal = cri.values.get(word, 0)
         found.linux.resources.CopyFrom(
-            podspec.container_resources(pod, container, services.memory_capacity(), config.cpu_cfs_quota)
+            podspec.container_resources(
+                pod, container, services.memory_capacity(), config.cpu_cfs_quota, config.swap_behavior
+            )
         )
         found.linux.security_context.CopyFrom(
             podspec.security_context(pod, container, config.root, image_user=user, target=target)
