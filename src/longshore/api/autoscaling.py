@@ -9,9 +9,8 @@ import orjson
 
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import dns1123_subdomain, path_segment
-from longshore.api.validation.quantities import not_negative
-from longshore.api.validation.selectors import label_selector
+from longshore.api.validation.names import dns1123_label, dns1123_subdomain, path_segment
+from longshore.api.validation.quantities import container_resource_name, not_negative
 from longshore.machinery import quantity
 
 _METRICS = "autoscaling.alpha.kubernetes.io/metrics"
@@ -19,12 +18,13 @@ _CURRENT = "autoscaling.alpha.kubernetes.io/current-metrics"
 _CONDITIONS = "autoscaling.alpha.kubernetes.io/conditions"
 _BEHAVIOR = "autoscaling.alpha.kubernetes.io/behavior"
 _TYPES = ("ContainerResource", "External", "Object", "Pods", "Resource")
+# In the order in which upstream looks for them.
 _SOURCES = {
-    "ContainerResource": "containerResource",
-    "External": "external",
     "Object": "object",
+    "External": "external",
     "Pods": "pods",
     "Resource": "resource",
+    "ContainerResource": "containerResource",
 }
 _DEFAULT_DOWN = [{"type": "Percent", "value": 100, "periodSeconds": 15}]
 _DEFAULT_UP = [
@@ -57,17 +57,15 @@ class HorizontalPodAutoscaler(Strategy):
         behavior = spec.get("behavior")
         if behavior is None:
             return
-        up = behavior.get("scaleUp")
-        if up is not None:
-            up.setdefault("selectPolicy", "Max")
-            up.setdefault("stabilizationWindowSeconds", 0)
-            if up.get("policies") is None:
-                up["policies"] = [dict(p) for p in _DEFAULT_UP]
-        down = behavior.get("scaleDown")
-        if down is not None:
-            down.setdefault("selectPolicy", "Max")
-            if down.get("policies") is None:
-                down["policies"] = [dict(p) for p in _DEFAULT_DOWN]
+        up = behavior.setdefault("scaleUp", {})
+        up.setdefault("selectPolicy", "Max")
+        up.setdefault("stabilizationWindowSeconds", 0)
+        if up.get("policies") is None:
+            up["policies"] = [dict(p) for p in _DEFAULT_UP]
+        down = behavior.setdefault("scaleDown", {})
+        down.setdefault("selectPolicy", "Max")
+        if down.get("policies") is None:
+            down["policies"] = [dict(p) for p in _DEFAULT_DOWN]
 
     def default_version(self, obj: Object, version: str) -> None:
         if version == "v2":
@@ -129,8 +127,10 @@ class HorizontalPodAutoscaler(Strategy):
         least, most = spec.get("minReplicas"), spec.get("maxReplicas", 0)
         if least is not None and least < 1:
             errors.invalid("spec.minReplicas", least, "must be greater than or equal to 1")
-        if most < 1:
+        if most == 0:
             errors.required("spec.maxReplicas", "must be set and greater than 0")
+        elif most < 0:
+            errors.invalid("spec.maxReplicas", most, "must be greater than or equal to 1")
         if least is not None and most < least:
             errors.invalid("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`")
         self._reference(errors, spec["scaleTargetRef"], "spec.scaleTargetRef", group=True)
@@ -148,10 +148,11 @@ class HorizontalPodAutoscaler(Strategy):
             else:
                 for message in path_segment(text):
                     errors.invalid(f"{path}.{key}", text, message)
-        if (group and not reference.get("apiVersion", "").partition("/")[0]) or (
-            group and "/" not in reference.get("apiVersion", "") and reference.get("apiVersion") != "v1"
-        ):
-            errors.invalid(f"{path}.apiVersion", reference.get("apiVersion", ""), "apiVersion must specify API group")
+        version = reference.get("apiVersion", "")
+        if version.count("/") > 1:
+            errors.invalid(f"{path}.apiVersion", version, f"unexpected GroupVersion string: {version}")
+        elif group and version != "v1" and not version.rpartition("/")[0]:
+            errors.invalid(f"{path}.apiVersion", version, "apiVersion must specify API group")
 
     def _metrics(self, errors: Errors, metrics: list[Object], least: int | None) -> None:
         scalable = False
@@ -160,23 +161,23 @@ class HorizontalPodAutoscaler(Strategy):
             kind = metric.get("type", "")
             if not kind:
                 errors.required(f"{path}.type", "must specify a metric source type")
-                continue
             if kind not in _TYPES:
+                errors.unsupported(f"{path}.type", kind, _TYPES)
+            scalable = scalable or kind in ("Object", "External")
+            given = [(of, name) for of, name in _SOURCES.items() if metric.get(name) is not None]
+            if given:
+                of, name = given[0]
+                self._source(errors, of, metric[name], f"{path}.{name}")
+            wanted = _SOURCES.get(kind)
+            if wanted is None:
                 # Upstream complains twice: of the type, and of finding no source of that type.
                 errors.unsupported(f"{path}.type", kind, _TYPES)
-                errors.unsupported(f"{path}.type", kind, _TYPES)
-                continue
-            scalable = scalable or kind in ("Object", "External")
-            given = [name for name in _SOURCES.values() if metric.get(name) is not None]
-            name = _SOURCES[kind]
-            source = metric.get(name)
-            for other in sorted(given):
-                if other != name:
-                    errors.forbidden(f"{path}.{other}", "must populate the given metric source only")
-            if source is None:
-                errors.required(f"{path}.{name}", "must populate information for the given metric source")
-            else:
-                self._source(errors, kind, source, f"{path}.{name}")
+            elif metric.get(wanted) is None:
+                errors.required(f"{path}.{wanted}", "must populate information for the given metric source")
+            if len(given) != 1:
+                for name in sorted(name for _, name in given):
+                    if name != wanted:
+                        errors.forbidden(f"{path}.{name}", "must populate the given metric source only")
         if least == 0 and not scalable:
             errors.forbidden(
                 "spec.metrics",
@@ -188,8 +189,14 @@ class HorizontalPodAutoscaler(Strategy):
         if kind in ("Resource", "ContainerResource"):
             if not source.get("name"):
                 errors.required(f"{path}.name", "must specify a resource name")
-            if kind == "ContainerResource" and not source.get("container"):
-                errors.required(f"{path}.container", "must specify a container name")
+            elif kind == "ContainerResource":
+                container_resource_name(errors, source["name"], f"{path}.name")
+            if kind == "ContainerResource":
+                container = source.get("container", "")
+                if not container:
+                    errors.required(f"{path}.container", "must specify a container")
+                for message in dns1123_label(container) if container else ():
+                    errors.invalid(f"{path}.container", container, message)
             _target(errors, target, f"{path}.target")
             utilization, average = target.get("averageUtilization"), target.get("averageValue")
             if utilization is None and average is None:
@@ -206,7 +213,7 @@ class HorizontalPodAutoscaler(Strategy):
         _identifier(errors, source.get("metric") or {}, f"{path}.metric")
         _target(errors, target, f"{path}.target")
         if kind == "Pods":
-            if target.get("averageValue") is None or quantity.parse(target["averageValue"]).nanos <= 0:
+            if target.get("averageValue") is None:
                 errors.required(f"{path}.target.averageValue", "must specify a positive target averageValue")
             return
         value, average = target.get("value"), target.get("averageValue")
@@ -246,15 +253,13 @@ def _identifier(errors: Errors, metric: Object, path: str) -> None:
     else:
         for message in path_segment(name):
             errors.invalid(f"{path}.name", name, message)
-    if metric.get("selector") is not None:
-        label_selector(errors, metric["selector"], f"{path}.selector")
 
 
 def _target(errors: Errors, target: Object, path: str) -> None:
     kind = target.get("type", "")
     if not kind:
         errors.required(f"{path}.type", "must specify a metric target type")
-    if kind and kind not in ("Utilization", "Value", "AverageValue"):
+    if kind not in ("Utilization", "Value", "AverageValue"):
         errors.invalid(f"{path}.type", kind, "must be either Utilization, Value, or AverageValue")
     value, average, utilization = target.get("value"), target.get("averageValue"), target.get("averageUtilization")
     if value is not None and quantity.parse(value).nanos <= 0:

@@ -66,7 +66,7 @@ class Job(Strategy):
         labelled = bool(meta.get("labels"))
         if not spec.get("manualSelector"):
             labels = spec["template"]["metadata"].setdefault("labels", {})
-            uid, name = meta["uid"], meta["name"]
+            uid, name = meta["uid"], meta.get("name", "")
             if OLD_UID not in labels and UID not in labels:
                 labels[OLD_UID] = uid
             if OLD_NAME not in labels and NAME not in labels:
@@ -85,6 +85,14 @@ class Job(Strategy):
     def prepare_update(self, new: Object, old: Object) -> None:
         return
 
+    def validate_meta(self, obj: Object, errors: Errors, namespaced: bool) -> None:
+        meta = obj["metadata"]
+        labels = meta.get("labels") or {}
+        if labels.get(UID, "") == meta.get("uid"):
+            # The template's labels, which the server itself has put here.
+            obj = {**obj, "metadata": {k: v for k, v in meta.items() if k != "labels"}}
+        super().validate_meta(obj, errors, namespaced)
+
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec, meta = obj["spec"], obj["metadata"]
         if not spec.get("manualSelector") and spec.get("selector") is not None:
@@ -101,6 +109,14 @@ class Job(Strategy):
             except SelectorError:
                 pass
         job_spec(errors, spec, "spec")
+        if spec.get("completionMode") == "Indexed" and (spec.get("completions") or 0) > 0:
+            host = f"{meta.get('name', '')}-{spec['completions'] - 1}"
+            if dns1123_label(host):
+                errors.invalid(
+                    "metadata.name",
+                    meta.get("name", ""),
+                    f"will not able to create pod with invalid DNS label: {host}",
+                )
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         self.validate(new, errors)
@@ -157,17 +173,9 @@ class Job(Strategy):
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         spec = obj["spec"]
-        found = []
-        completions, parallelism = spec.get("completions"), spec.get("parallelism")
-        if spec.get("completionMode") == "Indexed" and (completions or 0) > 100000 and (parallelism or 0) > 10000:
-            found.append(
-                "spec.completionMode: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"
-            )
-        if old is None or old["spec"]["template"] != spec["template"]:
-            found.extend(
-                pod_warnings.pod_warnings(spec["template"]["spec"], spec["template"]["metadata"], "spec.template.spec")
-            )
-        return found
+        if old is not None and old["metadata"].get("generation") == obj["metadata"].get("generation"):
+            return []
+        return (pod_warnings.name_warnings(obj) if old is None else []) + _many(spec, "spec")
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec, status = obj["spec"], obj.get("status") or {}
@@ -196,6 +204,18 @@ class Job(Strategy):
 
     def selectable(self, obj: Object) -> dict[str, str]:
         return {"status.successful": str((obj.get("status") or {}).get("succeeded", 0))}
+
+
+def _many(spec: Object, path: str) -> list[str]:
+    """Warnings about a job's spec: more indexes than can be kept track of, and what its pods bring."""
+    found = []
+    completions, parallelism = spec.get("completions") or 0, spec.get("parallelism") or 0
+    if spec.get("completionMode") == "Indexed" and completions > 100000 and parallelism > 10000:
+        found.append(
+            f"{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"
+        )
+    template = spec["template"]
+    return found + pod_warnings.pod_warnings(template["spec"], template["metadata"], f"{path}.template.spec")
 
 
 def _job_state(obj: Object) -> str:
@@ -287,9 +307,13 @@ def plain_job_spec(errors: Errors, spec: Object, path: str) -> None:
                     parallelism,
                     "must be less than or equal to 100000 when completion mode is Indexed",
                 )
-            if per_index is not None and completions is not None and most is not None and most > completions:
+            if completions is not None and most is not None and most > completions:
                 errors.invalid(f"{path}.maxFailedIndexes", most, "must be less than or equal to completions")
-    if mode != "Indexed":
+            if most is not None and most > 100000:
+                errors.invalid(f"{path}.maxFailedIndexes", most, "must be less than or equal to 100000")
+            if (completions or 0) > 100000 and per_index is not None:
+                _many_indexes(errors, parallelism, most, path)
+    if mode in (None, "NonIndexed"):
         for key in ("backoffLimitPerIndex", "maxFailedIndexes"):
             if spec.get(key) is not None:
                 errors.invalid(f"{path}.{key}", spec[key], "requires indexed completion mode")
@@ -320,6 +344,18 @@ def plain_job_spec(errors: Errors, spec: Object, path: str) -> None:
         errors.unsupported(here, restart, ("OnFailure", "Never"))
     elif spec.get("podFailurePolicy") is not None and restart != "Never":
         errors.invalid(here, restart, 'only "Never" is supported when podFailurePolicy is specified')
+
+
+def _many_indexes(errors: Errors, parallelism: int | None, most: int | None, path: str) -> None:
+    limit = (
+        "must be less than or equal to 10000 when completions are above 100000 and used with backoff limit per index"
+    )
+    if most is None:
+        errors.required(f"{path}.maxFailedIndexes", "must be specified when completions is above 100000")
+    if parallelism is not None and parallelism > 10000:
+        errors.invalid(f"{path}.parallelism", parallelism, limit)
+    if most is not None and most > 10000:
+        errors.invalid(f"{path}.maxFailedIndexes", most, limit)
 
 
 def _failure_policy(errors: Errors, spec: Object, path: str) -> None:
@@ -380,8 +416,6 @@ def _pod_conditions(errors: Errors, patterns: list[Object], path: str) -> None:
     for index, pattern in enumerate(patterns):
         here = f"{path}[{index}]"
         kind, status = pattern.get("type", ""), pattern.get("status", "")
-        if not kind:
-            errors.required(f"{here}.type")
         for message in qualified_name(kind):
             errors.invalid(f"{here}.type", kind, message)
         if not status:
@@ -515,15 +549,14 @@ class CronJob(Strategy):
         not_negative(errors, spec.get("failedJobsHistoryLimit"), "spec.failedJobsHistoryLimit")
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        found = []
-        if "TZ" in obj["spec"].get("schedule", ""):
+        found = pod_warnings.name_warnings(obj) if old is None else []
+        if old is None or old["metadata"].get("generation") != obj["metadata"].get("generation"):
+            found += _many(obj["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec")
+        if old is not None and "TZ" in obj["spec"].get("schedule", ""):
             found.append(
-                f"CRON_TZ or TZ used in spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details: {obj['spec']['schedule']!r}"
+                "cannot use TZ or CRON_TZ in spec.spec.schedule, use timeZone instead,"
+                " see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details"
             )
-        template = obj["spec"]["jobTemplate"]["spec"]["template"]
-        found.extend(
-            pod_warnings.pod_warnings(template["spec"], template["metadata"], "spec.jobTemplate.spec.template.spec")
-        )
         return found
 
     def row(self, obj: Object, now: datetime) -> list[Any]:

@@ -208,6 +208,8 @@ class Resource:
         metadata.update(errors, new["metadata"], old["metadata"])
         if errors:
             strategy.validate_meta_update(new, old, errors, self.namespaced)
+        elif strategy.standard_finalizers and "finalizers" in new["metadata"]:
+            metadata.standard_finalizers(errors, new["metadata"])
         if subresource == "status":
             strategy.validate_status(new, old, errors)
         elif subresource:

@@ -27,6 +27,8 @@ class Strategy:
     # Whether an update may name no resourceVersion, and whether an update may create.
     unconditional_update: ClassVar[bool] = True
     create_on_update: ClassVar[bool] = False
+    # Whether finalizers without a domain must be Kubernetes' own.
+    standard_finalizers: ClassVar[bool] = True
 
     def name_check(self, name: str) -> list[str]:
         """Complaints about metadata.name."""
@@ -67,10 +69,14 @@ class Strategy:
     def validate_meta(self, obj: Object, errors: Errors, namespaced: bool) -> None:
         """Check metadata at creation."""
         metadata.create(errors, obj["metadata"], namespaced, self.name_check)
+        if self.standard_finalizers:
+            metadata.standard_finalizers(errors, obj["metadata"])
 
     def validate_meta_update(self, new: Object, old: Object, errors: Errors, namespaced: bool) -> None:
         """The strategy's own checks of metadata at an update; only asked when the common ones found something."""
         metadata.update(errors, new["metadata"], old["metadata"])
+        if self.standard_finalizers:
+            metadata.standard_finalizers(errors, new["metadata"])
         metadata.create(errors, new["metadata"], namespaced, self.name_check)
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:

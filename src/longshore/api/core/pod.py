@@ -108,7 +108,8 @@ class Pod(Strategy):
             pod_update.validate_resize(new, old, errors)
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        return pod_warnings.pod_warnings(obj["spec"], obj["metadata"], "spec", old)
+        found = pod_warnings.name_warnings(obj, "the Pod's hostname") if old is None else []
+        return found + pod_warnings.pod_warnings(obj["spec"], obj["metadata"], "spec", old)
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return pod_row(obj, now)

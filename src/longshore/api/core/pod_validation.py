@@ -233,10 +233,7 @@ def validate_pod(obj: Object, errors: Errors) -> None:
     spec = obj["spec"]
     known = digest(spec)
     name = obj["metadata"].get("name", "")
-    if known in _GOOD:
-        for index, volume in enumerate(spec.get("volumes") or ()):
-            if "ephemeral" in volume:
-                claim_name(errors, volume["name"], f"spec.volumes[{index}]", name)
+    if known in _GOOD and not _bad_claims(spec, name):
         return
     before = len(errors)
     validate_spec(spec, errors, "spec", pod=name)
@@ -247,6 +244,15 @@ def validate_pod(obj: Object, errors: Errors) -> None:
         errors.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared")
     if len(errors) == before:
         _GOOD.add(known)
+
+
+def _bad_claims(spec: Object, name: str) -> Errors:
+    """What is wrong with the names of ephemeral claims, which alone depend on the pod's name."""
+    found = Errors()
+    for volume in spec.get("volumes") or ():
+        if "ephemeral" in volume:
+            claim_name(found, volume["name"], "", name)
+    return found
 
 
 def _only_pods(obj: Object, errors: Errors) -> None:

@@ -138,13 +138,13 @@ def _volumes(found: list[str], spec: Object, path: str) -> None:
             found.extend(claim_warnings(template.get("spec") or {}, where))
 
 
-def name_warnings(obj: Object) -> list[str]:
-    """The warning about a name that pods, and so hosts, get a part of, though no host may have it."""
+def name_warnings(obj: Object, use: str = "Pod names and hostnames") -> list[str]:
+    """The warning about a name that hosts get, or a part of their names, though no host may have it."""
     problems = dns1123_label(obj["metadata"].get("name", ""))
     if not problems:
         return []
     return [
-        "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior;"
+        f"metadata.name: this is used in {use}, which can result in surprising behavior;"
         f" a DNS label is recommended: [{' '.join(problems)}]"
     ]
 

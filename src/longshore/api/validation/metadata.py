@@ -18,6 +18,8 @@ IMMUTABLE = "field is immutable"
 NEGATIVE = "must be greater than or equal to 0"
 ANNOTATIONS_LIMIT = 256 * 1024
 
+_STANDARD_FINALIZERS = frozenset(("foregroundDeletion", "kubernetes", "orphan"))
+
 
 def labels(errors: Errors, value: dict[str, str], path: str) -> None:
     """Labels: keys are qualified names, values label values."""
@@ -83,6 +85,17 @@ def finalizers(errors: Errors, names: list[str], path: str) -> None:
         both |= {"foregroundDeletion": 1, "orphan": 2}.get(name, 0)
     if both == 3:
         errors.invalid(path, names, "finalizer orphan and finalizer foregroundDeletion cannot be both set")
+
+
+def standard_finalizers(errors: Errors, meta: dict[str, Any], path: str = "metadata") -> None:
+    """Finalizers of built-in kinds: those without a domain must be Kubernetes' own."""
+    for index, name in enumerate(meta.get("finalizers") or ()):
+        if "/" not in name and name not in _STANDARD_FINALIZERS:
+            errors.invalid(
+                f"{path}.finalizers[{index}]",
+                name,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            )
 
 
 def create(
@@ -188,5 +201,6 @@ __all__ = [
     "finalizers",
     "labels",
     "owner_references",
+    "standard_finalizers",
     "update",
 ]
