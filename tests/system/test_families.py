@@ -159,6 +159,30 @@ def test_host_ports_answer_on_every_address_of_the_node(family):
         assert from_host(address, 8088) == "b"
 
 
+def test_an_ingress_is_served_at_every_address_of_the_nodes(family):
+    made, _ = family
+    made.kubectl("create", "ingress", "web", "--rule=shop.test/*=web:80")
+    for address in node_addresses(made):
+        host = f"[{address}]" if ":" in address else address
+        request = urllib.request.Request(f"http://{host}:80/name", headers={"Host": "shop.test"})
+
+        def answers(request=request):
+            try:
+                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=2) as answer:
+                    return answer.read().decode().strip() in ("a", "b")
+            except (OSError, urllib.error.URLError):
+                return False
+
+        eventually(answers)
+
+    def told():
+        found = get(made, "ingress", "web")["status"]["loadBalancer"].get("ingress", [])
+        return sorted(entry["ip"] for entry in found) == sorted(node_addresses(made))
+
+    eventually(told)
+    made.kubectl("delete", "ingress", "web")
+
+
 def test_policies_hold_for_every_family(family):
     made, _ = family
     addresses = [entry["ip"] for entry in get(made, "pod", "b")["status"]["podIPs"]]

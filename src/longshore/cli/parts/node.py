@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
                 tasks.create_task(
                     serve_ingress(
                         client=ingress,
-                        host=node.ip,
+                        host=",".join(node.ips),
                         http_port=config.ingress_http_port,
                         https_port=config.ingress_https_port,
                         informers=shared,

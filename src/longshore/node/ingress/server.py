@@ -26,10 +26,10 @@ async def serve(
     informers: InformerFactory | None = None,
     ready: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Serve Ingresses of our class at one address until cancelled.
+    """Serve Ingresses of our class at the node's addresses until cancelled.
 
     client: may list and watch ingresses, ingressclasses and Secrets (and Services and slices, when informers is None), and
-    patch ingresses' status. host: the node's address; it is put into the status. http_port, https_port: 0 takes a free
+    patch ingresses' status. host: the node's address ("v4,v6" for two); it is put into the status. http_port, https_port: 0 takes a free
     one, a negative number none. A port that is taken already is told and left. ready: told the ports.
     Nothing is opened before there is an Ingress of our class.
     """
@@ -63,8 +63,13 @@ async def serve(
         async with HTTPClient(connect_timeout=5.0) as upstream:
             try:
                 certificates = Certificates(routes.secret_for)
-                plain = await _listen(opened, routes, upstream, "http", host, http_port, None)
-                secure = await _listen(opened, routes, upstream, "https", host, https_port, certificates)
+                plain = secure = 0
+                for address in host.split(","):
+                    # A port that was chosen for the first address is the second's as well.
+                    plain = await _listen(opened, routes, upstream, "http", address, plain or http_port, None)
+                    secure = await _listen(
+                        opened, routes, upstream, "https", address, secure or https_port, certificates
+                    )
                 logger.info("Ingress at %s, ports %s and %s", host, plain or "none", secure or "none")
                 group.create_task(_secrets(client, routes, certificates, stale), name="ingress secrets")
                 group.create_task(_tell(client, routes, host, stale), name="ingress status")
@@ -129,11 +134,12 @@ async def _tell(client: Client, routes: Routes, host: str, stale: asyncio.Event)
 
 async def _tell_one(client: Client, obj: Object, host: str) -> None:
     there = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
-    if any(entry.get("ip") == host for entry in there):
+    missing = [address for address in host.split(",") if all(entry.get("ip") != address for entry in there)]
+    if not missing:
         return
     metadata = obj["metadata"]
     patch = {
         "metadata": {"resourceVersion": metadata["resourceVersion"]},
-        "status": {"loadBalancer": {"ingress": [*there, {"ip": host}]}},
+        "status": {"loadBalancer": {"ingress": [*there, *({"ip": address} for address in missing)]}},
     }
     await client.patch(resources.INGRESSES, metadata["name"], patch, metadata["namespace"], subresource="status")
