@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -62,6 +63,7 @@ class Machine(Cluster):
             super().destroy()
         finally:
             netns.delete(self.inside)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def busybox(cluster: Cluster) -> None:
