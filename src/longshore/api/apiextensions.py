@@ -14,6 +14,8 @@ from longshore.api.validation.errors import Errors
 class CustomResourceDefinition(Strategy):
     """A kind of one's own."""
 
+    standard_finalizers = False
+
     generation = True
 
     def default(self, obj: Object) -> None:

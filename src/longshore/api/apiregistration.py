@@ -13,6 +13,8 @@ from longshore.api.validation.names import dns1035_label, dns1123_subdomain, pat
 class APIService(Strategy):
     """A group version, and who serves it."""
 
+    standard_finalizers = False
+
     def name_check(self, name: str) -> list[str]:
         return path_segment(name)
 
@@ -25,7 +27,7 @@ class APIService(Strategy):
         super().validate_meta(obj, errors, namespaced)
         spec, name = obj["spec"], obj["metadata"].get("name", "")
         want = f"{spec.get('version', '')}.{spec.get('group', '')}"
-        if name and name != want:
+        if name and name != want and not path_segment(name):
             errors.invalid("metadata.name", name, f'must be `spec.version+"."+spec.group`: "{want}"')
 
     def prepare_create(self, obj: Object) -> None:
@@ -35,6 +37,8 @@ class APIService(Strategy):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
+        if not spec.get("group") and spec.get("version") != "v1":
+            errors.required("spec.group", "only v1 may have an empty group and it better be legacy kube")
         if spec.get("group"):
             for message in dns1123_subdomain(spec["group"]):
                 errors.invalid("spec.group", spec["group"], message)

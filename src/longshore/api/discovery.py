@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from longshore.api.core.service import special_ip
+from longshore.api.core.service import address_warnings, special_ip
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import dns1123_label, dns1123_subdomain, ip_family, label_value, qualified_name
+from longshore.api.validation.names import dns1123_label, dns1123_subdomain, ip, ip_family, label_value, qualified_name
+
+# Their addresses are right already.
+_CONTROLLERS = ("endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io")
 
 
 class EndpointSlice(Strategy):
@@ -24,19 +27,27 @@ class EndpointSlice(Strategy):
             if port.get("protocol") is None:
                 port["protocol"] = "TCP"
 
+    def prepare_create(self, obj: Object) -> None:
+        # The version that is asked has no place for it any more, though its type has.
+        for endpoint in obj.get("endpoints") or ():
+            endpoint.pop("deprecatedTopology", None)
+
+    def prepare_update(self, new: Object, old: Object) -> None:
+        self.prepare_create(new)
+
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         kind = obj.get("addressType", "")
         if not kind:
             errors.required("addressType")
         elif kind not in ("FQDN", "IPv4", "IPv6"):
             errors.unsupported("addressType", kind, ("FQDN", "IPv4", "IPv6"))
+        self._ports(errors, obj.get("ports") or [])
         endpoints = obj.get("endpoints") or []
         if len(endpoints) > 1000:
             errors.too_many("endpoints", len(endpoints), 1000)
         else:
             for index, endpoint in enumerate(endpoints):
                 self._endpoint(errors, endpoint, kind, f"endpoints[{index}]")
-        self._ports(errors, obj.get("ports") or [])
 
     @staticmethod
     def _endpoint(errors: Errors, endpoint: Object, kind: str, path: str) -> None:
@@ -48,9 +59,12 @@ class EndpointSlice(Strategy):
         for index, text in enumerate(addresses):
             here = f"{path}.addresses[{index}]"
             if kind in ("IPv4", "IPv6"):
-                if ip_family(text) != kind:
-                    errors.invalid(here, text, f"must be a valid {kind} address")
-                else:
+                problems = ip(text)
+                for message in problems:
+                    errors.invalid(here, text, message)
+                if not problems:
+                    if ip_family(text) != kind:
+                        errors.invalid(f"{path}.addresses", text, f"must be an {kind} address")
                     special_ip(errors, text, here)
             elif kind == "FQDN":
                 for message in dns1123_subdomain(text):
@@ -59,10 +73,6 @@ class EndpointSlice(Strategy):
         if name is not None:
             for message in dns1123_subdomain(name):
                 errors.invalid(f"{path}.nodeName", name, message)
-        topology = endpoint.get("deprecatedTopology") or {}
-        if len(topology) > 16:
-            errors.too_many(f"{path}.deprecatedTopology", len(topology), 16)
-        metadata.labels(errors, topology, f"{path}.deprecatedTopology")
         hostname = endpoint.get("hostname")
         if hostname is not None:
             for message in dns1123_label(hostname):
@@ -79,6 +89,18 @@ class EndpointSlice(Strategy):
             seen.add(name)
             for message in label_value(name):
                 errors.invalid(f"{path}.hints.forZones[{index}].name", name, message)
+        nodes = (endpoint.get("hints") or {}).get("forNodes") or []
+        if len(nodes) > 8:
+            errors.too_many(f"{path}.hints.forNodes", len(nodes), 8)
+            return
+        known: set[str] = set()
+        for index, node in enumerate(nodes):
+            name = node.get("name", "")
+            if name in known:
+                errors.duplicate(f"{path}.hints.forNodes[{index}].name", name)
+            known.add(name)
+            for message in dns1123_subdomain(name):
+                errors.invalid(f"{path}.hints.forNodes[{index}].name", name, message)
 
     @staticmethod
     def _ports(errors: Errors, ports: list[Object]) -> None:
@@ -109,6 +131,17 @@ class EndpointSlice(Strategy):
         self.validate(new, errors)
         if new.get("addressType") != old.get("addressType"):
             errors.invalid("addressType", new.get("addressType", ""), metadata.IMMUTABLE)
+
+    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
+        found = []
+        if old is None and obj.get("addressType") == "FQDN":
+            found.append("spec.addressType: FQDN endpoints are deprecated")
+        if (obj["metadata"].get("labels") or {}).get("endpointslice.kubernetes.io/managed-by") in _CONTROLLERS:
+            return found
+        for index, endpoint in enumerate(obj.get("endpoints") or ()):
+            for at, address in enumerate(endpoint.get("addresses") or ()):
+                found += address_warnings(f"endpoints[{index}].addresses[{at}]", address)
+        return found
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         ports = obj.get("ports") or []

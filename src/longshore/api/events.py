@@ -12,47 +12,38 @@ class Event(CoreEvent):
     """The newer group's event; it asks for more than the old one."""
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
+        self._legacy(obj, errors, "reportingController")
         metadata.create(errors, obj["metadata"], True, self.name_check)
-        if old is None:
-            if obj.get("eventTime") is None:
-                errors.required("eventTime")
-            self._forbidden(obj, errors)
-            if obj.get("type", "") not in ("Normal", "Warning"):
-                errors.invalid("type", obj.get("type", ""), "has invalid value: " + obj.get("type", ""))
-        self._legacy(obj, errors)
-        if obj.get("eventTime") is not None:
-            before = len(errors)
-            self._modern(obj, errors)
-            if old is None:
-                errors[before:] = [e for e in errors[before:] if e.field != "type"]
+        metadata.standard_finalizers(errors, obj["metadata"])
+        self._series(obj, errors)
+        if obj.get("eventTime") is None:
+            errors.required("eventTime")
+        if obj.get("type", "") not in ("Normal", "Warning"):
+            errors.invalid("type", "", "has invalid value: " + obj.get("type", ""))
+        for field in ("firstTimestamp", "lastTimestamp", "count", "source"):
+            if obj.get(field):
+                errors.invalid(field, "", "needs to be unset")
 
     @staticmethod
-    def _forbidden(obj: Object, errors: Errors) -> None:
-        for core, field in (
-            ("firstTimestamp", "deprecatedFirstTimestamp"),
-            ("lastTimestamp", "deprecatedLastTimestamp"),
-            ("count", "deprecatedCount"),
-        ):
-            if obj.get(core):
-                errors.invalid(field, obj[core], "needs to be unset")
-        if obj.get("source"):
-            errors.invalid("deprecatedSource", obj["source"], "needs to be unset")
+    def _series(obj: Object, errors: Errors) -> None:
+        series = obj.get("series")
+        if series is not None:
+            if series.get("count", 0) < 2:
+                errors.invalid("series.count", "", "should be at least 2")
+            if series.get("lastObservedTime") is None:
+                errors.required("series.lastObservedTime")
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
-        for core, field in (
-            ("involvedObject", "regarding"),
-            ("reason", "reason"),
-            ("action", "action"),
-            ("reportingComponent", "reportingController"),
-            ("reportingInstance", "reportingInstance"),
-            ("eventTime", "eventTime"),
-            ("message", "note"),
-            ("type", "type"),
-            ("related", "related"),
-        ):
-            if new.get(core) != old.get(core):
-                errors.invalid(field, new.get(core), metadata.IMMUTABLE)
-        self.validate(new, errors, old)
+        self._legacy(new, errors, "reportingController")
+        if new.get("series") != old.get("series"):
+            self._series(new, errors)
+        for field in (
+            "involvedObject", "reason", "message", "source", "firstTimestamp", "lastTimestamp", "count", "reason", "type",
+            "eventTime", "action", "related", "reportingComponent", "reportingInstance",
+        ):  # fmt: skip
+            if new.get(field) != old.get(field):
+                shown = "reportingController" if field == "reportingComponent" else field
+                errors.invalid(shown, new.get(field), metadata.IMMUTABLE)
 
 
 STRATEGIES = {"Event": Event}

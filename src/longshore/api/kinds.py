@@ -17,6 +17,7 @@ from longshore.api.schema import DecodeError, Schema
 from longshore.api.strategy import Object, Strategy, utc_now
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors, FieldError
+from longshore.api.validation.names import path_segment
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 _UPDATE_VERBS = ("get", "patch", "update")
@@ -196,8 +197,12 @@ class Resource:
     def validate(self, obj: Object) -> list[FieldError]:
         """Everything that is wrong with a new object, in upstream's order."""
         errors = Errors()
-        self.strategy.validate_meta(obj, errors, self.namespaced)
-        self.strategy.validate(obj, errors)
+        strategy = self.strategy
+        if not strategy.loose_metadata:
+            strategy.validate_meta(obj, errors, self.namespaced)
+        strategy.validate(obj, errors)
+        if strategy.loose_metadata and not errors:
+            metadata.create(errors, obj["metadata"], self.namespaced, path_segment)
         return errors
 
     def validate_update(self, new: Object, old: Object, subresource: str = "") -> list[FieldError]:
@@ -206,9 +211,9 @@ class Resource:
         strategy = self.strategy
         # Upstream's generic layer checks metadata, and each kind's strategy does it over again: both complaints show.
         metadata.update(errors, new["metadata"], old["metadata"])
-        if errors:
+        if errors and not strategy.loose_metadata:
             strategy.validate_meta_update(new, old, errors, self.namespaced)
-        elif strategy.standard_finalizers and "finalizers" in new["metadata"]:
+        elif strategy.standard_finalizers and not strategy.loose_metadata and "finalizers" in new["metadata"]:
             metadata.standard_finalizers(errors, new["metadata"])
         if subresource == "status":
             strategy.validate_status(new, old, errors)

@@ -17,6 +17,7 @@ class PodDisruptionBudget(Strategy):
     """How many pods may be missing on purpose."""
 
     generation = True
+    loose_metadata = True
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]

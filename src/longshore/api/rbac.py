@@ -61,7 +61,9 @@ class ClusterRole(_Rbac):
                     "at least one clusterRoleSelector required if aggregationRule is non-nil",
                 )
             for index, selector in enumerate(selectors):
-                label_selector(errors, selector, f"aggregationRule.clusterRoleSelectors[{index}]")
+                where = f"aggregationRule.clusterRoleSelectors[{index}]"
+                if not label_selector(errors, selector, where):
+                    errors.invalid(where, None, "invalid label selector.")
 
 
 class _Binding(_Rbac):

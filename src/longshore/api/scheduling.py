@@ -48,7 +48,9 @@ class PriorityClass(Strategy):
         elif value > HIGHEST_USER_PRIORITY:
             errors.forbidden("value", f"maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}")
         policy = obj.get("preemptionPolicy")
-        if policy is not None and policy not in ("PreemptLowerPriority", "Never"):
+        if policy == "":
+            errors.required("preemptionPolicy")
+        elif policy is not None and policy not in ("PreemptLowerPriority", "Never"):
             errors.unsupported("preemptionPolicy", policy, ("PreemptLowerPriority", "Never"))
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:

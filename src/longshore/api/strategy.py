@@ -27,6 +27,8 @@ class Strategy:
     # Whether an update may name no resourceVersion, and whether an update may create.
     unconditional_update: ClassVar[bool] = True
     create_on_update: ClassVar[bool] = False
+    # Whether the kind's own checks leave metadata out, so that only what all kinds have in common is checked, and last.
+    loose_metadata: ClassVar[bool] = False
     # Whether finalizers without a domain must be Kubernetes' own.
     standard_finalizers: ClassVar[bool] = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from longshore.api.core.service import special_ip
+from longshore.api.core.service import address_warnings, special_ip
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_label, dns1123_subdomain, ip, port_number, qualified_name
@@ -33,7 +33,7 @@ class Endpoints(Strategy):
                     if address.get("hostname"):
                         for message in dns1123_label(address["hostname"]):
                             errors.invalid(f"{here}.hostname", address["hostname"], message)
-                    if address.get("nodeName"):
+                    if address.get("nodeName") is not None:
                         for message in dns1123_subdomain(address["nodeName"]):
                             errors.invalid(f"{here}.nodeName", address["nodeName"], message)
                     special_ip(errors, text, f"{here}.ip")
@@ -58,6 +58,17 @@ class Endpoints(Strategy):
         if port.get("appProtocol") is not None:
             for message in qualified_name(port["appProtocol"]):
                 errors.invalid(f"{path}.appProtocol", port["appProtocol"], message)
+
+    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
+        if (obj["metadata"].get("labels") or {}).get("endpoints.kubernetes.io/managed-by") == "endpoint-controller":
+            return []
+        return [
+            text
+            for index, subset in enumerate(obj.get("subsets") or ())
+            for kind in ("addresses", "notReadyAddresses")
+            for at, address in enumerate(subset.get(kind) or ())
+            for text in address_warnings(f"subsets[{index}].{kind}[{at}].ip", address.get("ip", ""))
+        ]
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         shown: list[str] = []

@@ -48,60 +48,42 @@ class Event(Strategy):
             out.setdefault("involvedObject", {})
         return out
 
-    def validate_meta(self, obj: Object, errors: Errors, namespaced: bool) -> None:
-        # Upstream checks an event's metadata inside the rest, and more loosely.
-        return
+    # Upstream checks an event's metadata inside the rest, and more loosely.
+    loose_metadata = True
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
-        self._legacy(obj, errors)
-        if obj.get("eventTime") is not None:
-            self._modern(obj, errors)
+        self._legacy(obj, errors, "reportingComponent")
 
-    @staticmethod
-    def _legacy(obj: Object, errors: Errors) -> None:
-        involved = obj["involvedObject"]
+    @classmethod
+    def _legacy(cls, obj: Object, errors: Errors, controller: str) -> None:
+        involved = obj["involvedObject"].get("namespace", "")
         namespace = obj["metadata"].get("namespace", "")
         if obj.get("eventTime") is None:
-            if not involved.get("namespace"):
-                if namespace not in ("", "default"):
-                    errors.invalid(
-                        "involvedObject.namespace", involved.get("namespace", ""), "does not match event.namespace"
-                    )
-            elif namespace != involved["namespace"]:
-                errors.invalid("involvedObject.namespace", involved["namespace"], "does not match event.namespace")
-        elif not involved.get("namespace"):
-            if namespace not in ("", "default", "kube-system"):
-                errors.invalid(
-                    "involvedObject.namespace", involved.get("namespace", ""), "does not match event.namespace"
-                )
-        elif namespace != involved["namespace"]:
-            errors.invalid("involvedObject.namespace", involved["namespace"], "does not match event.namespace")
+            if namespace != involved if involved else namespace not in ("", "default"):
+                errors.invalid("involvedObject.namespace", involved, "does not match event.namespace")
+        else:
+            if not involved and namespace not in ("default", "kube-system"):
+                errors.invalid("involvedObject.namespace", involved, "does not match event.namespace")
+            cls._modern(obj, errors, controller)
         for message in dns1123_subdomain(namespace):
             errors.invalid("namespace", namespace, message)
 
     @staticmethod
-    def _modern(obj: Object, errors: Errors) -> None:
-        controller, instance = obj.get("reportingComponent", ""), obj.get("reportingInstance", "")
-        if not controller:
-            errors.required("reportingController")
-        for message in qualified_name(controller):
-            errors.invalid("reportingController", controller, message)
-        if not instance:
-            errors.required("reportingInstance")
-        if len(instance) > 128:
-            errors.invalid("reportingInstance", instance, "can have at most 128 characters")
-        if not obj.get("action"):
-            errors.required("action")
-        if len(obj.get("action", "")) > 128:
-            errors.invalid("action", obj["action"], "can have at most 128 characters")
-        if not obj.get("reason"):
-            errors.required("reason")
-        if len(obj.get("reason", "")) > 128:
-            errors.invalid("reason", obj["reason"], "can have at most 128 characters")
+    def _modern(obj: Object, errors: Errors, controller: str) -> None:
+        name = obj.get("reportingComponent", "")
+        if not name:
+            errors.required(controller)
+        for message in qualified_name(name):
+            errors.invalid(controller, name, message)
+        for field in ("reportingInstance", "action", "reason"):
+            text = obj.get(field, "")
+            if not text:
+                errors.required(field)
+            # What is too long is not shown.
+            if len(text.encode()) > 128:
+                errors.invalid(field, "", "can have at most 128 characters")
         if len(obj.get("message", "").encode()) > 1024:
-            errors.invalid("message", obj["message"], "can have at most 1024 characters")
-        if obj.get("type", "") not in ("Normal", "Warning"):
-            errors.invalid("type", obj.get("type", ""), "has invalid value: " + obj.get("type", ""))
+            errors.invalid("message", "", "can have at most 1024 characters")
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         def micro(stamp: str) -> str:

@@ -8,7 +8,12 @@ from typing import Any
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_label, qualified_name
-from longshore.api.validation.quantities import STANDARD_FINALIZERS, quota_resource_name, resource_name
+from longshore.api.validation.quantities import (
+    STANDARD_FINALIZERS,
+    container_resource_name,
+    quota_resource_name,
+    resource_name,
+)
 from longshore.machinery import quantity
 
 
@@ -56,7 +61,7 @@ class Namespace(Strategy):
         problems = qualified_name(name)
         for message in problems:
             errors.invalid("spec.finalizers", name, message)
-        if "/" not in name and name not in STANDARD_FINALIZERS and not problems:
+        if "/" not in name and name not in STANDARD_FINALIZERS:
             errors.invalid(
                 "spec.finalizers", name, "name is neither a standard finalizer name nor is it fully qualified"
             )
@@ -274,7 +279,8 @@ class LimitRange(Strategy):
                 item["defaultRequest"] = request
 
     def prepare_create(self, obj: Object) -> None:
-        obj["metadata"].setdefault("name", "")
+        if not obj["metadata"].get("name"):
+            obj["metadata"]["name"] = obj["metadata"]["uid"]
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         seen = set()
@@ -291,12 +297,13 @@ class LimitRange(Strategy):
     @staticmethod
     def _item(item: Object, kind: str, path: str, errors: Errors) -> None:
         keys: set[str] = set()
+        named = container_resource_name if kind in ("Pod", "Container") else resource_name
         maps = {
             name: item.get(name) or {} for name in ("min", "max", "default", "defaultRequest", "maxLimitRequestRatio")
         }
         for name in ("max", "min"):
             for key in sorted(maps[name]):
-                resource_name(errors, key, f"{path}.{name}[{key}]")
+                named(errors, key, f"{path}.{name}[{key}]")
                 keys.add(key)
         if kind == "Pod":
             for name in ("default", "defaultRequest"):
@@ -305,14 +312,14 @@ class LimitRange(Strategy):
         else:
             for name in ("default", "defaultRequest"):
                 for key in sorted(maps[name]):
-                    resource_name(errors, key, f"{path}.{name}[{key}]")
+                    named(errors, key, f"{path}.{name}[{key}]")
                     keys.add(key)
         if kind == "PersistentVolumeClaim" and "storage" not in maps["min"] and "storage" not in maps["max"]:
             errors.required(
                 f"{path}.limits", "either minimum or maximum storage value is required, but neither was provided"
             )
         for key in sorted(maps["maxLimitRequestRatio"]):
-            resource_name(errors, key, f"{path}.maxLimitRequestRatio[{key}]")
+            named(errors, key, f"{path}.maxLimitRequestRatio[{key}]")
             keys.add(key)
         for key in sorted(keys):
             low, high, default, request, ratio = (
@@ -337,8 +344,8 @@ class LimitRange(Strategy):
             compare("defaultRequest", low, request, request, "min", "default request")
             compare("defaultRequest", request, high, request, "default request", "max")
             compare("defaultRequest", request, default, request, "default request", "default limit")
-            compare("default", low, default, default, "min", "default")
-            compare("default", default, high, default, "default", "max")
+            compare("default", low, default, low, "min", "default")
+            compare("default", default, high, high, "default", "max")
             if ratio is not None and quantity.parse(ratio).nanos < quantity.NANO:
                 errors.invalid(f"{path}.maxLimitRequestRatio[{key}]", ratio, f"ratio {ratio} is less than 1")
             if ratio is not None and low is not None and high is not None:

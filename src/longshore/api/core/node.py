@@ -8,7 +8,7 @@ from typing import Any
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import cidr, dns1123_subdomain, ip_family, label_value, qualified_name
-from longshore.api.validation.quantities import amount, resource_name
+from longshore.api.validation.quantities import amount
 from longshore.machinery import quantity
 
 _ROLE = "node-role.kubernetes.io/"
@@ -35,7 +35,8 @@ class Node(Strategy):
                 allocatable.setdefault(name, value)
             status["allocatable"] = allocatable
         spec = obj["spec"]
-        if spec.get("podCIDR") and not spec.get("podCIDRs"):
+        first, ranges = spec.get("podCIDR"), spec.get("podCIDRs")
+        if first and (not ranges or ranges[0] != first):
             spec["podCIDRs"] = [spec["podCIDR"]]
         elif spec.get("podCIDRs") and not spec.get("podCIDR"):
             spec["podCIDR"] = spec["podCIDRs"][0]
@@ -59,12 +60,15 @@ class Node(Strategy):
                 for message in cidr(text):
                     errors.invalid(f"spec.podCIDRs[{index}]", text, message)
             if len(ranges) > 1:
+                bad = next((text for text in ranges if cidr(text)), None)
+                if bad is not None:
+                    errors.internal(
+                        "spec.podCIDRs",
+                        f"invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR address: {bad}",
+                    )
                 families = {ip_family(text.split("/")[0]) for text in ranges}
                 if len(ranges) > 2 or len(families) != 2:
                     errors.invalid("spec.podCIDRs", ranges, "may specify no more than one CIDR for each IP family")
-                duplicates = {text for text in ranges if ranges.count(text) > 1}
-                for text in sorted(duplicates):
-                    errors.duplicate("spec.podCIDRs", text)
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         spec, before = new["spec"], old["spec"]
@@ -137,7 +141,6 @@ def status_resources(obj: Object, errors: Errors) -> None:
     status = obj["status"]
     for field in ("capacity", "allocatable"):
         for name in sorted(status.get(field) or ()):
-            resource_name(errors, name, f"status.{field}.{name}")
             amount(errors, name, status[field][name], f"status.{field}.{name}")
 
 

@@ -16,6 +16,7 @@ from longshore.api.validation.names import (
     dns1123_subdomain,
     ip,
     ip_family,
+    parse_cidr,
     parse_ip,
     port_number,
     qualified_name,
@@ -138,10 +139,31 @@ class Service(Strategy):
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         spec = obj["spec"]
         found = []
-        for index, address in enumerate(spec.get("externalIPs") or ()):
-            found.extend(_address_warnings(f"spec.externalIPs[{index}]", address))
+        if "service.kubernetes.io/topology-aware-hints" in (obj["metadata"].get("annotations") or {}):
+            found.append(
+                "annotation service.kubernetes.io/topology-aware-hints is deprecated,"
+                " please use service.kubernetes.io/topology-mode instead"
+            )
+        headless = spec.get("clusterIPs") == ["None"] or spec.get("clusterIP") == "None"
+        if not headless and spec.get("type") != "ExternalName":
+            for index, address in enumerate(spec.get("clusterIPs") or ()):
+                found.extend(address_warnings(f"spec.clusterIPs[{index}]", address))
+        outside = spec.get("externalIPs") or []
+        if headless:
+            if spec.get("loadBalancerIP"):
+                found.append("spec.loadBalancerIP is ignored for headless services")
+            if outside:
+                found.append("spec.externalIPs is ignored for headless services")
+            if spec.get("sessionAffinity") != "None":
+                found.append("spec.SessionAffinity is ignored for headless services")
+        for index, address in enumerate(outside):
+            found.extend(address_warnings(f"spec.externalIPs[{index}]", address))
+        if outside and not headless and spec.get("type") != "ExternalName":
+            found.append("spec.externalIPs is deprecated and may no longer be implemented in some clusters")
         if spec.get("loadBalancerIP"):
-            found.extend(_address_warnings("spec.loadBalancerIP", spec["loadBalancerIP"]))
+            found.extend(address_warnings("spec.loadBalancerIP", spec["loadBalancerIP"]))
+        for index, text in enumerate(spec.get("loadBalancerSourceRanges") or ()):
+            found.extend(range_warnings(f"spec.loadBalancerSourceRanges[{index}]", text))
         if spec.get("type") == "ExternalName" and spec.get("externalIPs"):
             found.append('spec.externalIPs is ignored when spec.type is "ExternalName"')
         if spec.get("type") != "ExternalName" and spec.get("externalName"):
@@ -174,11 +196,34 @@ class Service(Strategy):
         return {"spec.clusterIP": obj["spec"].get("clusterIP", ""), "spec.type": obj["spec"].get("type", "")}
 
 
-def _address_warnings(path: str, text: str) -> list[str]:
+def address_warnings(path: str, text: str) -> list[str]:
+    """Warnings about a good address that is written in an unusual way."""
     parsed = parse_ip(text)
-    if parsed is not None and parsed.version == 6 and str(parsed) != text:
-        return [f'{path}: IPv6 address "{text}" should be in RFC 5952 canonical format ("{parsed}")']
-    return []
+    if parsed is None or str(parsed) == text:
+        return []
+    if parsed.version == 4 or parsed.ipv4_mapped is not None:
+        plain = parsed if parsed.version == 4 else parsed.ipv4_mapped
+        return [f'{path}: non-standard IP address "{text}" is invalid: use "{plain}"']
+    return [f'{path}: IPv6 address "{text}" should be in RFC 5952 canonical format ("{parsed}")']
+
+
+def range_warnings(path: str, text: str) -> list[str]:
+    """Warnings about a good CIDR value that is written in an unusual way."""
+    parsed = parse_cidr(text.strip())
+    if parsed is None:
+        return []
+    found = []
+    network, address = parsed.network, text.strip().rpartition("/")[0]
+    if parsed.ip != network.network_address:
+        found.append(
+            f'{path}: CIDR value "{text}" is ambiguous in this context'
+            f' (should be "{network}" or "{parsed.ip}/{parsed.max_prefixlen}"?)'
+        )
+    if (parsed.version == 4 and str(parsed.ip) != address) or text != text.strip():
+        found.append(f'{path}: non-standard CIDR value "{text}" is invalid: use "{network}"')
+    elif not found and str(parsed) != text:
+        found.append(f'{path}: IPv6 CIDR value "{text}" should be in RFC 5952 canonical format ("{parsed}")')
+    return found
 
 
 def _external(obj: Object) -> str:

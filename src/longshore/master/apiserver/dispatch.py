@@ -117,6 +117,8 @@ class Dispatcher:
 
     def _answer(self, call: Call) -> Answer | Awaitable[Answer]:
         info, verb, endpoint = call.info, call.verb, call.endpoint
+        if endpoint.plural == "endpoints":
+            call.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
         special = self.special.get((endpoint.group, endpoint.plural, info.subresource))
         if special is None and info.subresource == "scale":
             special = self.scale
