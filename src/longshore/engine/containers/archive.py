@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .service import ContainerService
 
 Json = dict[str, Any]
+_LINKS = 40
 
 
 class View:
@@ -52,12 +53,32 @@ class View:
         if self._mounted and not self._container.state.running:
             self._service.roots.unmount(self._container)
 
-    def locate(self, path: str) -> tuple[Path, str, Json | None]:
-        """(root to resolve beneath, path in it, mount point) of a path in the container."""
+    def locate(self, path: str, *, follow: bool = False) -> tuple[Path, str, Json | None]:
+        """(root to resolve beneath, path in it, mount point) of a path in the container. follow: also a link at its end."""
         clean = posixpath.normpath("/" + path)
-        with contextlib.suppress(OSError):
-            clean = rooted.real_path(self.root, posixpath.dirname(clean))
-            clean = posixpath.normpath(posixpath.join(clean, posixpath.basename(posixpath.normpath("/" + path))))
+        return self._at(posixpath.dirname(self._real(clean + "/x")) if follow else self._real(clean))
+
+    def _real(self, path: str) -> str:
+        """A path whose folders are no links, whichever of the container's mounts they lead through."""
+        done, left = "/", [part for part in path.split("/") if part]
+        for _ in range(_LINKS):
+            while len(left) > 1:
+                here = posixpath.join(done, left[0])
+                root, inside, _point = self._at(here)
+                target = ""
+                with contextlib.suppress(OSError), rooted.opened(root, inside, os.O_PATH | os.O_NOFOLLOW) as fd:
+                    if stat.S_ISLNK(os.fstat(fd).st_mode):
+                        target = os.readlink("", dir_fd=fd)
+                if target:
+                    break
+                done, left = here, left[1:]
+            else:
+                return posixpath.join(done, *left)
+            whole = posixpath.normpath(posixpath.join(done, target, *left[1:]))
+            done, left = "/", [part for part in whole.split("/") if part]
+        return posixpath.normpath("/" + path)
+
+    def _at(self, clean: str) -> tuple[Path, str, Json | None]:
         best: Json | None = None
         for point in self._container.mounts:
             where = point["Destination"]
@@ -161,7 +182,7 @@ def get(view: View, shown: str, path: str) -> Iterator[bytes]:
     """A tar of a file or folder: members are named from the path's last part. Raises before the first piece."""
     from longshore.engine.images.pack import Packer
 
-    root, inside, _ = view.locate(_check(path))
+    root, inside, _ = view.locate(_check(path), follow=path.endswith(("/", "/.")))
     dot = path == "." or path.rstrip("/").endswith("/.")
     follow = path.endswith(("/", "/."))
     try:
@@ -215,7 +236,7 @@ def _file_tar(parent: int, real: str, name: str, info: os.stat_result, packer_cl
 
 def check_put(view: View, container: Container, path: str, shown: str) -> tuple[int, str]:
     """An O_PATH descriptor of the folder to extract into, and its path. Raises EngineError classes."""
-    root, inside, point = view.locate(_check(path))
+    root, inside, point = view.locate(_check(path), follow=True)
     if point is not None and not point["RW"]:
         raise InvalidParameter("mounted volume is marked read-only")
     if point is None and container.host["ReadonlyRootfs"]:

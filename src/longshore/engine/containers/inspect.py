@@ -43,6 +43,7 @@ def network_settings(service: ContainerService, container: Container) -> Json:
     main = container.networks.get("bridge", {})
     sandbox = container.sandbox_id if container.state.running else ""
     if container.network_mode == "host" and container.state.running:
+        sandbox = str(container.networks.get("host", {}).get("_sandbox", ""))
         key = "/var/run/docker/netns/default"
     else:
         key = str(service.networks.sandbox_path(sandbox)) if sandbox else ""
@@ -190,14 +191,10 @@ def list_ports(container: Container) -> list[Json]:
         if not bindings:
             shown.append({"PrivatePort": int(number), "Type": protocol})
         for binding in bindings or []:
-            shown.append(
-                {
-                    "IP": binding["HostIp"],
-                    "PrivatePort": int(number),
-                    "PublicPort": int(binding["HostPort"]),
-                    "Type": protocol,
-                }
-            )
+            entry: Json = {"IP": binding["HostIp"], "PrivatePort": int(number)}
+            if binding["HostPort"]:
+                entry["PublicPort"] = int(binding["HostPort"])
+            shown.append({**entry, "Type": protocol})
     return shown
 
 

@@ -91,6 +91,8 @@ class Lifecycle(Preparation):
                 if not future.done():
                     future.cancel()
             container.pending_attach.clear()
+            if container.ended is not None and not container.ended.done():
+                container.ended.set_result(None)
             self._wake(container)
             if container.host["AutoRemove"] and not container.removed:
                 self._spawn(self._remove_after_failure(container))
@@ -265,8 +267,11 @@ class Lifecycle(Preparation):
             container.rotation = None
         if container.forwarder is not None:
             container.forwarder.end()
-        for session in container.execs.values():
+        for session in list(container.execs.values()):
             session.container_ended()
+            if not session.started:
+                container.execs.pop(session.id)
+                service.execs.pop(session.id, None)
         await asyncio.gather(self._clean(container), self._delete_from_runtime(container))
         restart = self._should_restart(container, status.code, ran)
         state.pid = 0
@@ -374,6 +379,7 @@ class Lifecycle(Preparation):
 
     async def kill(self, container: Container, number: int) -> None:
         """Send a signal; SIGKILL waits for the end. Raises Conflict when it does not run."""
+        await self._settled(container)
         state = container.state
         if state.restarting and await self._end_restarting(container):
             return
@@ -395,6 +401,12 @@ class Lifecycle(Preparation):
                 async with asyncio.timeout(10):
                     await asyncio.shield(ended)
 
+    @staticmethod
+    async def _settled(container: Container) -> None:
+        """Wait for a start or an end that is under way: a signal in between would meet neither."""
+        async with container.lock:
+            pass
+
     async def _end_restarting(self, container: Container) -> bool:
         """Give up a restart that is waited for; False when it has begun in the meantime, and the container runs."""
         container.manually_stopped = True
@@ -411,6 +423,7 @@ class Lifecycle(Preparation):
 
         Raises NotModified when it does not run.
         """
+        await self._settled(container)
         state = container.state
         if not state.running:
             raise NotModified("")

@@ -79,6 +79,8 @@ class Preparation:
                 other = service.store.find(name)
             except NotFound as error:
                 raise SystemFailure(f"joining network namespace of container: {error.message}") from None
+            if other is container:
+                raise SystemFailure("cannot join own network namespace")
             if not other.state.running or other.state.restarting:
                 shown = name if len(name) < 64 else other.name.lstrip("/")
                 raise Conflict(
@@ -92,7 +94,7 @@ class Preparation:
             settings = container.networks.get("host")
             if settings is not None:
                 settings["NetworkID"] = networks.resolve("host").id
-                settings["EndpointID"] = new_id()
+                settings["EndpointID"], settings["_sandbox"] = new_id(), new_id()
             return None, []
         container.sandbox_id = new_id()
         sandbox = networks.sandbox_path(container.sandbox_id)

@@ -277,10 +277,9 @@ class ContainerService:
                 held = self.networks.connected(network, container)
                 if held is not None:
                     held.name = full.lstrip("/")
-                if settings["DNSNames"]:
-                    settings["DNSNames"] = preparation.dns_names(container, settings)
-                    if held is not None:
-                        held.names = settings["DNSNames"]
+                settings["DNSNames"] = preparation.dns_names(container, settings)
+                if held is not None and network.user_defined:
+                    held.names = settings["DNSNames"]
         container.save()
         self.event(container, "rename", {"oldName": old})
 

@@ -52,10 +52,9 @@ def available_nodes() -> str:
 def parse_list(text: str) -> set[int]:
     """The numbers of "0-2,4". Raises ValueError."""
     numbers: set[int] = set()
+    if not text:
+        return numbers
     for part in text.split(","):
-        part = part.strip()
-        if not part:
-            continue
         low, dash, high = part.partition("-")
         first = int(low)
         last = int(high) if dash else first

@@ -406,7 +406,8 @@ def plain_failure(error: EngineError) -> Response:
 async def hijack(call: Call, content_type: str) -> Duplex:
     """Take the connection over: 101 for clients that asked to upgrade, 200 for older ones."""
     headers = [("Content-Type", content_type)]
-    if call.request.wants_upgrade:
+    # dockerd goes by the field alone; some clients send no `Connection: Upgrade` with it.
+    if "upgrade" in call.request.headers:
         return await call.request.upgrade(101, [*headers, ("Connection", "Upgrade"), ("Upgrade", "tcp")])
     return await call.request.upgrade(200, headers)
 

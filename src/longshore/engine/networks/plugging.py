@@ -88,7 +88,7 @@ def endpoint_sysctls(text: str, interface: str = "IFNAME") -> dict[str, str]:
     for entry in filter(None, text.split(",")):
         name, equals, value = entry.partition("=")
         parts = name.strip().split(".")
-        if not equals or len(parts) != 5 or parts[0] != "net" or parts[3] != "IFNAME":
+        if not equals or len(parts) != 5 or parts[0] != "net" or parts[3].upper() != "IFNAME":
             raise InvalidParameter(
                 f"unrecognised network interface sysctl '{entry}'; represent 'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V'"
             )

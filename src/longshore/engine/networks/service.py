@@ -462,7 +462,7 @@ class NetworkService:
     def publish(self, endpoint: Endpoint, bindings: Json) -> Json:
         """Take host ports and set the rules; returns NetworkSettings.Ports. Raises SystemFailure, nothing published."""
         shown: Json = {}
-        if endpoint.network.driver != "bridge":
+        if endpoint.network.driver != "bridge" or endpoint.network.internal:
             return shown
         try:
             for port, wanted in bindings.items():
