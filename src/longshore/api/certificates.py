@@ -157,7 +157,7 @@ class CertificateSigningRequest(Strategy):
         was, now = (old.get("status") or {}).get("certificate"), (new.get("status") or {}).get("certificate")
         problem = _certificate_problem(now) if now and now != was else ""
         if problem:
-            errors.invalid("status.certificate", now, problem)
+            errors.invalid("status.certificate", "<certificate data>", problem)
         if was and now != was:
             errors.forbidden(
                 "status.certificate",

@@ -26,7 +26,8 @@ def test_what_has_no_columns_is_no_table(server: Any) -> None:
     assert either.json["kind"] == "SelfSubjectAccessReview"
     nodes = "/api/v1/nodes"
     assert server.send("GET", nodes, Accept=TABLE.format("json")).json["kind"] == "Table"
-    assert server.send("GET", nodes, Accept=TABLE.format("vnd.kubernetes.protobuf")).status == 406
+    refused = server.send("GET", nodes, Accept=TABLE.format("vnd.kubernetes.protobuf"))
+    assert (refused.status, refused.headers["Content-Type"]) == (406, "application/json")
 
 
 def test_aggregated_discovery_as_protobuf(server: Any) -> None:
@@ -98,3 +99,16 @@ def test_columns_of_versions_that_are_not_stored(server: Any) -> None:
         rows = [server.send("GET", path, Accept=TABLE.format("json")).json["rows"] for path in (one, other)]
         assert [r["cells"] for r in rows[0]] == [r["cells"] for r in rows[1]] and len(rows[0]) == 1
     assert rows[0][0]["cells"][:3] == ["h", "Deployment/d", "cpu: <unknown>/50%"]
+
+
+def test_some_statuses_leave_metadata_alone(server: Any) -> None:
+    claims = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
+    request = {"name": "r", "exactly": {"deviceClassName": "c"}}
+    claim = {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "c"}}
+    assert server.send("POST", claims, {**claim, "spec": {"devices": {"requests": [request]}}}).status == 201
+    patch = {"metadata": {"annotations": {"a": "b"}, "finalizers": ["x.y/z"]}, "status": {"allocation": {}}}
+    merge = "application/merge-patch+json"
+    got = server.send("PATCH", f"{claims}/c/status?fieldManager=m", patch, Content_Type=merge).json
+    assert got["status"]["allocation"] is not None and not {"annotations", "finalizers"} & set(got["metadata"])
+    entry = next(e for e in got["metadata"]["managedFields"] if e.get("subresource") == "status")
+    assert set(entry["fieldsV1"]) == {"f:status"}

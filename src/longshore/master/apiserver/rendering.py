@@ -266,6 +266,9 @@ def error_answer(error: StatusError, request: Request | None = None, warnings: S
     if warnings:
         headers += warning_headers(warnings)
     accept = (request.headers.get("accept") or "") if request is not None else ""
+    refused = error.code == 406  # nothing that is taken was found: JSON, for a person's eyes
+    if refused:
+        accept = ""
     if PROTOBUF in accept and "json" not in accept.split(PROTOBUF)[0]:
         from longshore.master.apiserver.protobuf import envelope
 
@@ -276,7 +279,7 @@ def error_answer(error: StatusError, request: Request | None = None, warnings: S
         return Response(error.code, yamlout.dump(error.status()), headers, YAML)
     body = (
         orjson.dumps(error.status(), option=orjson.OPT_INDENT_2)
-        if request is not None and wants_pretty(request)
+        if refused or (request is not None and wants_pretty(request))
         else (orjson.dumps(error.status()) + b"\n")
     )
     return Response(error.code, body, headers, JSON)

@@ -286,7 +286,9 @@ _META_RESET: dict[tuple[str, str], list[tuple[str, ...]]] = {
     ("certificates.k8s.io", "certificatesigningrequests"): [("spec",), ("status", "conditions")],
     ("flowcontrol.apiserver.k8s.io", "flowschemas"): [("spec",), ("metadata",)],
     ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations"): [("spec",), ("metadata",)],
-    ("networking.k8s.io", "servicecidrs"): [("spec",)],
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies"): [("spec",), ("metadata",)],
+    ("networking.k8s.io", "servicecidrs"): [("spec",), ("metadata",)],
+    ("resource.k8s.io", "resourceclaims"): [("spec",), ("metadata",)],
     ("storage.k8s.io", "volumeattachments"): [("spec",), ("metadata",)],
 }
 
