@@ -188,7 +188,9 @@ async def test_refused_pods_are_told_and_not_stormed(manager: Any) -> None:
     await asyncio.sleep(0.3)
     posts = sum(1 for method, path in manager.api.calls if method == "POST" and path.endswith("/pods"))
     assert posts < 20  # one a try, and the tries back off
-    assert any(e.startswith("FailedCreate: Error creating: pods") for e in manager.events())
+    await manager.settle(
+        lambda: any(e.startswith("FailedCreate: Error creating: pods") for e in manager.events()), pods=False
+    )
     manager.api.fail = None
     await manager.settle(lambda: complete(manager, 50))
 

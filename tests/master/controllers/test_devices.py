@@ -105,7 +105,9 @@ async def test_pods_of_a_tainted_device_are_evicted_unless_they_tolerate_it(mana
     assert (why["type"], why["reason"]) == ("DisruptionTarget", "DeletionByDeviceTaintManager")
     await asyncio.sleep(0.05)
     assert going() == ["p"]
-    assert "DeviceTaintManagerEviction: Marking for deletion Pod default/p" in manager.events()
+    await manager.settle(
+        lambda: "DeviceTaintManagerEviction: Marking for deletion Pod default/p" in manager.events(), pods=False
+    )
 
 
 async def test_a_taint_that_the_newest_slice_no_longer_has_evicts_nobody(manager: Any) -> None:

@@ -217,7 +217,7 @@ async def test_node_conditions_become_taints_and_silence_is_noticed(manager: Any
     await manager.settle(lambda: manager.api.all(PODS)[0]["status"]["conditions"][0]["status"] == "False", pods=False)
     second = next(n for n in manager.api.all(NODES) if n["metadata"]["name"] == "n2")
     assert not second["spec"].get("taints")
-    assert "NodeNotReady: Node n1 status is now: NodeNotReady" in manager.events()
+    await manager.settle(lambda: "NodeNotReady: Node n1 status is now: NodeNotReady" in manager.events(), pods=False)
     found = first()
     found["status"]["conditions"] = [{"type": "Ready", "status": "True", "lastHeartbeatTime": "again"}]
     manager.api.put(NODES, found)

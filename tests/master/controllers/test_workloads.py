@@ -192,7 +192,12 @@ async def test_a_place_whose_pods_end_at_once_is_filled_with_growing_pauses(mana
     for _ in range(60):
         await asyncio.sleep(0.005)
         assert made() == 2  # the first is replaced at once, the second a second later
-    assert any(e.startswith("RecreatingFailedPod: StatefulSet default/sts is recreating") for e in manager.events())
+    await manager.settle(
+        lambda: any(
+            e.startswith("RecreatingFailedPod: StatefulSet default/sts is recreating") for e in manager.events()
+        ),
+        pods=False,
+    )
 
 
 async def test_parallel_and_claims_that_go_with_the_set(manager: Any) -> None:
@@ -249,7 +254,7 @@ async def test_job_completes_as_recorded(manager: Any) -> None:
         "uncountedTerminatedPods": {},
     }
     assert not any(p["metadata"].get("finalizers") for p in manager.api.all(PODS))
-    assert "Completed: Job completed" in manager.events()
+    await manager.settle(lambda: "Completed: Job completed" in manager.events(), pods=False)
 
 
 async def test_failing_job_as_recorded(manager: Any) -> None:
@@ -258,7 +263,9 @@ async def test_failing_job_as_recorded(manager: Any) -> None:
     await manager.settle(lambda: run_jobs(manager, "Failed") or len(outcome(manager)) == 2, pods=False)
     assert outcome(manager) == ["FailureTarget: BackoffLimitExceeded", "Failed: BackoffLimitExceeded"]
     assert manager.api.all(JOBS)[0]["status"]["failed"] == 1
-    assert "BackoffLimitExceeded: Job has reached the specified backoff limit" in manager.events()
+    await manager.settle(
+        lambda: "BackoffLimitExceeded: Job has reached the specified backoff limit" in manager.events(), pods=False
+    )
 
 
 async def test_indexed_job(manager: Any) -> None:
@@ -375,4 +382,6 @@ async def test_cron_job_starts_and_clears(manager: Any) -> None:
     await manager.settle(lambda: "active" not in manager.api.all(CRON_JOBS)[0]["status"], pods=False)
     assert manager.api.all(CRON_JOBS)[0]["status"]["lastSuccessfulTime"] == "2024-01-01T00:00:30Z"
     name = made["metadata"]["name"]
-    assert f"SawCompletedJob: Saw completed job: {name}, condition: Complete" in manager.events()
+    await manager.settle(
+        lambda: f"SawCompletedJob: Saw completed job: {name}, condition: Complete" in manager.events(), pods=False
+    )

@@ -398,4 +398,4 @@ class DaemonSetController(PodOwnerController):
                 status[kept] = old[kept]
         if status != old:
             await self.client.update(DAEMON_SETS, {**ds, "status": status}, subresource="status")
-        return 1.0 if wait and ready != available else None
+        return pod_control.until_available([p for pods in by_node.values() for p in pods], wait, at)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from longshore.client.events import EventRecorder
-from longshore.client.objects import condition, copy, is_ready, owner_reference, phase, seconds
+from longshore.client.objects import condition, copy, is_available, is_ready, owner_reference, phase, seconds
 from longshore.client.resources import PODS
 from longshore.client.rest import Client, is_namespace_terminating, is_not_found
 from longshore.client.store import Object
@@ -106,6 +106,17 @@ async def in_batches(count: int, work: Callable[[], Awaitable[Any]]) -> tuple[in
             return done, failed[0]
         size *= 2
     return done, None
+
+
+def until_available(pods: Iterable[Object], min_ready: int, at: float) -> float | None:
+    """Seconds until the next of the pods that are ready has been so for long enough; None when all have."""
+    waits = [
+        seconds((condition(pod, "Ready") or {}).get("lastTransitionTime")) + min_ready - at
+        for pod in pods
+        if is_ready(pod) and not is_available(pod, min_ready, at)
+    ]
+    # A little over, so that the clock of the check is surely past.
+    return max(0.0, min(waits)) + 0.1 if waits else None
 
 
 def deletion_order(pods: Iterable[Object], related: Iterable[Object] = ()) -> list[Object]:

@@ -17,7 +17,7 @@ from longshore.machinery.errors import StatusError
 from longshore.master.controllers import history
 from longshore.master.controllers.adoption import claim
 from longshore.master.controllers.podowner import PodOwnerController
-from longshore.master.controllers.pods import Pauses, text
+from longshore.master.controllers.pods import Pauses, text, until_available
 from longshore.master.controllers.rollout import percent
 
 POD_NAME = "statefulset.kubernetes.io/pod-name"
@@ -110,9 +110,8 @@ class StatefulSetController(PodOwnerController):
         await run.truncate()
         if failure is not None and not is_namespace_terminating(failure):
             raise failure
-        if any(is_ready(p) and not run.available(p) for p in pods):
-            return 1.0 if run.wait is None else min(1.0, run.wait)
-        return run.wait
+        waits = (run.wait, until_available(pods, int(s["spec"].get("minReadySeconds") or 0), run.now))
+        return min((w for w in waits if w is not None), default=None)
 
 
 class Run:
