@@ -236,7 +236,7 @@ def _conversion(conversion: Object | None, errors: Errors, path: str) -> None:
         if client is None:
             errors.required(f"{path}.webhookClientConfig", "required when strategy is set to Webhook")
         else:
-            from longshore.api.admissionregistration import client_config
+            from longshore.api.admissionmatching import client_config
 
             client_config(errors, client, f"{path}.webhookClientConfig")
         review_versions(

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from longshore.api import cel, definitions
-from longshore.api.admissionregistration import VARIABLES
+from longshore.api.admissionmatching import VARIABLES
 from longshore.machinery.errors import StatusError, qualified
 from longshore.machinery.patch import jsonpatch, typed
 from longshore.machinery.patch.schema import Node, SchemaBuilder

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from longshore.api.admissionregistration import VARIABLES
+from longshore.api.admissionmatching import VARIABLES
 from longshore.machinery.errors import StatusError, internal_error
 from longshore.machinery.http import Client
 from longshore.machinery.patch import jsonpatch
