@@ -99,11 +99,19 @@ def compact(obj: Object) -> Object:
             elif len(_siblings) >= SIBLINGS:
                 _siblings.clear()
             _siblings[state] = obj
-            # What pods of one zone and of one node have in common, whoever was the last.
-            for holder, key in ((meta, "labels"), (obj.get("status") or {}, "hostIPs")):
-                if part := holder.get(key):
-                    holder[key] = _one_for_all(part)
+            _pool(meta, obj["spec"], obj.get("status") or {})
     return obj
+
+
+def _pool(meta: Object, spec: Object, status: Object) -> None:
+    """What pods of one zone, of one node, of one second have in common, whosever they are."""
+    holders = [(meta, "labels"), (spec, "tolerations"), (status, "hostIPs"), (status, "conditions")]
+    holders += [(volume, "projected") for volume in spec.get("volumes") or ()]
+    holders += [(container, "state") for container in status.get("containerStatuses") or ()]
+    for holder, key in holders:
+        part = holder.get(key)
+        if part:
+            holder[key] = _one_for_all(part)
 
 
 def _one_for_all(part: Any) -> Any:
