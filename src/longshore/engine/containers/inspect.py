@@ -117,8 +117,8 @@ def inspect(
     shown["NetworkSettings"] = network_settings(service, container)
     if version < (1, 45):
         # The short id was an alias of its own before there were DNSNames.
-        for entry in shown["NetworkSettings"]["Networks"].values():
-            if entry["DNSNames"]:
+        for name, entry in shown["NetworkSettings"]["Networks"].items():
+            if entry["DNSNames"] and name != "bridge":
                 entry["Aliases"] = [*(entry["Aliases"] or []), container.short]
     return shown
 

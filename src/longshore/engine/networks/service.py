@@ -439,7 +439,7 @@ class NetworkService:
                         with contextlib.suppress(EngineError):
                             pool.reserve(address)
         endpoint.mac = settings["MacAddress"]
-        endpoint.names = settings["DNSNames"] or []
+        endpoint.names = (settings["DNSNames"] or []) if network.user_defined else []
         self.endpoints(network)[endpoint.id] = endpoint
         return endpoint
 
