@@ -50,6 +50,8 @@ class Config:
     )  # fmt: skip
     eviction_soft: dict[str, str] = field(default_factory=dict)
     eviction_soft_grace: dict[str, float] = field(default_factory=dict)
+    cpu_manager_policy: str = "none"
+    reserved_system_cpus: str = ""
     swap_behavior: str = "NoSwap"
     rotate_certificates: bool = False
     server_tls_bootstrap: bool = False

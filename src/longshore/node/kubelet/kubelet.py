@@ -19,9 +19,10 @@ from longshore.client.rest import Client, is_not_found
 from longshore.machinery.cgroups import remove as remove_cgroup
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
-from longshore.node.kubelet import admission, cgroups, podspec, resources, shutdown
+from longshore.node.kubelet import admission, cgroups, cpumanager, podspec, resources, shutdown
 from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.cpumanager import CpuError, render
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
 from longshore.node.kubelet.dra import ClaimError, ClaimManager
 from longshore.node.kubelet.events_source import PodEvents
@@ -46,6 +47,7 @@ from longshore.node.kubelet.volumes.cluster import ClusterVolumes
 from longshore.node.kubelet.volumes.csi import CsiVolumes
 from longshore.node.kubelet.volumes.payload import Sources
 from longshore.node.kubelet.worker import Worker
+from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.kubelet")
 Pod = dict[str, Any]
@@ -90,7 +92,8 @@ class Kubelet(StatusMaker):
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came, self.tokens.get)
         self.claims = ClaimManager(config.root, client)
         self.claims.arrived = self._return_claims
-        self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims)
+        self.cpus = cpumanager.manager(config)
+        self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims, self.cpus)
         self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi, "DRAPlugin": self.claims})
         cluster = ClusterVolumes(client, config.node_name, self.pod_event)
         self.volumes = VolumeManager(
@@ -108,6 +111,8 @@ class Kubelet(StatusMaker):
         self.messages = TerminationMessages()
         self.mirrors = Mirrors(client, self._node)
         self.allocations = Allocations(config, runtime, lambda: self.memory_capacity, self.pod_event)
+        if self.cpus is not None:
+            self.allocations.pinned = self.cpus.pinned
         self.syncer = Syncer(
             Services(
                 config=config,
@@ -127,11 +132,16 @@ class Kubelet(StatusMaker):
                 devices=self.devices,
                 users=self._users_of,
                 claims=self.claims,
+                cpus=self.cpus,
             )
         )
         self._handlers_of: dict[str, str] = {}
         self.cleaner = Cleaner(config, runtime, self.killer, self.volumes, self.is_wanted)
         self.pleg = PodEvents(runtime, self._runtime_changed, self._gap)
+
+    def _release_cpus(self, uid: str) -> None:
+        if self.cpus is not None and self.cpus.release(uid):
+            self.spawn(self._share_cpus(), "shared CPUs")
 
     def _running_pods(self) -> list[Pod]:
         return [worker.pod for worker in self.workers.values() if not worker.ending]
@@ -179,6 +189,8 @@ class Kubelet(StatusMaker):
             self.spawn(self.plugins.run(), "plugins")
             self.devices.keep(set(self.pods))
             self._return_claims()
+            for uid in (self.cpus.users() if self.cpus is not None else set()) - set(self.pods):
+                self._release_cpus(uid)
             self.spawn(self.devices.run(), "device plugins")
             self.spawn(self.pod_resources.run(), "pod resources")
             await self.cleaner.everything()
@@ -433,7 +445,26 @@ class Kubelet(StatusMaker):
                 await self.devices.allocate(pod)
             except DeviceError as error:
                 return "UnexpectedAdmissionError", str(error)
+        if refused is None and self.cpus is not None:
+            try:
+                if await asyncio.to_thread(self.cpus.allocate, pod):
+                    self.spawn(self._share_cpus(), "shared CPUs")
+            except CpuError as error:
+                self.devices.forget(pod["metadata"]["uid"])
+                return "UnexpectedAdmissionError", f"Allocate failed due to {error}, which is unexpected"
         return refused
+
+    async def _share_cpus(self) -> None:
+        """Containers without CPUs of their own run on what is left."""
+        assert self.cpus is not None
+        linux = cri.LinuxContainerResources(cpuset_cpus=render(self.cpus.shared))
+        for state in (await self.runtime.pods()).values():
+            for known in state.running():
+                if state.uid in self.workers and not self.cpus.of_container(state.uid, known.name):
+                    try:
+                        await self.runtime.call("UpdateContainerResources", container_id=known.id, linux=linux)
+                    except RpcError as error:
+                        log.warning("CPUs of %s/%s: %s", state.namespace, state.name, error.message)
 
     def _others(self, uid: str) -> list[Pod]:
         """The node's other pods, with the resources that they have been given."""
@@ -477,6 +508,7 @@ class Kubelet(StatusMaker):
         self.syncer.forget(uid)
         self.tokens.forget(uid)
         self.devices.forget(uid)
+        self._release_cpus(uid)
         self.allocations.forget(uid)
         self.users.forget(uid)
         self.disruptions.pop(uid, None)

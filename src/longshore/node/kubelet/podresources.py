@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.machinery.grpc import RpcError, Server, Status
+from longshore.node.kubelet.cpumanager import CpuManager
 from longshore.node.kubelet.devices import DeviceManager
 from longshore.node.kubelet.dra import ClaimManager
 from longshore.node.kubelet.resources import is_sidecar
@@ -52,9 +53,15 @@ class PodResources:
     """Serves PodResourcesLister."""
 
     def __init__(
-        self, root: Path, pods: Callable[[], Iterable[Pod]], devices: DeviceManager, claims: ClaimManager
+        self,
+        root: Path,
+        pods: Callable[[], Iterable[Pod]],
+        devices: DeviceManager,
+        claims: ClaimManager,
+        cpus: CpuManager | None = None,
     ) -> None:
-        """root: the kubelet's. pods(): those whose containers may run."""
+        """root: the kubelet's. pods(): those whose containers may run. cpus: None where no CPU is anybody's own."""
+        self._cpus = cpus
         self._socket, self._pods = root / "pod-resources" / "kubelet.sock", pods
         self._devices, self._claims = devices, claims
 
@@ -80,8 +87,10 @@ class PodResources:
         raise RpcError(Status.UNKNOWN, f"pod {name} in namespace {namespace} not found")
 
     async def get_allocatable_resources(self, _: Any) -> Any:
-        """The RPC GetAllocatableResources. No CPUs and no memory are anybody's own here."""
+        """The RPC GetAllocatableResources."""
         answer = schema().AllocatableResourcesResponse()
+        if self._cpus is not None:
+            answer.cpu_ids.extend(sorted(self._cpus.allocatable))
         for name, ids in self._devices.healthy().items():
             # One entry a device, as each may be of another NUMA node.
             for device in ids:
@@ -93,6 +102,8 @@ class PodResources:
         found = schema().PodResources(name=metadata["name"], namespace=metadata["namespace"])
         for container in [*(c for c in spec.get("initContainers") or () if is_sidecar(c)), *spec["containers"]]:
             entry = found.containers.add(name=container["name"])
+            if self._cpus is not None:
+                entry.cpu_ids.extend(sorted(self._cpus.of_container(metadata["uid"], container["name"])))
             for name, ids in self._devices.of_container(metadata["uid"], container["name"]).items():
                 entry.devices.add(resource_name=name, device_ids=ids)
             for claim, devices in self._claims.of_container(pod, container):

@@ -48,6 +48,8 @@ class Allocations:
     ) -> None:
         self._config, self._runtime, self._memory, self._event = config, runtime, memory_capacity, event
         self._given: dict[str, dict[str, Any]] = {}
+        #: whether a pod has CPUs of its own, which cannot be given more or fewer while it runs
+        self.pinned: Callable[[str], bool] = lambda _: False
         #: uid -> (condition type, reason, message, generation)
         self.conditions: dict[str, list[tuple[str, str, str, int]]] = {}
 
@@ -123,6 +125,8 @@ class Allocations:
         """(Infeasible or Deferred, why) of a resize that the node cannot bear."""
         if resources.is_static(pod):
             return "Infeasible", "In-place resize of static-pods is not supported"
+        if self.pinned(pod["metadata"]["uid"]):
+            return "Infeasible", "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy"
         allocatable = ((node or {}).get("status") or {}).get("allocatable") or {}
         for name in _NAMES:
             if name not in allocatable:

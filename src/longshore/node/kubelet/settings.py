@@ -69,6 +69,15 @@ def _number(value: Any) -> int:
     return value
 
 
+def _one_of(*known: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in known:
+            raise ValueError(f'unknown policy: "{value}"')
+        return str(value)
+
+    return check
+
+
 def _swap(value: Any) -> str:
     behavior = _table(value).get("swapBehavior") or "NoSwap"
     if behavior not in ("NoSwap", "LimitedSwap"):
@@ -92,6 +101,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "clusterDomain": ("cluster_domain", str),
     "containerLogMaxFiles": ("container_log_max_files", _number),
     "containerLogMaxSize": ("container_log_max_size", _bytes),
+    "cpuManagerPolicy": ("cpu_manager_policy", _one_of("none", "static")),
     "cpuCFSQuota": ("cpu_cfs_quota", _flag),
     "evictionHard": ("eviction_hard", _thresholds),
     "evictionSoft": ("eviction_soft", _thresholds),
@@ -108,6 +118,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "podPidsLimit": ("pod_pids_limit", _number),
     "registerNode": ("register_node", _flag),
     "registerWithTaints": ("register_with_taints", _taints),
+    "reservedSystemCPUs": ("reserved_system_cpus", str),
     "resolvConf": ("resolv_conf", str),
     "rotateCertificates": ("rotate_certificates", _flag),
     "serverTLSBootstrap": ("server_tls_bootstrap", _flag),

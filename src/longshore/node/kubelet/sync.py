@@ -22,6 +22,7 @@ from longshore.node.kubelet import actions, podspec
 from longshore.node.kubelet import runtime as rt
 from longshore.node.kubelet.backoff import BackOff
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.cpumanager import CpuManager
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
 from longshore.node.kubelet.dra import ClaimError, ClaimManager
 from longshore.node.kubelet.env import ConfigError, Lookup, environment
@@ -71,6 +72,7 @@ class Services:
     devices: DeviceManager
     users: Callable[[Pod], Any | None]
     claims: ClaimManager
+    cpus: CpuManager | None
 
 
 @dataclass(slots=True)
@@ -357,6 +359,8 @@ class Syncer:
                 pod, container, services.memory_capacity(), config.cpu_cfs_quota, config.swap_behavior
             )
         )
+        if services.cpus is not None:
+            found.linux.resources.cpuset_cpus = services.cpus.cpuset(metadata["uid"], container["name"])
         found.linux.security_context.CopyFrom(
             podspec.security_context(pod, container, config.root, image_user=user, target=target)
         )
