@@ -76,6 +76,7 @@ _siblings: dict[tuple[str, str, bool], Object] = {}
 SIBLINGS = 8192
 _parts: dict[bytes, Any] = {}
 PARTS = 32768
+_NODE = ("", "Node", False)
 # Texts that several objects, or several places of one, have in common.
 _COMMON = frozenset(
     ("creationTimestamp", "hostIP", "ip", "lastTransitionTime", "name", "nodeName", "podIP", "startTime", "startedAt")
@@ -100,6 +101,20 @@ def compact(obj: Object) -> Object:
                 _siblings.clear()
             _siblings[state] = obj
             _pool(meta, obj["spec"], obj.get("status") or {})
+    return obj
+
+
+def compact_node(obj: Object) -> Object:
+    """The same for a node: machines of a kind differ in their names, addresses and times."""
+    obj["metadata"].pop("managedFields", None)
+    sibling = _siblings.get(_NODE)
+    if sibling is not None:
+        _share(sibling, obj)
+    _siblings[_NODE] = obj
+    status = obj.get("status") or {}
+    for key in ("capacity", "allocatable", "conditions", "nodeInfo", "images"):
+        if part := status.get(key):
+            status[key] = _one_for_all(part)
     return obj
 
 
@@ -143,6 +158,9 @@ def _share(old: Any, new: Any) -> None:
             _share(known, value)
 
 
+_TRANSFORMS = {"Pod": compact, "Node": compact_node}
+
+
 class Informer:
     """The live copy of one collection.
 
@@ -174,7 +192,7 @@ class Informer:
         self.field_selector = field_selector
         self.store = Store({"namespace": by_namespace, **(indexers or {})})
         self.resource_version = ""
-        self._transform = transform or (compact if resource.kind == "Pod" else strip_managed_fields)
+        self._transform = transform or _TRANSFORMS.get(resource.kind, strip_managed_fields)
         self._handlers: list[Handler] = []
         self._synced = asyncio.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from sys import intern
 from typing import Any
 
 Object = dict[str, Any]
@@ -14,7 +15,8 @@ def key_of(obj: Object) -> str:
     """`namespace/name`, or `name` for what no namespace holds."""
     metadata = obj["metadata"]
     namespace = metadata.get("namespace")
-    return f"{namespace}/{metadata['name']}" if namespace else metadata["name"]
+    # One text for all who keep it.
+    return intern(f"{namespace}/{metadata['name']}") if namespace else metadata["name"]
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ log = logging.getLogger("longshore.controllers.gc")
 IGNORED = frozenset({("", "events"), ("events.k8s.io", "events")})
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
 ABSENT_SECONDS = 30.0
+NOBODY: set[str] = set()  # of most items: a set of its own would be half of what an item takes. Never added to.
 DISCOVERY_PAUSE_SECONDS = 1.0
 
 
@@ -37,7 +38,7 @@ class Item:
     namespace: str
     name: str
     owners: list[Object] = field(default_factory=list)
-    dependents: set[str] = field(default_factory=set)
+    dependents: set[str] = field(default_factory=lambda: NOBODY)
     deleting: bool = False
     finalizers: tuple[str, ...] = ()
     virtual: bool = False
@@ -194,6 +195,8 @@ class GarbageCollector(Controller):
             resource = self._by_kind.get((_group(ref), ref["kind"]))
             namespace = item.namespace if resource is None or resource.namespaced else ""
             owner = self.items[ref["uid"]] = Item(ref["uid"], resource, namespace, ref["name"], virtual=True)
+        if owner.dependents is NOBODY:
+            owner.dependents = set()
         owner.dependents.add(item.uid)
 
     def _unlink(self, owner_uid: str, uid: str) -> None:
