@@ -10,6 +10,7 @@ import orjson
 
 from longshore.cli import addons
 from longshore.cli.cluster import ClusterConfig
+from longshore.cli.main import UserError
 from longshore.client import config as client_config
 from longshore.client.resources import BY_KIND, NODES
 from longshore.client.rest import Client as APIClient
@@ -43,8 +44,11 @@ async def is_running(layout: Layout) -> bool:
 
 
 def api_client(layout: Layout, who: str = "admin") -> APIClient:
-    """A client of the API server with one of the cluster's own kubeconfigs."""
-    return APIClient(client_config.load(layout.kubeconfig(who)), user_agent="longshore")
+    """A client of the API server with one of the cluster's own kubeconfigs. Raises UserError where there is none."""
+    try:
+        return APIClient(client_config.load(layout.kubeconfig(who)), user_agent="longshore")
+    except client_config.ConfigError as error:
+        raise UserError(f"{error}: is there a cluster of this machine's own?") from None
 
 
 async def wait_ready(layout: Layout, config: ClusterConfig, say: Callable[[str], None]) -> None:

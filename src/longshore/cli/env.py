@@ -17,6 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.unset:
         print("unset KUBECONFIG DOCKER_HOST CONTAINER_RUNTIME_ENDPOINT")
         return 0
-    print(f"export KUBECONFIG={shlex.quote(str(layout.kubeconfig()))}")
+    if layout.kubeconfig().exists():  # a machine that has joined another's cluster has no administrator's
+        print(f"export KUBECONFIG={shlex.quote(str(layout.kubeconfig()))}")
     print(f"export DOCKER_HOST=unix://{shlex.quote(str(layout.docker_socket))}")
     return 0
