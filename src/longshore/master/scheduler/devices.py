@@ -144,6 +144,7 @@ class Inventory:
     def __init__(self, slices: Iterable[Object]) -> None:
         self._slices = slices
         self._newest: dict[tuple[str, str], list[Object]] | None = None
+        self._devices: dict[DeviceID, Device] = {}  # made once: what selectors read of them is worth keeping
         self._by_node: dict[str, set[tuple[str, str]]] = {}
         self._everywhere: set[tuple[str, str]] = set()
 
@@ -155,7 +156,7 @@ class Inventory:
         if self._newest is not None:
             return self._newest
         newest: dict[tuple[str, str], list[Object]] = {}
-        self._by_node, self._everywhere = {}, set()
+        self._by_node, self._everywhere, self._devices = {}, set(), {}
         for obj in self._slices:
             spec = obj["spec"]
             key = (spec["driver"], spec["pool"]["name"])
@@ -191,7 +192,11 @@ class Inventory:
                     continue
                 for device in spec.get("devices") or ():
                     if not each or reaches(device, node):
-                        pool.devices.append(Device((*key, device["name"]), device, spec))
+                        id = (*key, device["name"])
+                        made = self._devices.get(id)
+                        if made is None:
+                            made = self._devices[id] = Device(id, device, spec)
+                        pool.devices.append(made)
             if pool.devices:
                 found.append(pool)
         return found
