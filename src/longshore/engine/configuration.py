@@ -7,6 +7,7 @@ Source: moby daemon/config/config.go and the dockerd reference ("Daemon configur
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -30,7 +31,6 @@ _UNUSED = frozenset(
     [
         "allow-direct-routing",
         "authorization-plugins",
-        "bip",
         "bip6",
         "bridge",
         "cdi-spec-dirs",
@@ -40,7 +40,6 @@ _UNUSED = frozenset(
         "containerd-plugins-namespace",
         "data-root",
         "debug",
-        "default-address-pools",
         "default-gateway",
         "default-gateway-v6",
         "default-network-opts",
@@ -49,18 +48,14 @@ _UNUSED = frozenset(
         "experimental",
         "features",
         "firewall-backend",
-        "fixed-cidr",
         "fixed-cidr-v6",
         "group",
         "host-gateway-ip",
         "host-gateway-ips",
         "hosts",
-        "icc",
         "init-path",
-        "ip",
         "ip-forward",
         "ip-forward-no-drop",
-        "ip-masq",
         "ip6tables",
         "iptables",
         "ipv6",
@@ -69,7 +64,6 @@ _UNUSED = frozenset(
         "log-level",
         "metrics-addr",
         "min-api-version",
-        "mtu",
         "no-new-privileges",
         "node-generic-resources",
         "pidfile",
@@ -102,7 +96,8 @@ class ConfigurationError(ValueError):
 class Configuration:
     """The settings. log_options: of log_driver. ulimits: {"Name", "Hard", "Soft"} of containers that set none by that
     name. shm_size: bytes, 0 for dockerd's 64 MiB. labels: "key=value" of the engine. init: run docker-init in
-    containers that do not say. runtimes: name to program.
+    containers that do not say. runtimes: name to program. bridge_address ("10.0.0.1/24"), bridge_range, mtu, icc, masquerade,
+    binding_address: of the default network; address_pools: (base, size) that networks take their subnets from.
     build_entitlements: what builds may be allowed by who asks for them."""
 
     registry_mirrors: tuple[str, ...] = ()
@@ -123,6 +118,13 @@ class Configuration:
     init: bool = False
     default_runtime: str = ""
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    bridge_address: str = ""
+    bridge_range: str = ""
+    address_pools: tuple[tuple[str, int], ...] = ()
+    mtu: int = 0
+    icc: bool = True
+    masquerade: bool = True
+    binding_address: str = ""
     build_entitlements: frozenset[str] = frozenset({"network.host"})
 
     def registries(self, namespace: int | None = None) -> Registries:
@@ -261,6 +263,34 @@ def _options(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _interface(value: Any) -> str:
+    """An address with its prefix, as bip and fixed-cidr have it."""
+    text = _text(value)
+    try:
+        if "/" not in text:
+            raise ValueError(text)
+        ipaddress.IPv4Interface(text)
+    except ValueError:
+        raise ValueError(f"invalid CIDR address: {text}") from None
+    return text
+
+
+def _address(value: Any) -> str:
+    return str(ipaddress.ip_address(_text(value)))
+
+
+def _pools(value: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list of pools is wanted")
+    found = []
+    for entry in value:
+        base, size = ipaddress.ip_network(entry["base"]), entry["size"]
+        if not isinstance(size, int) or not base.prefixlen <= size <= base.max_prefixlen:
+            raise ValueError(f"invalid pool size {size} of {base}")
+        found.append((str(base), size))
+    return tuple(found)
+
+
 def _ulimits(value: Any) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, dict):
         raise ValueError("limits by name are wanted")
@@ -304,5 +334,12 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "init": ("init", _flag),
     "default-runtime": ("default_runtime", _text),
     "runtimes": ("runtimes", _runtimes),
+    "bip": ("bridge_address", _interface),
+    "fixed-cidr": ("bridge_range", _interface),
+    "default-address-pools": ("address_pools", _pools),
+    "mtu": ("mtu", _count),
+    "icc": ("icc", _flag),
+    "ip-masq": ("masquerade", _flag),
+    "ip": ("binding_address", _address),
     "builder": ("build_entitlements", _entitlements),
 }

@@ -79,6 +79,7 @@ class Engine:
             bridge=bridge,
             reserved=reserved,
             name=f"docker_{suffix}",
+            configuration=configuration,
         )
         self.networks.nameservers = configuration.dns
         self.containers = ContainerService(

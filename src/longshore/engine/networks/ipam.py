@@ -6,7 +6,7 @@ Source: Docker's documented default address pools; RFC 1918.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from longshore.engine.errors import Forbidden, InvalidParameter, SystemFailure
 
@@ -21,10 +21,16 @@ def default_pools() -> Iterator[ipaddress.IPv4Network]:
     yield from ipaddress.IPv4Network("192.168.0.0/16").subnets(new_prefix=20)
 
 
-def choose_pool(taken: Iterable[Network]) -> ipaddress.IPv4Network:
-    """The first default pool that overlaps nothing taken. Raises SystemFailure."""
+def choose_pool(taken: Iterable[Network], own: Sequence[tuple[str, int]] = ()) -> ipaddress.IPv4Network:
+    """The first pool that overlaps nothing taken, of the default ones or of `own`: (base, size). Raises SystemFailure."""
     used = [n for n in taken if isinstance(n, ipaddress.IPv4Network)]
-    for pool in default_pools():
+    chosen = (
+        subnet
+        for base, size in own
+        if ":" not in base
+        for subnet in ipaddress.IPv4Network(base).subnets(new_prefix=size)
+    )
+    for pool in chosen if own else default_pools():
         if not any(pool.overlaps(other) for other in used):
             return pool
     raise SystemFailure("all predefined address pools have been fully subnetted")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.engine import durable
+from longshore.engine.configuration import Configuration
 from longshore.engine.errors import (
     Conflict,
     EngineError,
@@ -54,12 +55,14 @@ class NetworkService:
         bridge: str = "",
         reserved: Iterable[str] = (),
         name: str = "engine",
+        configuration: Configuration | None = None,
     ) -> None:
-        """reserved: ranges that no network may get (those of pods and Services)."""
+        """reserved: ranges that no network may get (those of pods and Services). configuration: what daemon.json says."""
         self._data = data
         self._run = run
         self._emit = emit
         self._bridge = bridge
+        self._configuration = configuration or Configuration()
         self._reserved = [ipaddress.ip_network(r) for r in reserved]
         self._networks: dict[str, Network] = {}
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
@@ -88,15 +91,12 @@ class NetworkService:
                 self._keep(Network(name=name, driver=driver))
         if not any(n.name == "bridge" for n in self._networks.values()):
             network = Network(name="bridge", driver="bridge")
-            network.options = {
-                "com.docker.network.bridge.default_bridge": "true",
-                "com.docker.network.bridge.enable_icc": "true",
-                "com.docker.network.bridge.enable_ip_masquerade": "true",
-                "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-                "com.docker.network.bridge.name": self._bridge or self._free_bridge_name(),
-                "com.docker.network.driver.mtu": "1500",
-            }
-            self._assign_pools(network, {})
+            network.options = {"com.docker.network.bridge.name": self._bridge or self._free_bridge_name()}
+            self._configure_default(network)
+            self._keep(network)
+        elif self._configuration != Configuration():
+            network = self.resolve("bridge")
+            self._configure_default(network)
             self._keep(network)
         with contextlib.suppress(OSError):
             netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
@@ -140,6 +140,39 @@ class NetworkService:
             durable.keep(self._data / f"{network.id}.json")
 
     # ------------------------------------------------------------------ bridges
+
+    def _configure_default(self, network: Network) -> None:
+        """The default network as daemon.json has it; its subnet stays where none is named."""
+        given = self._configuration
+        network.options = {
+            "com.docker.network.bridge.default_bridge": "true",
+            "com.docker.network.bridge.enable_icc": str(given.icc).lower(),
+            "com.docker.network.bridge.enable_ip_masquerade": str(given.masquerade).lower(),
+            "com.docker.network.bridge.host_binding_ipv4": given.binding_address or "0.0.0.0",
+            "com.docker.network.bridge.name": network.bridge,
+            "com.docker.network.driver.mtu": str(given.mtu or 1500),
+        }
+        if not given.bridge_address and not (given.bridge_range and not network.ipam_config):
+            if not network.ipam_config:
+                self._assign_pools(network, {})
+            return
+        entry: Json = {}
+        if given.bridge_address:
+            own = ipaddress.ip_interface(given.bridge_address)
+            entry = {"Subnet": str(own.network), "Gateway": str(own.ip)}
+        if given.bridge_range:
+            within = ipaddress.ip_interface(given.bridge_range).network
+            entry.setdefault("Subnet", str(within))
+            entry["IPRange"] = str(within)
+        link = self._netlink.link(network.bridge)
+        if link is not None and network.ipam_config and network.ipam_config[0].get("Subnet") != entry["Subnet"]:
+            # A bridge with another address than the new one answers for a range that it has no more.
+            for _, address in self._netlink.addresses(link.index):
+                if address.version == 4:
+                    self._netlink.delete_address(link.index, address)
+        network.ipam_config = []
+        network.pools = []
+        self._assign_pools(network, {"Config": [entry]})
 
     def _free_bridge_name(self) -> str:
         """docker0 as scripts and firewalls know it, unless a dockerd or another engine beside this one owns it."""
@@ -343,7 +376,7 @@ class NetworkService:
         if network.driver == "bridge" and len([c for c in config if c.get("Subnet") and ":" not in c["Subnet"]]) > 1:
             raise Forbidden("bridge driver doesn't support multiple subnets")
         if network.enable_ipv4 and not any(c.get("Subnet") and ":" not in c["Subnet"] for c in config):
-            pool = ipam.choose_pool(taken)
+            pool = ipam.choose_pool(taken, self._configuration.address_pools)
             free: Json | None = next(
                 (c for c in config if not c.get("Subnet") and (c.get("Gateway") or c.get("IPRange"))), None
             )
