@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longshore.engine.errors import SystemFailure
+from longshore.engine.images.streams import passed
 
 
 class DigestMismatch(SystemFailure):
@@ -54,6 +55,7 @@ class BlobWriter:
                 view = view[os.write(self._fd, view) :]
             self._hash.update(data)
             self.offset += len(data)
+            passed(len(data))
 
     def restart(self) -> None:
         """Begin again from nothing (the other side cannot go on from the middle)."""

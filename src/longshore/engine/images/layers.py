@@ -24,6 +24,7 @@ from longshore.engine.images.database import Database, own_process, process_star
 from longshore.engine.images.extract import Extractor, remove_path
 from longshore.engine.images.flushing import Flusher
 from longshore.engine.images.pack import Packer
+from longshore.engine.images.streams import passed
 from longshore.wire.tar import TarReader
 
 log = logging.getLogger("longshore.engine.images")
@@ -69,6 +70,7 @@ class HashingReader:
         data = self._read(limit)
         self.size += len(data)
         self._hash.update(data)
+        passed(len(data))
         return data
 
     @property
