@@ -339,13 +339,15 @@ async def attach(call: Call) -> Response | None:
     # Ask for the stdio before the head goes out: the client starts the container when it has seen that.
     waiting = asyncio.ensure_future(service.attachment(container, stdin=stdin)) if stream else None
     await asyncio.sleep(0)
-    connection = await hijack(call, _stream_type(call, container))
     prefix = b""
     if logs_too and container.host["LogConfig"]["Type"] != "none":
-        # docker-py reads the head through a buffer and then the bare connection: what comes with the head is lost to it.
-        await asyncio.sleep(0.01)
+        # Before the client can send anything that would be answered into the log as well.
         async for text in streams.read_log(container, stdout=stdout, stderr=stderr):
             prefix += text
+    connection = await hijack(call, _stream_type(call, container))
+    if prefix:
+        # docker-py reads the head through a buffer and then the bare connection: what comes with the head is lost to it.
+        await asyncio.sleep(0.05)
     service.event(container, "attach")
     if waiting is None:
         connection.write(prefix)
@@ -441,11 +443,11 @@ async def archive_get(call: Call) -> Response | None:
     with archive.View(service, container) as view:
         value, _ = archive.path_stat(view, call.path["name"], call.param("path"))
         source = archive.get(view, call.path["name"], call.param("path"))
+        service.event(container, "archive-path")
         writer = await call.start(200, "application/x-tar", [("X-Docker-Container-Path-Stat", value)])
         async for data in pieces(source):
             writer.write(data)
             await writer.drain()
-    service.event(container, "archive-path")
     return None
 
 
