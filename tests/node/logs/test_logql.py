@@ -47,6 +47,11 @@ def through(query: str, line: str, **labels: str):
         ('{a="b"} | logfmt | code > 1 | __error__=""', "code=x", None),
         ('{a="b"} | json | __error__=""', "no json", None),
         ('{a="b"} | decolorize', "\x1b[31mred\x1b[0m", ("red", {})),
+        ('{a="b"} |= ip("10.0.0.0/8")', "from 10.1.2.3:80 in", ("from 10.1.2.3:80 in", {})),
+        ('{a="b"} |= ip("10.0.0.1-10.0.0.9")', "from 10.0.0.10", None),
+        ('{a="b"} != ip("2001:db8::/32")', "from 2001:db8::7 in", None),
+        ('{a="b"} | logfmt | addr = ip("10.0.0.1")', "addr=10.0.0.1", ("addr=10.0.0.1", {"addr": "10.0.0.1"})),
+        ('{a="b"} | logfmt | addr != ip("10.0.0.0/8")', "addr=10.0.0.1", None),
     ],
 )
 def test_pipelines(query, line, wanted):
@@ -71,12 +76,16 @@ def test_a_name_of_the_stream_is_not_overwritten():
         ('rate({a="b"})', "unexpected )"),
         ('sum_over_time({a="b"}[1m])', "without unwrap"),
         ('topk({a="b"})', "parameter required"),
+        ('{a="b"} |= ip("10.0.0")', "ip: invalid pattern"),
+        ('label_replace(rate({a="b"}[1m]), "a-b", "", "", "")', "invalid destination label name"),
+        ('rate({a="b"}[1m]) and on(x) group_left rate({a="b"}[1m])', "no grouping allowed for and operation"),
         ('{a="b"} | line_format "{{nosuch .x}}"', 'function "nosuch" not defined'),
     ],
 )
 def test_refusals_tell_what_is_wrong(query, words):
     with pytest.raises(ast.LogQLError, match=words.replace("$", r"\$").replace(")", r"\)")):
-        pipeline.steps(parse_log_query(query))
+        tree = parse(query)
+        pipeline.steps(tree) if isinstance(tree, ast.LogQuery) else metric.evaluate(tree, [S], source)
 
 
 @given(st.text(max_size=80))
@@ -110,6 +119,18 @@ def source(query, start, end):
         ('sum(count_over_time({a="b"}[1m])) / 2 + 1', {(): 31.0}),
         ('sum(count_over_time({a="b"}[1m])) > 100', {(): None}),
         ('2 ^ 3 ^ 0 + sum(count_over_time({a="b"}[1s])) * 0', {(): 2.0}),
+        (
+            'label_replace(sum by (pod) (count_over_time({a="b"}[30s])), "n", "${1}!", "pod", "p(.)")',
+            {(("n", f"{n}!"), ("pod", f"p{n}")): 10.0 for n in range(3)},
+        ),
+        (
+            'sum by (pod) (count_over_time({a="b"}[30s])) / on() group_left sum(count_over_time({a="b"}[30s]))',
+            {(("pod", f"p{n}"),): 1 / 3 for n in range(3)},
+        ),
+        (
+            'sum(count_over_time({a="b"}[30s])) - on() group_right sum by (pod) (count_over_time({a="b"}[30s]))',
+            {(("pod", f"p{n}"),): 20.0 for n in range(3)},
+        ),
         ('absent_over_time({a="c"} |= "nothing" [1m])', {(("a", "c"),): 1.0}),
     ],
 )

@@ -21,10 +21,11 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class LineFilter:
-    """|= != |~ !~ with one or several texts ("or")."""
+    """|= != |~ !~ |> !> with one or several texts ("or"). ip: the texts are patterns of addresses (with |= and !=)."""
 
     op: str
     values: tuple[str, ...]
+    ip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Comparison:
     label: str
     op: str
     value: str | float
-    unit: str = ""  # "duration" and "bytes" compare in seconds and bytes
+    unit: str = ""  # "duration" and "bytes" compare in seconds and bytes; "ip": value is a pattern of addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,19 @@ class Binary:
     right: Expression
     boolean: bool = False
     on: Grouping | None = None
+    many: str = ""  # "left" or "right": the side of which several series meet one of the other
+    include: tuple[str, ...] = ()  # labels that the result takes from the one
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReplace:
+    """label_replace(inner, "target", "replacement", "source", "pattern")."""
+
+    inner: Expression
+    target: str
+    replacement: str
+    source: str
+    pattern: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +139,14 @@ class Given:
     series: dict[tuple[tuple[str, str], ...], list[float | None]]
 
 
-Expression = LogQuery | RangeAggregation | VectorAggregation | Binary | Number | Given
+Expression = LogQuery | RangeAggregation | VectorAggregation | Binary | LabelReplace | Number | Given
 
 
 def leaves(tree: Expression) -> list[RangeAggregation]:
     """The range aggregations of a metric expression, from left to right."""
     if isinstance(tree, RangeAggregation):
         return [tree]
-    if isinstance(tree, VectorAggregation):
+    if isinstance(tree, VectorAggregation | LabelReplace):
         return leaves(tree.inner)
     if isinstance(tree, Binary):
         return leaves(tree.left) + leaves(tree.right)
@@ -143,7 +157,7 @@ def with_leaves(tree: Expression, given: Iterator[Given]) -> Expression:
     """The same expression with its range aggregations replaced, in the order of `leaves`."""
     if isinstance(tree, RangeAggregation):
         return next(given)
-    if isinstance(tree, VectorAggregation):
+    if isinstance(tree, VectorAggregation | LabelReplace):
         return replace(tree, inner=with_leaves(tree.inner, given))
     if isinstance(tree, Binary):
         left = with_leaves(tree.left, given)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from longshore.node.logs.logql.ast import (
     Binary,
     Expression,
     Given,
     Grouping,
+    LabelReplace,
     LogQLError,
     LogQuery,
     Number,
@@ -55,6 +58,8 @@ def evaluate(tree: Expression, steps: Sequence[int], source: Source) -> Series:
         return _range(tree, steps, source)
     if isinstance(tree, VectorAggregation):
         return _vector(tree, evaluate(tree.inner, steps, source), len(steps))
+    if isinstance(tree, LabelReplace):
+        return _label_replace(tree, evaluate(tree.inner, steps, source))
     if isinstance(tree, Binary):
         return _binary(tree, steps, source)
     raise LogQLError("a log query gives lines, not numbers")
@@ -196,6 +201,37 @@ def _vector(tree: VectorAggregation, inner: Series, width: int) -> Series:
     return result
 
 
+_GROUP = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
+
+
+def _label_replace(tree: LabelReplace, inner: Series) -> Series:
+    """Prometheus' label_replace: the pattern is anchored, what does not match stays, an empty value drops the label."""
+    pattern = re.compile(tree.pattern, re.DOTALL)
+    result: Series = {}
+    for key, row in inner.items():
+        labels = dict(key)
+        found = pattern.fullmatch(labels.get(tree.source, ""))
+        if found is not None:
+            labels.pop(tree.target, None)
+            if value := _GROUP.sub(partial(_group, found), tree.replacement):
+                labels[tree.target] = value
+        made = key_of(labels)
+        if made in result:
+            raise LogQLError("vector cannot contain metrics with the same labelset")
+        result[made] = row
+    return result
+
+
+def _group(found: re.Match[str], name: re.Match[str]) -> str:
+    wanted = name[1] or name[2]
+    if wanted is None:
+        return "$"
+    try:
+        return found[int(wanted) if wanted.isdigit() else wanted] or ""
+    except IndexError:
+        return ""
+
+
 def _divide(a: float, b: float) -> float:
     if b == 0:
         return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a)
@@ -226,6 +262,8 @@ def _binary(tree: Binary, steps: Sequence[int], source: Source) -> Series:
             for key, row in many.items()
         }
     match = tree.on or Grouping((), without=True)
+    if tree.many:
+        return _many_to_one(tree, match, left, right)
     partner = {grouped(key, match): row for key, row in right.items()}
     result: Series = {}
     for key, row in left.items():
@@ -244,6 +282,34 @@ def _binary(tree: Binary, steps: Sequence[int], source: Source) -> Series:
     if tree.op == "or":
         mine = {grouped(key, match) for key in left}
         result.update({key: row for key, row in right.items() if grouped(key, match) not in mine})
+    return result
+
+
+def _many_to_one(tree: Binary, match: Grouping, left: Series, right: Series) -> Series:
+    """group_left and group_right: each series of the many meets its one, and takes the named labels from it."""
+    many, ones = (left, right) if tree.many == "left" else (right, left)
+    one_of: dict[Key, tuple[Key, list[float | None]]] = {}
+    for key, row in ones.items():
+        group = grouped(key, match)
+        if group in one_of:
+            raise LogQLError(
+                f"found duplicate series on the {'right' if tree.many == 'left' else 'left'} side of many-to-one"
+            )
+        one_of[group] = key, row
+    result: Series = {}
+    for key, row in many.items():
+        found = one_of.get(grouped(key, match))
+        if found is None:
+            continue
+        labels, given = dict(key), dict(found[0])
+        for name in tree.include:
+            labels.pop(name, None)
+            if name in given:
+                labels[name] = given[name]
+        pairs = zip(row, found[1], strict=True)
+        result[key_of(labels)] = [
+            _combine(tree, v, o, v) if tree.many == "left" else _combine(tree, o, v, o) for v, o in pairs
+        ]
     return result
 
 

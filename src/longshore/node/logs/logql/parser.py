@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from longshore.node.logs.logql.ast import (
     Binary,
     Expression,
     Grouping,
+    LabelReplace,
     LogQLError,
     LogQuery,
     Number,
@@ -82,14 +85,21 @@ class _Parser(LogQueryParser):
             self.take()
             boolean = self.accept("bool", "name")
             matching = None
+            many = ""
+            include: tuple[str, ...] = ()
             if self.is_("on", "name") or self.is_("ignoring", "name"):
                 without = self.take().text == "ignoring"
                 matching = Grouping(self._names(), without)
+                if self.is_("group_left", "name") or self.is_("group_right", "name"):
+                    many = self.take().text.removeprefix("group_")
+                    include = self._names() if self.is_("(") else ()
+                    if op in ("and", "or", "unless"):
+                        raise LogQLError(f"parse error: no grouping allowed for {op} operation")
             # ^ binds to the right, the others to the left.
             right = self.expression(strength - 1 if op == "^" else strength)
             if isinstance(right, LogQuery):
                 raise LogQLError(f"unexpected type for right leg of binary operation ({op}): a log query")
-            left = Binary(op, left, right, boolean, matching)
+            left = Binary(op, left, right, boolean, matching, many, include)
         self._depth -= 1
         return left
 
@@ -116,6 +126,8 @@ class _Parser(LogQueryParser):
                 return self._range_aggregation()
             if word.text in VECTOR_FUNCTIONS:
                 return self._vector_aggregation()
+            if word.text == "label_replace":
+                return self._label_replace()
             if word.text == "vector":
                 self.take()
                 self.expect("(")
@@ -123,6 +135,23 @@ class _Parser(LogQueryParser):
                 self.expect(")")
                 return Number(value)
         raise self.fail()
+
+    def _label_replace(self) -> LabelReplace:
+        self.take()
+        self.expect("(")
+        inner = self.expression(0)
+        texts = []
+        for _ in range(4):
+            self.expect(",")
+            texts.append(self.expect("string").text)
+        self.expect(")")
+        if isinstance(inner, LogQuery):
+            raise LogQLError("parse error: label_replace needs a metric query")
+        target, replacement, source, pattern = texts
+        if not re.fullmatch("[a-zA-Z_][a-zA-Z0-9_]*", target):
+            raise LogQLError(f"parse error: invalid destination label name in label_replace(): {target}")
+        self._check_regex(pattern)
+        return LabelReplace(inner, target, replacement, source, pattern)
 
     def _names(self) -> tuple[str, ...]:
         self.expect("(")

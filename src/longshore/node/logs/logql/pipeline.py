@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import orjson
 
+from longshore.node.logs.logql.addresses import has_within, is_within
 from longshore.node.logs.logql.ast import Comparison, LabelFilter, LineFilter, Logical, LogQuery, Matcher, Stage
 from longshore.node.logs.logql.lexer import byte_size, duration
 from longshore.node.logs.logql.template import Template
@@ -45,7 +46,7 @@ def needles(query: LogQuery) -> list[bytes]:
     found: list[bytes] = []
     for stage in query.stages:
         if isinstance(stage, LineFilter):
-            if stage.op == "|=" and len(stage.values) == 1 and stage.values[0]:
+            if stage.op == "|=" and len(stage.values) == 1 and stage.values[0] and not stage.ip:
                 found.append(stage.values[0].encode())
         elif isinstance(stage, Stage) and stage.name in ("line_format", "unpack", "decolorize"):
             break
@@ -89,6 +90,9 @@ def _filter(test: Callable[[Labels], bool]) -> Step:
 
 def _line_filter(stage: LineFilter) -> Step:
     values = stage.values
+    if stage.ip:
+        has, sought = has_within(values[0]), stage.op == "|="
+        return lambda _t, line, labels: (line, labels) if has(line) == sought else None
     if stage.op == "|=":
         return lambda _t, line, labels: (line, labels) if any(v in line for v in values) else None
     if stage.op == "!=":
@@ -108,6 +112,9 @@ def label_filter(tree: LabelFilter) -> Callable[[Labels], bool]:
             return lambda labels: left(labels) and right(labels)
         return lambda labels: left(labels) or right(labels)
     name = tree.label
+    if isinstance(tree.value, str) and tree.unit == "ip":
+        within, sought = is_within(tree.value), tree.op == "="
+        return lambda labels: within(labels.get(name, "")) == sought
     if isinstance(tree.value, str):
         test = _text_test(tree.op, tree.value)
         return lambda labels: test(labels.get(name, ""))

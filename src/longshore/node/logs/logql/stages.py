@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from longshore.node.logs.logql.addresses import ip_test
 from longshore.node.logs.logql.ast import (
     Comparison,
     LabelFilter,
@@ -56,13 +57,16 @@ class LogQueryParser(Cursor):
         stages: list[LineFilter | Comparison | Logical | Stage] = []
         while self.next.kind == "op" and self.next.text in ("|=", "!=", "|~", "!~", "|>", "!>", "|"):
             # `!=` after a complete query is a comparison of metrics only where no string follows.
-            if self.next.text == "!=" and self.words[self.at + 1].kind != "string":
+            follower = self.words[self.at + 1]
+            if self.next.text == "!=" and follower.kind != "string" and follower.text != "ip":
                 break
             op = self.take().text
             stages.append(self._stage() if op == "|" else self._line_filter(op))
         return tuple(stages)
 
     def _line_filter(self, op: str) -> LineFilter:
+        if op in ("|=", "!=") and self.is_("ip", "name"):
+            return LineFilter(op, (self._ip(),), ip=True)
         values = [self.expect("string").text]
         while self.accept("or", "name"):
             values.append(self.expect("string").text)
@@ -70,6 +74,15 @@ class LogQueryParser(Cursor):
             for value in values:
                 self._check_regex(value)
         return LineFilter(op, tuple(values))
+
+    def _ip(self) -> str:
+        """ip("pattern")."""
+        self.take()
+        self.expect("(")
+        pattern = self.expect("string").text
+        self.expect(")")
+        ip_test(pattern)
+        return pattern
 
     def _stage(self) -> Comparison | Logical | Stage:
         word = self.next
@@ -158,6 +171,8 @@ class LogQueryParser(Cursor):
     def _comparison(self) -> Comparison:
         label = self.expect("name").text
         op = self.expect("op").text
+        if op in ("=", "!=") and self.is_("ip", "name"):
+            return Comparison(label, op, self._ip(), "ip")
         word = self.take()
         if word.kind == "string":
             if op not in ("=", "!=", "=~", "!~"):
