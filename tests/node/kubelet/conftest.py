@@ -66,12 +66,12 @@ class Node:
             "--kubelet-certificate-authority", str(pki / "ca.crt"),
         )  # fmt: skip
         self.client = Client(load(self.layout.kubeconfig()))
-        await self.until(self._answers, 30)
+        await self.until(self._answers, 60)
         await asyncio.to_thread((self.layout.data / "cluster.json").exists)
         self._spawn_manager()
         await self.start_engine()
         self.start_kubelet()
-        await self.until(self._node_ready, 30)
+        await self.until(self._node_ready, 60)
 
     def _spawn(self, *argv: str) -> None:
         log = open(self.root / f"{argv[0]}.log", "ab")  # noqa: SIM115 - the child's
