@@ -13,6 +13,7 @@ import orjson
 import yaml
 
 from longshore.api.schema import DecodeError
+from longshore.api.validation.errors import quote
 
 SCHEME = "pkg/api/legacyscheme/scheme.go:30"
 _KEY = re.compile(rb'"\s*:')
@@ -46,11 +47,22 @@ def parse_json(data: bytes, *, duplicates: bool) -> Parsed:
         problem = syntax_error(data)
         if problem:
             raise ValueError(problem) from None
+        # What orjson will not have and Go will: a half of a surrogate pair, which Go replaces.
         value = json.loads(data.decode("utf-8", "replace"))
+        value = _whole(value)
     found: list[str] = []
     if duplicates and not _written(value, data) and len(_KEY.findall(data)) != _count(value):
         found = _duplicates(data)
     return Parsed(value, found)
+
+
+def _whole(value: Any) -> Any:
+    """value with each half of a surrogate pair replaced, as Go's decoder does."""
+    if isinstance(value, str):
+        return value if value.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, dict):
+        return {_whole(key): _whole(child) for key, child in value.items()}
+    return [_whole(child) for child in value] if isinstance(value, list) else value
 
 
 def _written(value: Any, data: bytes) -> bool:
@@ -145,9 +157,7 @@ def syntax_error(data: bytes) -> str:
     state = "value"
 
     def bad(char: str, where: str) -> str:
-        shown = {"'": "'\\''", '"': "'\"'"}.get(char) or (
-            "'" + json.dumps(char)[1:-1] + "'" if ord(char) < 0x80 else f"'{char}'"
-        )
+        shown = {"'": "'\\''", '"': "'\"'"}.get(char) or ("'" + quote(char)[1:-1] + "'")
         return f"invalid character {shown} {where}"
 
     def literal(word: str) -> str:
@@ -394,20 +404,21 @@ def read(
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        shown = (
-            "array"
-            if isinstance(value, list)
-            else "string"
-            if isinstance(value, str)
-            else "bool"
-            if isinstance(value, bool)
-            else "number"
-        )
-        into = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
+        shown, into = json_kind(value), HEAD_TYPE
         raise BodyError(
             f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: json: cannot unmarshal {shown} into Go value of type {into} ({summarize(data)})"
         )
     return admit(resource, version, value, list(strict), validation, data, yaml_body=yaml_body)
+
+
+HEAD_TYPE = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
+
+
+def json_kind(value: Any) -> str:
+    """What Go's messages call a JSON value."""
+    if isinstance(value, dict | list):
+        return "object" if isinstance(value, dict) else "array"
+    return "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
 
 
 def admit(
@@ -426,7 +437,7 @@ def admit(
     given_version, given_kind = value.get("apiVersion"), value.get("kind")
     for name, given in (("apiVersion", given_version), ("kind", given_kind)):
         if given is not None and not isinstance(given, str):
-            shown = {dict: "object", list: "array", bool: "bool"}.get(type(given), "number")
+            shown = json_kind(given)
             raise BodyError(
                 f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: json: cannot unmarshal {shown} into Go struct field .{name} of type string ({summarize(data)})"
             )

@@ -11,6 +11,14 @@ from longshore.api.definitions import DATA
 Object = dict[str, Any]
 _CORE = "io.k8s.api.core.v1."
 _META = ("name", "generateName", "namespace", "uid", "labels", "annotations", "ownerReferences", "finalizers")
+_TEMPLATES = frozenset(
+    (
+        _CORE + "PersistentVolumeClaimTemplate",
+        _CORE + "PodTemplateSpec",
+        "io.k8s.api.batch.v1.JobTemplateSpec",
+        "io.k8s.api.resource.v1.ResourceClaimTemplateSpec",
+    )
+)
 _POD_NAMESPACES = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers")
 
 
@@ -65,7 +73,7 @@ def _struct(type_: schemas.Schema, value: Object) -> Any:
     fields = fields_of(type_.definition)
     if fields is None:
         return value
-    if type_.definition == _CORE + "PodTemplateSpec":
+    if type_.definition in _TEMPLATES:
         # Metadata is embedded and keeps its JSON names.
         meta = value.get("metadata") or {}
         shown = {name: meta[name] for name in _META if name in meta}

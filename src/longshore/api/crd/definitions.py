@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from longshore.api.crd import jsonpath, schema_rules
+from longshore.api.crd import schema_rules, structural
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1035_label, dns1123_label, dns1123_subdomain
 
@@ -17,8 +16,8 @@ _VERSION_FIELDS = (
     ("Deprecated", "deprecated", False),
     ("DeprecationWarning", "deprecationWarning", None),
 )
-_COLUMN_TYPES = ("integer", "number", "string", "boolean", "date")
-_COLUMN_FORMATS = ("int32", "int64", "float", "double", "byte", "date", "date-time", "password")
+_COLUMN_TYPES = ("boolean", "date", "integer", "number", "string")
+_COLUMN_FORMATS = ("byte", "date", "date-time", "double", "float", "int32", "int64", "password")
 
 
 def shared(spec: Object, key: str) -> bool:
@@ -47,7 +46,7 @@ def validate(obj: Object, errors: Errors, old: Object | None = None) -> None:
     """A definition, metadata excepted."""
     spec = obj["spec"]
     name, want = obj["metadata"].get("name", ""), f"{spec['names'].get('plural', '')}.{spec.get('group', '')}"
-    if name != want and old is None:
+    if name and name != want and old is None:
         errors.invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
     _spec(spec, errors, old)
     _stored(obj, errors)
@@ -59,8 +58,8 @@ def _spec(spec: Object, errors: Errors, old: Object | None) -> None:
         errors.required("spec.group")
     else:
         problems = dns1123_subdomain(group)
-        for message in problems:
-            errors.invalid("spec.group", group, message)
+        if problems:
+            errors.invalid("spec.group", group, ",".join(problems))
         if not problems and "." not in group:
             errors.invalid("spec.group", group, "should be a domain with at least one dot")
     scope = spec.get("scope", "")
@@ -68,6 +67,11 @@ def _spec(spec: Object, errors: Errors, old: Object | None) -> None:
         errors.required("spec.scope")
     elif scope not in ("Cluster", "Namespaced"):
         errors.unsupported("spec.scope", scope, ("Cluster", "Namespaced"))
+    if spec.get("preserveUnknownFields") and any(
+        structural.Node((v.get("schema") or {}).get("openAPIV3Schema") or {}).has_defaults
+        for v in spec.get("versions") or ()
+    ):
+        errors.invalid("spec.preserveUnknownFields", True, "must be false in order to use defaults in the schema")
     if spec.get("preserveUnknownFields") and (old is None or not old["spec"].get("preserveUnknownFields")):
         errors.invalid(
             "spec.preserveUnknownFields",
@@ -76,22 +80,30 @@ def _spec(spec: Object, errors: Errors, old: Object | None) -> None:
         )
     versions = spec.get("versions") or []
     for index, version in enumerate(versions):
+        if ((version.get("schema") or {}).get("openAPIV3Schema")) is None:
+            errors.required(f"spec.versions[{index}].schema.openAPIV3Schema")
+    for index, version in enumerate(versions):
         path = f"spec.versions[{index}]"
         name = version.get("name", "")
-        for message in dns1035_label(name):
-            errors.invalid(f"{path}.name", name, message)
-        if version.get("deprecationWarning") is not None and not version.get("deprecated"):
-            errors.invalid(
-                f"{path}.deprecationWarning", version["deprecationWarning"], "can only be set for deprecated versions"
-            )
-        if ((version.get("schema") or {}).get("openAPIV3Schema")) is None:
-            errors.required(f"{path}.schema.openAPIV3Schema")
+        problems = dns1035_label(name)
+        if problems:
+            errors.invalid(f"{path}.name", name, ",".join(problems))
+        if version.get("deprecationWarning") is not None:
+            for message in _bad_warning(version["deprecationWarning"], bool(version.get("deprecated"))):
+                errors.invalid(f"{path}.deprecationWarning", version["deprecationWarning"], message)
     names = [v.get("name") for v in versions]
     if len(set(names)) != len(names):
         errors.invalid("spec.versions", _dump_versions(spec), "must contain unique version names")
     storage = [v for v in versions if v.get("storage")]
     if len(storage) != 1:
-        errors.invalid("spec.versions", _dump_versions(spec), "must have exactly one version marked as storage version")
+        errors.invalid(
+            "spec.versions", _dump_versions(spec) or None, "must have exactly one version marked as storage version"
+        )
+    first = versions[0].get("name", "") if versions else ""
+    problems = dns1035_label(first) if first else []
+    if problems:
+        # Upstream's internal form has the first version's name once more.
+        errors.invalid("spec.version", first, ",".join(problems))
     _names(spec["names"], errors, "spec.names")
     _per_version(spec, errors, versions)
     _conversion(spec.get("conversion"), errors, "spec.conversion")
@@ -119,21 +131,35 @@ def _per_version(spec: Object, errors: Errors, versions: list[Object]) -> None:
                 check(version, errors, f"spec.versions[{index}].{key}")
 
 
+def _bad_warning(text: str, deprecated: bool) -> list[str]:
+    if not deprecated:
+        return ["can only be set for deprecated versions"]
+    found = []
+    if len(text.encode()) > 256:
+        found.append("must be <= 256 characters long")
+    if not text:
+        found.append("must not be an empty string")
+    at = next((len(text[:i].encode()) for i, char in enumerate(text) if not char.isprintable()), None)
+    if at is not None:
+        found.append(f"must only contain printable UTF-8 characters; non-printable character found at index {at}")
+    return found
+
+
 def _names(names: Object, errors: Errors, path: str) -> None:
     mixed = "may have mixed case, but should otherwise match: "
     for key in ("plural", "singular", "kind", "listKind"):
-        text = names.get(key, "")
-        if key in ("plural", "kind") and not text:
+        if not names.get(key):
             errors.required(f"{path}.{key}")
-            continue
-        if not text:
-            continue
-        for message in dns1035_label(text.lower() if key in ("kind", "listKind") else text):
-            errors.invalid(f"{path}.{key}", text, (mixed if key in ("kind", "listKind") else "") + message)
+    for key in ("plural", "singular", "kind", "listKind"):
+        text = names.get(key, "")
+        problems = dns1035_label(text.lower() if key in ("kind", "listKind") else text) if text else []
+        if problems:
+            errors.invalid(f"{path}.{key}", text, (mixed if key in ("kind", "listKind") else "") + ",".join(problems))
     for key in ("shortNames", "categories"):
         for index, text in enumerate(names.get(key) or ()):
-            for message in dns1035_label(text):
-                errors.invalid(f"{path}.{key}[{index}]", text, message)
+            problems = dns1035_label(text)
+            if problems:
+                errors.invalid(f"{path}.{key}[{index}]", text, ",".join(problems))
     if names.get("kind") and names.get("kind") == names.get("listKind"):
         errors.invalid(f"{path}.listKind", names["listKind"], "kind and listKind may not be the same")
 
@@ -151,9 +177,6 @@ def _subresources(version: Object, errors: Errors, path: str) -> None:
             continue
         if not text.startswith("."):
             errors.invalid(here, text, "must be a simple json path starting with .")
-            continue
-        if not re.fullmatch(r"(\.[A-Za-z0-9_-]+)+", text):
-            errors.invalid(here, text, "must be a dot-separated json path without array notation")
             continue
         if prefix and not text.startswith(prefix + "."):
             errors.invalid(here, text, f"should be a json path under {prefix}")
@@ -177,22 +200,16 @@ def _columns(version: Object, errors: Errors, path: str) -> None:
         text = column.get("jsonPath", "")
         if not text:
             errors.required(f"{here}.JSONPath")
-        else:
-            _json_path(errors, text, f"{here}.JSONPath")
-
-
-def _json_path(errors: Errors, text: str, path: str) -> None:
-    if not text.startswith("."):
-        errors.invalid(path, text, "is an invalid JSON path: must be a simple json path starting with .")
-        return
-    try:
-        jsonpath.parse(text)
-    except ValueError as error:
-        errors.invalid(path, text, f"is an invalid JSON path: {error}")
+        elif not text.startswith("."):
+            errors.invalid(f"{here}.JSONPath", text, "must be a simple json path starting with .")
 
 
 def _selectable(version: Object, errors: Errors, path: str) -> None:
     fields = version.get("selectableFields") or []
+    if fields and (version.get("schema") or {}).get("openAPIV3Schema") is None:
+        what = "validations.schema is" if path == "spec.selectableFields" else "`version.schema.openAPIV3Schema` is not"
+        errors.invalid(path, "", f"may only be set when {what} included")
+        return
     if len(fields) > 8:
         errors.too_many(path, len(fields), 8)
     schema = (version.get("schema") or {}).get("openAPIV3Schema") or {}
@@ -207,7 +224,7 @@ def _selectable(version: Object, errors: Errors, path: str) -> None:
             errors.duplicate(here, text)
         seen.add(text)
         if not text.startswith("."):
-            errors.invalid(here, text, "is an invalid path: must be a simple json path starting with .")
+            errors.invalid(here, text, f"is an invalid path: expected [ or . but got: {text}")
             continue
         node: Any = schema
         for name in text[1:].split("."):

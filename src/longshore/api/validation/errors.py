@@ -63,6 +63,8 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() <= {"matchLabels", "matchExpressions"}:
             return {key: _ordered(value[key]) for key in ("matchLabels", "matchExpressions") if key in value}
+        if value.keys() <= {"key", "operator", "values"} and "operator" in value:
+            return {key: value[key] for key in ("key", "operator", "values") if key in value}
         if all(isinstance(v, str) for v in value.values()) and not any(k[:1].isupper() for k in value):
             return {key: value[key] for key in sorted(value)} if "kind" not in value else value
         return {key: _ordered(child) for key, child in value.items()}

@@ -95,9 +95,20 @@ async def delete_body(call: Call) -> Object | None:
         else:
             value = decoding.parse_json(data, duplicates=False).value
     except ValueError as error:
-        raise bad_request(str(error)) from None
+        raise bad_request(f"couldn't get version/kind; json parse error: {error}") from None
+    if value is None:
+        value = {}
     if not isinstance(value, dict):
-        raise bad_request("couldn't get version/kind; json parse error")
+        raise bad_request(
+            f"couldn't get version/kind; json parse error: json: cannot unmarshal {decoding.json_kind(value)}"
+            f" into Go value of type {decoding.HEAD_TYPE}"
+        )
+    for field in ("apiVersion", "kind"):
+        if value.get(field) is not None and not isinstance(value[field], str):
+            raise bad_request(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal"
+                f" {decoding.json_kind(value[field])} into Go struct field .{field} of type string"
+            )
     kind, api_version = value.get("kind"), value.get("apiVersion") or ""
     if kind not in (None, "", "DeleteOptions"):
         raise bad_request(

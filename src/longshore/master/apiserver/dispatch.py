@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from longshore.machinery.errors import StatusError, method_not_allowed, not_found, route_not_found
+from longshore.api.times import parse_duration
+from longshore.machinery.errors import StatusError, bad_request, method_not_allowed, not_found, route_not_found
 from longshore.machinery.http import Request, Response
 from longshore.master.apiserver import bodies, options, rendering
 from longshore.master.apiserver.cache import Item
@@ -49,6 +50,16 @@ def verb_of(request: Request, info: PathInfo) -> str:
 def _without_columns(endpoint: Endpoint, subresource: str) -> bool:
     """Whether no table can show the answer: reviews, bindings, evictions and tokens."""
     return endpoint.group in _REVIEWS or endpoint.plural == "bindings" or subresource in _NO_COLUMNS
+
+
+def _check_timeout(call: Call) -> None:
+    """How long a client wants to wait, which must be a duration; nobody waits longer than the answer takes."""
+    text = call.request.param("timeout")
+    if text and call.verb != "watch":
+        try:
+            parse_duration(text)
+        except ValueError as error:
+            raise bad_request(f"invalid timeout specified in the request URL - {error}") from None
 
 
 class Dispatcher:
@@ -117,6 +128,8 @@ class Dispatcher:
 
     def _answer(self, call: Call) -> Answer | Awaitable[Answer]:
         info, verb, endpoint = call.info, call.verb, call.endpoint
+        if call.request.raw_query and "timeout=" in call.request.raw_query:
+            _check_timeout(call)
         if endpoint.plural == "endpoints":
             call.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
         special = self.special.get((endpoint.group, endpoint.plural, info.subresource))

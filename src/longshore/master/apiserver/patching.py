@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from longshore.api import decoding, times
-from longshore.api.decoding import BodyError
+from longshore.api.decoding import BodyError, json_kind
 from longshore.api.schema import DecodeError
 from longshore.machinery.errors import (
     Cause,
@@ -132,7 +132,8 @@ class Patcher:
             config = {}
         if not isinstance(config, dict):
             raise bad_request(
-                "error decoding YAML: json: cannot unmarshal into Go value of type map[string]interface {}"
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal"
+                f" {json_kind(config)} into Go value of type map[string]interface {{}}"
             )
         if doubled and options.validation == "Strict":
             raise bad_request(
@@ -229,27 +230,23 @@ def parse_patch(body: bytes, media: str) -> Any:
     if media == JSON_PATCH:
         if not isinstance(parsed, list):
             raise bad_request(
-                f"error decoding patch: json: cannot unmarshal {_json_kind(parsed)} into Go value of type []handlers.jsonPatchOp"
+                f"error decoding patch: json: cannot unmarshal {json_kind(parsed)} into Go value of type []handlers.jsonPatchOp"
             )
+        for item in parsed:
+            if not isinstance(item, dict | None):
+                raise bad_request(
+                    f"error decoding patch: json: cannot unmarshal {json_kind(item)} into Go value of type handlers.jsonPatchOp"
+                )
         if len(parsed) > jsonpatch.MAX_OPERATIONS:
             raise request_entity_too_large(
                 f"The allowed maximum operations in a JSON patch is {jsonpatch.MAX_OPERATIONS}, got {len(parsed)}"
             )
     elif not isinstance(parsed, dict):
-        raise bad_request(
-            f"error decoding patch: json: cannot unmarshal {_json_kind(parsed)} into Go value of type map[string]interface {{}}"
-        )
+        if media == MERGE_PATCH and isinstance(parsed, int | float) and not isinstance(parsed, bool):
+            raise bad_request("Invalid JSON Patch")
+        told = f"json: cannot unmarshal {json_kind(parsed)} into Go value of type map[string]interface {{}}"
+        raise bad_request(told if media == STRATEGIC else f"error decoding patch: {told}")
     return parsed
-
-
-def _json_kind(value: Any) -> str:
-    if isinstance(value, list):
-        return "array"
-    if isinstance(value, dict):
-        return "object"
-    if isinstance(value, bool):
-        return "bool"
-    return "string" if isinstance(value, str) else "number"
 
 
 def patched(endpoint: Any, live: Object, patch: Any, media: str, node: Any) -> tuple[Object, Callable[[], str]]:
@@ -262,19 +259,27 @@ def patched(endpoint: Any, live: Object, patch: Any, media: str, node: Any) -> t
                 422, "Invalid", "the server rejected our request due to an error in our request", {}
             ) from None
         if not isinstance(out, dict):
-            out = {}
-        return out, lambda: _shown(out)
+            raise StatusError(422, "Invalid", "the server rejected our request due to an error in our request", {})
+        return out, lambda: _shown(out, live)
     if media == MERGE_PATCH:
         merged = mergepatch.apply(live, patch)
-        return merged, lambda: _shown(merged)
+        return merged, lambda: _shown(merged, live)
     try:
         return strategic.apply(node, live, patch), lambda: strategic.go_text(patch)
     except strategic.PatchRefused as error:
         raise StatusError(500, "", str(error)) from None
 
 
-def _shown(out: Object) -> str:
-    return orjson.dumps({k: out[k] for k in sorted(out)}).decode()
+def _shown(out: Object, live: Object) -> str:
+    """What came out of a patch, in Go's order: what was left alone as it was, what was touched by its keys."""
+
+    def ordered(new: Any, old: Any) -> Any:
+        if new == old or not isinstance(new, dict):
+            return new
+        before = old if isinstance(old, dict) else {}
+        return {key: ordered(new[key], before.get(key)) for key in sorted(new)}
+
+    return orjson.dumps(ordered({k: out[k] for k in sorted(out)}, live)).decode()
 
 
 def _sets_version(patch: Any) -> bool:

@@ -40,7 +40,7 @@ class PodWrites:
         binding = await bodies.read_object(call, _BINDING, "v1", chosen.validation)
         metadata, target = binding.get("metadata") or {}, binding.get("target") or {}
         name = call.name or metadata.get("name", "")
-        if call.name and metadata.get("name") and metadata["name"] != call.name:
+        if call.name and metadata.get("name", "") != call.name:
             raise bad_request("name in URL does not match name in Binding object")
         namespace = metadata.get("namespace")
         if namespace and namespace != call.namespace:
@@ -96,7 +96,7 @@ class PodWrites:
         chosen = options.write_options(call.request, "CreateOptions")
         eviction = await bodies.read_object(call, _EVICTION, "v1", chosen.validation)
         metadata = eviction.get("metadata") or {}
-        if metadata.get("name") and metadata["name"] != call.name:
+        if metadata.get("name", "") != call.name:
             raise bad_request("name in URL does not match name in Eviction object")
         wanted = options.delete_options(eviction.get("deleteOptions") or {}, call.request)
         wanted.dry_run = wanted.dry_run or chosen.dry_run

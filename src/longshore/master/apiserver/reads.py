@@ -86,7 +86,10 @@ class Reader:
         options.number(request, "timeoutSeconds")
         limit = options.number(request, "limit") or 0
         chosen = selection(call)
-        wanted = parse_version(version)
+        try:
+            wanted = parse_version(version)
+        except StatusError as error:
+            raise bad_request(f"invalid resource version: {error.message}") from None
         if token:
             if version not in ("", "0"):
                 raise bad_request("specifying resource version is not allowed when using continue")

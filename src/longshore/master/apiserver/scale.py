@@ -164,7 +164,11 @@ class ScaleHandler:
     async def _replace(self, call: Call, scale: Object, chosen: WriteOptions) -> Response:
         metadata = scale.get("metadata") or {}
         have = metadata.get("name")
-        if have and have != call.name:
+        if not have:
+            raise bad_request(
+                f"the name of the object ({call.name} based on URL) was undeterminable: name must be provided"
+            )
+        if have != call.name:
             raise bad_request(f"the name of the object ({have}) does not match the name on the URL ({call.name})")
         version, uid = metadata.get("resourceVersion") or "", metadata.get("uid") or ""
         return await self._write(call, lambda live: scale, chosen, version, uid)
