@@ -32,7 +32,7 @@ _RESOURCE_FIELDS = (
     "requests.memory",
 )
 
-_CPU_DIVISORS = ("1m", "1")
+_CPU_DIVISORS: tuple[str, ...] = ("1m", "1")
 _BYTE_DIVISORS = ("1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei")
 
 

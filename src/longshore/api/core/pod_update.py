@@ -58,11 +58,10 @@ def _gates(spec: Object, before: Object, errors: Errors) -> None:
 
 
 def _container_counts(spec: Object, before: Object, errors: Errors) -> bool:
-    stop = False
     for kind in ("containers", "initContainers"):
         if len(spec.get(kind) or ()) != len(before.get(kind) or ()):
             errors.forbidden(f"spec.{kind}", "pod updates may not add or remove containers")
-            stop = True
+            return True
         else:
             for index, container in enumerate(spec.get(kind) or ()):
                 image = container.get("image", "")
@@ -70,7 +69,7 @@ def _container_counts(spec: Object, before: Object, errors: Errors) -> bool:
                     errors.required(f"spec.{kind}[{index}].image")
                 if image != image.strip() and image != before[kind][index].get("image", ""):
                     errors.invalid(f"spec.{kind}[{index}].image", image, "must not have leading or trailing whitespace")
-    return stop
+    return False
 
 
 def _deadline(spec: Object, before: Object, errors: Errors) -> None:
@@ -112,7 +111,7 @@ def _munge(spec: Object, before: Object, errors: Errors) -> Object:
             if any(selector.get(k) != v for k, v in old.items()):
                 errors.invalid(
                     "spec.nodeSelector",
-                    selector,
+                    selector or None,
                     "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
                 )
             _restore(munged, before, "nodeSelector")
