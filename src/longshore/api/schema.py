@@ -111,7 +111,18 @@ class Field:
     OpenAPI tells (None for none); nulls: an empty list or map becomes null, as in upstream's store; patch_strategy and merge_key: of strategic merge patch.
     """
 
-    __slots__ = ("default", "keep", "merge_key", "name", "nulls", "omit", "patch_strategy", "pointer", "required", "type")
+    __slots__ = (
+        "default",
+        "keep",
+        "merge_key",
+        "name",
+        "nulls",
+        "omit",
+        "patch_strategy",
+        "pointer",
+        "required",
+        "type",
+    )
 
     def __init__(
         self, name: str, type_: Schema, *, pointer: bool, omit: bool, required: bool, default: Any, node: dict[str, Any]
@@ -498,9 +509,6 @@ def _unknown(t: Schema, v: Any, path: str, found: list[str]) -> None:
         if t.items.kind in (STRUCT, LIST, MAP):
             for key, x in v.items():
                 _unknown(t.items, x, f"{path}.{key}", found)
-    elif t.kind == UNION and isinstance(v, dict):
-        assert t.items is not None
-        _unknown(t.items, v, path, found)
 
 
 _compiled: dict[str, Schema] = {}

@@ -132,18 +132,18 @@ def _list_type(schema: Object, errors: Errors, path: str) -> None:
             )
         else:
             properties = items.get("properties") or {}
-            for index, key in enumerate(keys):
-                here = f"{path}.x-kubernetes-list-map-keys[{index}]"
+            here = f"{path}.x-kubernetes-list-map-keys"
+            if len(set(keys)) != len(keys):
+                errors.invalid(here, keys, "must not contain duplicate entries")
+            for key in keys:
                 if key not in properties:
-                    errors.invalid(here, key, "entries must all be names of item properties")
+                    errors.invalid(here, keys, "entries must all be names of item properties")
                 elif properties[key].get("type") in ("array", "object"):
                     errors.invalid(
                         f"{path}.items.properties[{key}].type",
                         properties[key]["type"],
                         "must be a scalar type if parent array's x-kubernetes-list-type is map",
                     )
-                if key in keys[:index]:
-                    errors.duplicate(here, key)
                 if (
                     key in properties
                     and key not in (items.get("required") or ())
@@ -283,6 +283,9 @@ def _defaults(schema: Object, errors: Errors, path: str) -> None:
             errors.invalid(f"{path}.default", schema["default"], f"contains unknown fields: {name}")
         found = Errors()
         structural.check(schema["default"], node, found, f"{path}.default")
+        for error in found:
+            # A default is looked at by itself: it has no place in an object.
+            error.detail = error.detail.replace(f"{path}.default in body", " in body", 1)
         errors.extend(found)
     for name in sorted(schema.get("properties") or ()):
         _defaults(schema["properties"][name], errors, f"{path}.properties[{name}]")
