@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from longshore.machinery.http import Response
 from .commit import apply_changes
 from .router import Call, Router, empty, json_response
 
+log = logging.getLogger("longshore.engine.dockerapi")
 Json = dict[str, Any]
 T = TypeVar("T")
 routes = Router()
@@ -57,6 +59,13 @@ async def stream(call: Call, work: Callable[[Callable[[Json], None]], Awaitable[
             code = getattr(error, "code", None)  # of a build's failed command
             detail: Json = {**({"code": code} if isinstance(code, int) else {}), "message": error.message}
             writer.write(orjson.dumps({"errorDetail": detail, "error": error.message}) + b"\r\n")
+        except Exception:
+            if writer is None:
+                raise
+            # The answer has begun: a client that is told nothing would wait for its end.
+            log.exception("%s %s failed", call.request.method, call.request.path)
+            words = "internal error"
+            writer.write(orjson.dumps({"errorDetail": {"message": words}, "error": words}) + b"\r\n")
         if writer is None:
             await call.start(200)
         return None
