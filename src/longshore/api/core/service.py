@@ -567,8 +567,9 @@ def _policies(errors: Errors, spec: Object, kind: str) -> None:
                 port,
                 "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
             )
-    elif port < 0:
-        errors.required("spec.healthCheckNodePort")
+    else:
+        for message in port_number(port) if port else ():
+            errors.invalid("spec.healthCheckNodePort", port, message)
     internal = spec.get("internalTrafficPolicy")
     if internal is None:
         if kind in ("NodePort", "LoadBalancer", "ClusterIP"):

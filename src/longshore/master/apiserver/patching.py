@@ -242,7 +242,7 @@ def parse_patch(body: bytes, media: str) -> Any:
                 f"The allowed maximum operations in a JSON patch is {jsonpatch.MAX_OPERATIONS}, got {len(parsed)}"
             )
     elif not isinstance(parsed, dict):
-        if media == MERGE_PATCH and isinstance(parsed, int | float) and not isinstance(parsed, bool):
+        if media == MERGE_PATCH and parsed is None:
             raise bad_request("Invalid JSON Patch")
         told = f"json: cannot unmarshal {json_kind(parsed)} into Go value of type map[string]interface {{}}"
         raise bad_request(told if media == STRATEGIC else f"error decoding patch: {told}")
