@@ -72,7 +72,7 @@ def dump(definition: str, value: Object | None) -> Any:
 def _struct(type_: schemas.Schema, value: Object) -> Any:
     fields = fields_of(type_.definition)
     if fields is None:
-        return value
+        return {key: dict(sorted(child.items())) if isinstance(child, dict) else child for key, child in value.items()}
     if type_.definition in _TEMPLATES:
         # Metadata is embedded and keeps its JSON names.
         meta = value.get("metadata") or {}

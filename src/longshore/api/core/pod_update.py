@@ -134,7 +134,7 @@ def _gated_affinity(spec: Object, before: Object, munged: Object, errors: Errors
         if len(terms_old) != len(terms_new):
             errors.invalid(
                 f"{path}.{required}.nodeSelectorTerms",
-                terms_new,
+                terms_new or None,
                 "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
             )
         for index, (term, was) in enumerate(zip(terms_new, terms_old, strict=False)):
