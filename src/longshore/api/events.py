@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from longshore.api.core.event import Event as CoreEvent
+from longshore.api.gotypes import dump
 from longshore.api.strategy import Object
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
+
+_TYPES = {"involvedObject": "ObjectReference", "related": "ObjectReference", "source": "EventSource"}
 
 
 class Event(CoreEvent):
@@ -43,7 +46,10 @@ class Event(CoreEvent):
         ):  # fmt: skip
             if new.get(field) != old.get(field):
                 shown = "reportingController" if field == "reportingComponent" else field
-                errors.invalid(shown, new.get(field), metadata.IMMUTABLE)
+                value = new.get(field)
+                if field in _TYPES:
+                    value = dump(f"io.k8s.api.core.v1.{_TYPES[field]}", value)
+                errors.invalid(shown, value, metadata.IMMUTABLE)
 
 
 STRATEGIES = {"Event": Event}

@@ -54,7 +54,10 @@ class Node(Strategy):
         spec = obj["spec"]
         taints(errors, spec.get("taints") or [], "metadata.taints")
         status_resources(obj, errors)
-        ranges = spec.get("podCIDRs") or []
+        self._ranges(spec.get("podCIDRs") or [], errors)
+
+    @staticmethod
+    def _ranges(ranges: list[str], errors: Errors) -> None:
         if ranges:
             for index, text in enumerate(ranges):
                 for message in cidr(text):
@@ -73,6 +76,7 @@ class Node(Strategy):
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
         spec, before = new["spec"], old["spec"]
         status_resources(new, errors)
+        self._ranges(spec.get("podCIDRs") or [], errors)
         seen: list[Any] = []
         for index, address in enumerate(new["status"].get("addresses") or ()):
             if address in seen:
