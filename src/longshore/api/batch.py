@@ -137,16 +137,16 @@ class Job(Strategy):
         if spec.get("selector") != before.get("selector"):
             errors.invalid("spec.selector", spec.get("selector"), metadata.IMMUTABLE)
         template = spec["template"]
-        if (
-            before.get("suspend")
-            and spec["template"] != before["template"]
-            and (old.get("status") or {}).get("startTime") is None
-        ):
-            template = _schedulable(template, before["template"])
         if template != before["template"]:
-            errors.invalid(
-                "spec.template", dump("io.k8s.api.core.v1.PodTemplateSpec", spec["template"]), metadata.IMMUTABLE
-            )
+            if not _at_rest(old):
+                errors.invalid(
+                    "spec.template", dump("io.k8s.api.core.v1.PodTemplateSpec", template), metadata.IMMUTABLE
+                )
+            elif _schedulable(template, before["template"])["spec"] != before["template"]["spec"]:
+                # Where the pods go and what their containers get may change; nothing else of their spec.
+                errors.invalid(
+                    "spec.template.spec", dump("io.k8s.api.core.v1.PodSpec", template["spec"]), metadata.IMMUTABLE
+                )
         for key in ("completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"):
             if spec.get(key) != before.get(key):
                 shown = spec.get(key)
@@ -233,8 +233,16 @@ def _job_state(obj: Object) -> str:
     return "SuccessCriteriaMet" if "SuccessCriteriaMet" in true else "Running"
 
 
+def _at_rest(job: Object) -> bool:
+    """Whether a job is suspended and has no pods: then where they will go and what they get may change."""
+    status = job.get("status") or {}
+    stopped = any(c.get("type") == "Suspended" and c.get("status") == "True" for c in status.get("conditions") or ())
+    idle = status.get("startTime") is None or stopped
+    return bool(job["spec"].get("suspend")) and idle and not status.get("active")
+
+
 def _schedulable(template: Object, before: Object) -> Object:
-    """The template with what decides where its pods go put back: a suspended job may change that."""
+    """The template with what decides where its pods go, and their containers' resources, put back."""
     spec = {**template["spec"]}
     old = before["spec"]
     for key in ("affinity", "nodeSelector", "tolerations", "schedulingGates"):
@@ -242,6 +250,13 @@ def _schedulable(template: Object, before: Object) -> Object:
             spec[key] = old[key]
         else:
             spec.pop(key, None)
+    for key in ("containers", "initContainers"):
+        listed, was = spec.get(key) or [], old.get(key) or []
+        if key in spec and len(listed) == len(was):
+            spec[key] = [
+                {**new, "resources": one["resources"]} if new.get("name") == one.get("name") else new
+                for new, one in zip(listed, was, strict=True)
+            ]
     meta = {**template["metadata"]}
     for key in ("annotations", "labels"):
         if key in before["metadata"]:
@@ -532,7 +547,7 @@ class CronJob(Strategy):
         not_negative(errors, spec.get("startingDeadlineSeconds"), "spec.startingDeadlineSeconds")
         zone = spec.get("timeZone")
         if zone is not None:
-            _time_zone(errors, zone)
+            cron.time_zone(errors, zone)
         policy = spec.get("concurrencyPolicy", "")
         if not policy:
             errors.required("spec.concurrencyPolicy")
@@ -575,26 +590,6 @@ class CronJob(Strategy):
             images,
             printing.selector(spec["jobTemplate"]["spec"].get("selector")),
         ]
-
-
-def _time_zone(errors: Errors, zone: str) -> None:
-    if not zone:
-        errors.invalid("spec.timeZone", zone, "timeZone must be nil or non-empty string")
-        return
-    if zone.lower() == "local":
-        errors.invalid(
-            "spec.timeZone",
-            zone,
-            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-        )
-    if zone in ("UTC", "Etc/UTC"):
-        return
-    import zoneinfo
-
-    try:
-        zoneinfo.ZoneInfo(zone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        errors.invalid("spec.timeZone", zone, f"unknown time zone {zone}")
 
 
 STRATEGIES = {"CronJob": CronJob, "Job": Job}

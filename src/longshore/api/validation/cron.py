@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from longshore.api.times import parse_duration
+from longshore.api.validation.errors import Errors
 
 _MONTHS = {
     m: i for i, m in enumerate(("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"), 1)
@@ -116,3 +117,24 @@ def _number(text: str, names: dict[str, int]) -> int:
     if number < 0:
         raise ValueError(f"negative number ({number}) not allowed: {text}")
     return number
+
+
+def time_zone(errors: Errors, zone: str) -> None:
+    """A CronJob's spec.timeZone: the name of a zone of the IANA's."""
+    if not zone:
+        errors.invalid("spec.timeZone", zone, "timeZone must be nil or non-empty string")
+        return
+    if zone.lower() == "local":
+        errors.invalid(
+            "spec.timeZone",
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        )
+    if zone in ("UTC", "Etc/UTC"):
+        return
+    import zoneinfo
+
+    try:
+        zoneinfo.ZoneInfo(zone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        errors.invalid("spec.timeZone", zone, f"unknown time zone {zone}")
