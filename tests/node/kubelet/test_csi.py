@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from longshore.client.resources import (
     PERSISTENT_VOLUMES,
     PODS,
     SECRETS,
+    VOLUME_ATTACHMENTS,
 )
 from longshore.client.rest import is_not_found
 from longshore.machinery import mounts
@@ -47,6 +49,8 @@ class Driver:
         self.told: list[tuple[bool, str]] = []
         self.versions = ["1.11.0"]
         self.failures = 0
+        self.seen_at_stage: Callable[[], Awaitable[list[str]]] | None = None
+        self.at_stage: list[str] = []
         self.messages = csiprotocol.schema()
         self.registration = plugins.schema()
         self.servers: list[Server] = []
@@ -99,6 +103,8 @@ class Driver:
         if self.failures:
             self.failures -= 1
             raise RpcError(Status.INTERNAL, "the array is warming up")
+        if self.seen_at_stage is not None:
+            self.at_stage = await self.seen_at_stage()
         source = self.data / request.volume_id
         source.mkdir(parents=True, exist_ok=True)
         if not mounts.is_mounted(request.staging_target_path):
@@ -299,6 +305,49 @@ async def test_a_version_that_is_not_known_is_refused(node: Node, driver: Driver
         driver.versions = ["1.11.0"]
         await driver.start()
         await node.until(lambda: registered(node))
+
+
+async def test_an_attached_volume_is_told_of_before_it_is_mounted(node: Node, driver: Driver) -> None:
+    """Until the kubelet has given a volume back, its node's status says that it is in use: nobody may detach it."""
+    await node.until(lambda: registered(node))
+    await node.client.delete(CSI_DRIVERS, NAME)
+    await node.client.create(CSI_DRIVERS, {"metadata": {"name": NAME}, "spec": {"attachRequired": True}})
+    await volume(node, "far")
+    name = "csi-" + hashlib.sha256(f"handle-far{NAME}{node.name}".encode()).hexdigest()
+
+    async def in_use() -> list[str]:
+        return (await node.client.get(NODES, node.name))["status"].get("volumesInUse") or []
+
+    assert await in_use() == []
+    driver.seen_at_stage = in_use
+    await node.create("traveller", WRITER, **user("far"))
+
+    async def attach() -> bool:
+        """As a CSI attacher does it to what the controller has asked for."""
+        try:
+            await node.client.patch(VOLUME_ATTACHMENTS, name, {"status": {"attached": True}}, subresource="status")
+        except StatusError as error:
+            return not is_not_found(error)
+        return True
+
+    await node.until(attach)
+    await node.ready("traveller", 30)
+    wanted = [f"kubernetes.io/csi/{NAME}^handle-far"]
+    assert driver.at_stage == wanted and await in_use() == wanted
+    await node.stop_kubelet()
+    node.start_kubelet()
+    await node.until(lambda: registered(node))
+    assert await in_use() == wanted
+    await node.delete("traveller")
+
+    async def gone() -> bool:
+        return await in_use() == []
+
+    await node.until(gone)
+    driver.seen_at_stage = None
+    await node.client.delete(CSI_DRIVERS, NAME)
+    about = {"attachRequired": False, "podInfoOnMount": True, "volumeLifecycleModes": ["Persistent", "Ephemeral"]}
+    await node.client.create(CSI_DRIVERS, {"metadata": {"name": NAME}, "spec": {**about, "fsGroupPolicy": "File"}})
 
 
 async def test_a_block_volume_is_a_device(node: Node, driver: Driver) -> None:

@@ -124,10 +124,11 @@ class NodeStatus:
         healthy: Callable[[], str],
         pressures: Callable[[], Mapping[str, tuple[bool, str, str]]],
         devices: Callable[[], tuple[Mapping[str, str], Mapping[str, str]]] = lambda: ({}, {}),
+        volumes: Callable[[], list[str]] = list,
     ) -> None:
         """healthy(): why the node is not ready, "" when it is. pressures(): condition type -> (is so, reason, message).
-        devices(): capacity and allocatable of what device plugins offer."""
-        self._devices = devices
+        devices(): capacity and allocatable of what device plugins offer. volumes(): attached volumes in use."""
+        self._devices, self._volumes = devices, volumes
         self.config, self.client, self.runtime, self.recorder = config, client, runtime, recorder
         self._healthy, self._pressures = healthy, pressures
         self.capacity = capacity(config)
@@ -276,6 +277,9 @@ class NodeStatus:
             "nodeInfo": node_info(self.runtime, self.config),
             "images": self._images,
         }
+        volumes = self._volumes()
+        if volumes or (self._last or {}).get("volumesInUse"):
+            found["volumesInUse"] = volumes
         if self._handlers:
             found["runtimeHandlers"] = self._handlers
         if self._features:
@@ -357,6 +361,10 @@ class NodeStatus:
         made["addresses"] = [*made["addresses"], {"$patch": "replace"}]
         await self.client.patch(NODES, self.config.node_name, patch, kind="strategic", subresource="status")
         self._last, self._reported = plain, time.monotonic()
+
+    async def report(self) -> None:
+        """Tell the API server what is new now. Raises StatusError, OSError, TimeoutError."""
+        await self._report()
 
     async def run(self) -> None:
         """Report changes at once and everything now and then, until cancelled."""

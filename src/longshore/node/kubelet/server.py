@@ -94,7 +94,9 @@ async def serve(
         healthy=kubelet.unhealthy,
         pressures=upkeep.pressures.conditions,
         devices=kubelet.devices.figures,
+        volumes=kubelet.csi.in_use,
     )
+    kubelet.csi.report = node.report
     kubelet.devices_changed = node.nudge
     kubelet.allocatable = node.allocatable
     kubelet.supports_users = node.supports_users

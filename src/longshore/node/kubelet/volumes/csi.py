@@ -87,6 +87,9 @@ class CsiVolumes:
         self._drivers: dict[str, tuple[Path, set[int]]] = {}
         self._told: dict[str, dict[str, Any]] = {}
         self._busy: dict[str, asyncio.Lock] = {}
+        #: Makes the node's status tell of `in_use` now, before anything is mounted; set by who reports it.
+        self.report: Callable[[], Awaitable[None]] | None = None
+        self._in_use: set[str] | None = None
         self._telling = asyncio.Lock()
 
     # -- drivers -----------------------------------------------------------------------------------------------------
@@ -234,8 +237,11 @@ class CsiVolumes:
             wanted = capability(spec, modes, flags, can, group, block)
             context = dict(spec.get("volumeAttributes") or {})
             published: dict[str, str] = {}
-            if not ephemeral and driver.get("attachRequired", True):
+            attached = not ephemeral and driver.get("attachRequired", True)
+            if attached:
                 published = await self._attached(handle, spec["driver"])
+                await self._use(unique_name(spec["driver"], handle))
+                record["attachable"] = "true"
             staging: Path | None = None
             if STAGE_UNSTAGE in can and not ephemeral:
                 staging = self._devices("staging", name) if block else self._staging(spec["driver"], handle)
@@ -352,6 +358,30 @@ class CsiVolumes:
             raise CsiError(f"volume attachment {name}: {problem}")
         return dict(status.get("attachmentMetadata") or {})
 
+    def in_use(self) -> list[str]:
+        """Names of attached volumes that are mounted here or soon will be: none of them may be detached."""
+        if self._in_use is None:
+            self._in_use = set()
+            for path in (self._root / "pods").glob(f"*/volumes/{PLUGIN}/*/{_DATA}"):
+                record = _read(path)
+                if record is not None and record.get("attachable"):
+                    self._in_use.add(unique_name(str(record["driverName"]), str(record["volumeHandle"])))
+        return sorted(self._in_use)
+
+    async def _use(self, name: str) -> None:
+        """Say that a volume is in use before it is mounted, as upstream's kubelet does. Raises CsiError."""
+        if name in self.in_use():
+            return
+        assert self._in_use is not None
+        self._in_use.add(name)
+        if self.report is None:
+            return
+        try:
+            await self.report()
+        except (StatusError, OSError, TimeoutError) as error:
+            self._in_use.discard(name)
+            raise CsiError(f"volume {name} cannot be reported as in use: {error}") from error
+
     async def _secrets(self, reference: Mapping[str, Any] | None) -> dict[str, str]:
         if not reference:
             return {}
@@ -417,6 +447,14 @@ class CsiVolumes:
         (folder / _DATA).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
+        name = unique_name(driver, handle)
+        if name in self.in_use() and not await asyncio.to_thread(self._used_elsewhere, folder, driver, handle):
+            assert self._in_use is not None
+            self._in_use.discard(name)
+            if self.report is not None:
+                # What cannot be told now stands in the next report.
+                with contextlib.suppress(StatusError, OSError, TimeoutError):
+                    await self.report()
 
     def _used_elsewhere(self, folder: Path, driver: str, handle: str) -> bool:
         """Whether another pod of this node has the volume. Blocking."""
@@ -426,6 +464,11 @@ class CsiVolumes:
                 if (record.get("driverName"), record.get("volumeHandle")) == (driver, handle):
                     return True
         return False
+
+
+def unique_name(driver: str, handle: str) -> str:
+    """A volume's name in a node's status."""
+    return f"kubernetes.io/csi/{driver}^{handle}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
