@@ -105,6 +105,11 @@ class GarbageCollector(Controller):
             self._by_kind = {(r.group, r.kind): r for r in wanted}
             for resource in wanted - self._watching.keys():
                 self._start(resource)
+            # What has an owner of a kind that was not served then may be judged now: the owner may be gone by this time.
+            for item in self.items.values():
+                if item.virtual and item.resource is None:
+                    for dependent in item.dependents:
+                        self.queue.add(dependent)
             if not found.failures:
                 for resource in self._watching.keys() - wanted:
                     self._stop(resource)
