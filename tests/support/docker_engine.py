@@ -70,6 +70,9 @@ class DockerEngine:
         (base / "run").mkdir(parents=True)
 
     def start(self) -> None:
+        if self._process is None:
+            # An engine that has ended leaves its bridges to its containers; the name is this one's now.
+            subprocess.run(("ip", "link", "delete", "docker0"), capture_output=True, check=False)
         log = open(self.base / "log", "a")  # noqa: SIM115 - the child keeps it
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, str(self.base)], stdout=subprocess.PIPE, stderr=log, text=True
