@@ -168,14 +168,16 @@ def test_networks_names_and_ports(engine: DockerEngine) -> None:
             engine.docker("run", "--rm", "--network", "app", "busybox", "sh", "-c", fetch.format(name)).stdout
             == "hello\n"
         )
-    for address in ("127.0.0.1", "172.17.0.1"):
+    form = "{{(index .IPAM.Config 0).Gateway}}"
+    gateway = engine.docker("network", "inspect", "-f", form, "bridge").stdout.strip()
+    for address in ("127.0.0.1", gateway):
         got = subprocess.run(
             [BUSYBOX_WGET, "wget", "-qO-", f"http://{address}:18080/"], capture_output=True, text=True, timeout=10
         )
         assert got.stdout == "hello\n", address
     # Hairpin: through the host's port, from another network and from the container itself.
-    assert engine.docker("run", "--rm", "busybox", "wget", "-qO-", "http://172.17.0.1:18080/").stdout == "hello\n"
-    assert engine.docker("exec", "web", "wget", "-qO-", "http://172.17.0.1:18080/").stdout == "hello\n"
+    assert engine.docker("run", "--rm", "busybox", "wget", "-qO-", f"http://{gateway}:18080/").stdout == "hello\n"
+    assert engine.docker("exec", "web", "wget", "-qO-", f"http://{gateway}:18080/").stdout == "hello\n"
     # Other networks have no way in.
     address = engine.docker("inspect", "-f", "{{.NetworkSettings.Networks.app.IPAddress}}", "web").stdout.strip()
     done = engine.docker("run", "--rm", "busybox", "wget", "-T", "1", "-qO-", f"http://{address}/", check=False)

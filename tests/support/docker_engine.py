@@ -70,9 +70,6 @@ class DockerEngine:
         (base / "run").mkdir(parents=True)
 
     def start(self) -> None:
-        if self._process is None:
-            # An engine that has ended leaves its bridges to its containers; the name is this one's now.
-            subprocess.run(("ip", "link", "delete", "docker0"), capture_output=True, check=False)
         log = open(self.base / "log", "a")  # noqa: SIM115 - the child keeps it
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, str(self.base)], stdout=subprocess.PIPE, stderr=log, text=True
@@ -97,9 +94,14 @@ class DockerEngine:
         ids = self.docker("ps", "-aq").stdout.split()
         if ids:
             self.docker("rm", "-f", "-v", *ids)
+        # An engine that ends leaves its bridges to its containers; here the next engine is to find their names free.
+        self.docker("network", "prune", "-f")
+        form = '{{index .Options "com.docker.network.bridge.name"}}'
+        bridge = self.docker("network", "inspect", "-f", form, "bridge").stdout.strip()
         assert self._process is not None
         self._process.terminate()
         self._process.wait(10)
+        subprocess.run(("ip", "link", "delete", bridge), capture_output=True, check=False)
         with open("/proc/self/mountinfo") as table:
             mounted = [line.split()[4] for line in table]
         for path in reversed([m for m in mounted if m.startswith(str(self.base))]):
