@@ -77,30 +77,21 @@ class EndpointSlice(Strategy):
         if hostname is not None:
             for message in dns1123_label(hostname):
                 errors.invalid(f"{path}.hostname", hostname, message)
-        zones = (endpoint.get("hints") or {}).get("forZones") or []
-        if len(zones) > 8:
-            errors.too_many(f"{path}.hints.forZones", len(zones), 8)
-            return
-        seen: set[str] = set()
-        for index, zone in enumerate(zones):
-            name = zone.get("name", "")
-            if name in seen:
-                errors.duplicate(f"{path}.hints.forZones[{index}].name", name)
-            seen.add(name)
-            for message in label_value(name):
-                errors.invalid(f"{path}.hints.forZones[{index}].name", name, message)
-        nodes = (endpoint.get("hints") or {}).get("forNodes") or []
-        if len(nodes) > 8:
-            errors.too_many(f"{path}.hints.forNodes", len(nodes), 8)
-            return
-        known: set[str] = set()
-        for index, node in enumerate(nodes):
-            name = node.get("name", "")
-            if name in known:
-                errors.duplicate(f"{path}.hints.forNodes[{index}].name", name)
-            known.add(name)
-            for message in dns1123_subdomain(name):
-                errors.invalid(f"{path}.hints.forNodes[{index}].name", name, message)
+        hints = endpoint.get("hints") or {}
+        # Upstream leaves off at the first list that is too long.
+        for key, check in (("forZones", label_value), ("forNodes", dns1123_subdomain)):
+            listed = hints.get(key) or []
+            if len(listed) > 8:
+                errors.too_many(f"{path}.hints.{key}", len(listed), 8)
+                return
+            seen: set[str] = set()
+            for index, hint in enumerate(listed):
+                name, here = hint.get("name", ""), f"{path}.hints.{key}[{index}].name"
+                if name in seen:
+                    errors.duplicate(here, name)
+                seen.add(name)
+                for message in check(name):
+                    errors.invalid(here, name, message)
 
     @staticmethod
     def _ports(errors: Errors, ports: list[Object]) -> None:

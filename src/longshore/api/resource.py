@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Any
 
 from longshore.api import cel
+from longshore.api.cel.values import parse_semver
+from longshore.api.core.volume_validation import csi_driver
 from longshore.api.gotypes import dump
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata
@@ -17,13 +18,6 @@ from longshore.api.validation.quantities import is_extended as is_extended_resou
 _RESOURCE = "io.k8s.api.resource.v1."
 _MODES = ("All", "ExactCount")
 _DEVICE = {"device": "dyn"}
-#: semver.org's own expression.
-_SEMVER = re.compile(
-    r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
-    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?",
-    re.ASCII,
-).fullmatch
 
 
 def _default_request(request: Object) -> None:
@@ -72,16 +66,6 @@ def _subdomain(errors: Errors, name: str, path: str) -> None:
         errors.required(path)
         return
     for message in dns1123_subdomain(name):
-        errors.invalid(path, name, message)
-
-
-def _driver(errors: Errors, name: str, path: str) -> None:
-    if not name:
-        errors.required(path)
-        return
-    if len(name) > 63:
-        errors.too_long(path, 63)
-    for message in dns1123_subdomain(name.lower()):
         errors.invalid(path, name, message)
 
 
@@ -183,7 +167,7 @@ def _opaque(errors: Errors, config: Object, path: str) -> None:
     if opaque is None:
         errors.required(f"{path}.opaque")
         return
-    _driver(errors, opaque.get("driver", ""), f"{path}.opaque.driver")
+    csi_driver(errors, opaque.get("driver", ""), f"{path}.opaque.driver")
     if opaque.get("parameters") is None:
         errors.required(f"{path}.opaque.parameters")
 
@@ -194,7 +178,7 @@ def _qualified(errors: Errors, name: str, path: str, *, domain: bool = False) ->
         _identifier(errors, parts[0], path)
     elif len(parts) == 2:
         if parts[0]:
-            _driver(errors, parts[0], path)
+            csi_driver(errors, parts[0], path)
         else:
             errors.invalid(path, "", "the domain must not be empty")
         if parts[1]:
@@ -312,7 +296,7 @@ class ResourceSlice(Strategy):
 
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
-        _driver(errors, spec.get("driver", ""), "spec.driver")
+        csi_driver(errors, spec.get("driver", ""), "spec.driver")
         pool = spec.get("pool") or {}
         name = pool.get("name", "")
         if not name:
@@ -385,7 +369,7 @@ class ResourceSlice(Strategy):
                 errors.invalid(f"{path}[{name}]", shown, "exactly one value must be specified")
             elif given == ["string"] and len(value["string"]) > 64:
                 errors.too_long(f"{path}[{name}].string", 64)
-            elif given == ["version"] and not _SEMVER(value["version"]):
+            elif given == ["version"] and parse_semver(value["version"]) is None:
                 text = value["version"]
                 errors.invalid(
                     f"{path}[{name}].version", text, "must be a string compatible with semver.org spec 2.0.0"
