@@ -52,7 +52,7 @@ def _param_kind(errors: Errors, kind: Object, path: str) -> None:
         errors.invalid(f"{path}.kind", text, "may have mixed case, but should otherwise match: " + ",".join(messages))
 
 
-def policy_variables(spec: Object, *, params: bool) -> dict[str, Any]:
+def policy_variables(*, params: bool) -> dict[str, Any]:
     """What the expressions of a policy may name."""
     return {k: v for k, v in VARIABLES.items() if params or k != "params"}
 
@@ -81,7 +81,15 @@ class _Policy(Strategy):
             _constraints(errors, constraints, "spec.matchConstraints")
             if not constraints.get("resourceRules"):
                 errors.required("spec.matchConstraints.resourceRules")
-        return policy_variables(spec, params=spec.get("paramKind") is not None)
+        known = policy_variables(params=spec.get("paramKind") is not None)
+        match_conditions(
+            errors,
+            spec.get("matchConditions") or [],
+            "spec.matchConditions",
+            {k: v for k, v in known.items() if k != "variables"},
+        )
+        self._variables(errors, spec, known)
+        return known
 
     @staticmethod
     def _variables(errors: Errors, spec: Object, known: Mapping[str, Any]) -> None:
@@ -115,13 +123,6 @@ class ValidatingAdmissionPolicy(_Policy):
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
         known = self._common(errors, spec)
-        match_conditions(
-            errors,
-            spec.get("matchConditions") or [],
-            "spec.matchConditions",
-            {k: v for k, v in known.items() if k != "variables"},
-        )
-        self._variables(errors, spec, known)
         validations, annotations = spec.get("validations") or [], spec.get("auditAnnotations") or []
         if not validations and not annotations:
             text = "validations or auditAnnotations must contain at least one item"
@@ -191,13 +192,6 @@ class MutatingAdmissionPolicy(_Policy):
     def validate(self, obj: Object, errors: Errors, old: Object | None = None) -> None:
         spec = obj["spec"]
         known = self._common(errors, spec)
-        match_conditions(
-            errors,
-            spec.get("matchConditions") or [],
-            "spec.matchConditions",
-            {k: v for k, v in known.items() if k != "variables"},
-        )
-        self._variables(errors, spec, known)
         mutations = spec.get("mutations") or []
         if not mutations:
             errors.required("spec.mutations", "mutations must contain at least one item")
