@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -160,3 +161,13 @@ def toleration_matches(toleration: Object, taint: Object) -> bool:
     except ValueError:
         return False
     return have < want if operator == "Lt" else have > want if operator == "Gt" else False
+
+
+def attachment_name(driver: str, handle: str, node: str) -> str:
+    """The VolumeAttachment of a CSI volume on a node, by which attacher, controller and kubelet find it."""
+    return "csi-" + hashlib.sha256(f"{handle}{driver}{node}".encode()).hexdigest()
+
+
+def volume_name(driver: str, handle: str) -> str:
+    """A CSI volume in a node's status (volumesInUse, volumesAttached)."""
+    return f"kubernetes.io/csi/{driver}^{handle}"

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from longshore.client.objects import attachment_name
 from longshore.client.resources import (
     CONFIG_MAPS,
     CSI_DRIVERS,
@@ -18,7 +19,6 @@ from longshore.client.resources import (
     VOLUME_ATTACHMENTS,
     VOLUME_ATTRIBUTES_CLASSES,
 )
-from longshore.master.controllers.attachdetach import attachment_name
 
 Object = dict[str, Any]
 
@@ -66,7 +66,9 @@ async def test_a_volume_is_attached_for_a_pod_and_detached_after_it(manager: Any
     await cluster(manager)
     manager.api.put(PODS, pod("p", "n1"))
     (made,) = await manager.settle(lambda: attachments(manager), pods=False)
-    assert made["metadata"]["name"] == attachment_name(volume(), "n1")
+    assert made["metadata"]["name"] == attachment_name(
+        volume()["spec"]["csi"]["driver"], volume()["spec"]["csi"]["volumeHandle"], "n1"
+    )
     assert made["spec"] == {"attacher": "d.example.com", "nodeName": "n1", "source": {"persistentVolumeName": "pv"}}
     attacher(manager)
     unique = "kubernetes.io/csi/d.example.com^handle-pv"

@@ -5,10 +5,9 @@ Source: kubernetes pkg/controller/volume/attachdetach and pkg/volume/csi/csi_att
 
 from __future__ import annotations
 
-import hashlib
 import time
 
-from longshore.client.objects import is_terminal
+from longshore.client.objects import attachment_name, is_terminal, volume_name
 from longshore.client.resources import (
     CSI_DRIVERS,
     NODES,
@@ -30,16 +29,10 @@ OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 MANY = {"ReadWriteMany", "ReadOnlyMany"}
 
 
-def attachment_name(volume: Object, node: str) -> str:
-    """The name that the driver's attacher and the kubelet expect."""
+def _csi(volume: Object) -> tuple[str, str]:
+    """Driver and handle of a volume."""
     csi = volume["spec"]["csi"]
-    return "csi-" + hashlib.sha256(f"{csi['volumeHandle']}{csi['driver']}{node}".encode()).hexdigest()
-
-
-def unique_name(volume: Object) -> str:
-    """The volume's name in a node's status."""
-    csi = volume["spec"]["csi"]
-    return f"kubernetes.io/csi/{csi['driver']}^{csi['volumeHandle']}"
+    return csi["driver"], csi["volumeHandle"]
 
 
 class AttachDetachController(Controller):
@@ -125,7 +118,9 @@ class AttachDetachController(Controller):
         for attachment in self.attachments.store.index("node", key):
             volume = self.volumes.store.get(attachment["spec"]["source"].get("persistentVolumeName") or "")
             if volume is not None and volume["spec"].get("csi"):
-                if attachment["metadata"]["name"] == attachment_name(volume, key):  # others may be somebody else's
+                if attachment["metadata"]["name"] == attachment_name(
+                    *_csi(volume), key
+                ):  # others may be somebody else's
                     ours[volume["metadata"]["name"]] = attachment
         waits = [await self._attach(key, *wanted[name]) for name in wanted if name not in ours]
         leaving = []
@@ -141,7 +136,7 @@ class AttachDetachController(Controller):
                 leaving.append(name)
         if node is not None:
             staying = [
-                unique_name(volume)
+                volume_name(*_csi(volume))
                 for name, attachment in ours.items()
                 if name not in leaving
                 and (attachment.get("status") or {}).get("attached")
@@ -163,7 +158,7 @@ class AttachDetachController(Controller):
             return RETRY_SECONDS
         spec = {"attacher": volume["spec"]["csi"]["driver"], "nodeName": node, "source": {"persistentVolumeName": name}}
         try:
-            metadata = {"name": attachment_name(volume, node)}
+            metadata = {"name": attachment_name(*_csi(volume), node)}
             await self.client.create(VOLUME_ATTACHMENTS, {"metadata": metadata, "spec": spec})
         except StatusError as error:
             if is_already_exists(error):
@@ -193,7 +188,7 @@ class AttachDetachController(Controller):
         if node is None or any(t["key"] == OUT_OF_SERVICE for t in node["spec"].get("taints") or ()):
             return 0.0
         name = attachment["metadata"]["name"]
-        if unique_name(volume) not in ((node.get("status") or {}).get("volumesInUse") or ()):
+        if volume_name(*_csi(volume)) not in ((node.get("status") or {}).get("volumesInUse") or ()):
             return 0.0
         since = self._unused.setdefault(name, time.monotonic())
         return since + UNMOUNT_SECONDS - time.monotonic()

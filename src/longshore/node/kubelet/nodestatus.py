@@ -327,7 +327,7 @@ class NodeStatus:
         if change:
             await self.client.patch(NODES, name, {"metadata": {"labels": change}}, kind="strategic")
         self.event("Normal", "Starting", "Starting kubelet.")
-        await self._report(force=True)
+        await self.report(force=True)
 
     def seen(self, node: Mapping[str, Any]) -> None:
         """The Node as the API server has it: where somebody else has called us silent meanwhile, say again how we are."""
@@ -350,7 +350,8 @@ class NodeStatus:
         if any(allocatable.get(k) != v for k, v in self._others.items()):
             self.nudge()
 
-    async def _report(self, force: bool = False) -> None:
+    async def report(self, force: bool = False) -> None:
+        """Tell the API server what is new, or everything. Raises StatusError, OSError, TimeoutError."""
         made = self.status()
         plain = {**made, "conditions": [{k: v for k, v in c.items() if k != "lastHeartbeatTime"} for c in made["conditions"]]}  # fmt: skip
         late = time.monotonic() - self._reported > self.config.status_report_seconds
@@ -361,10 +362,6 @@ class NodeStatus:
         made["addresses"] = [*made["addresses"], {"$patch": "replace"}]
         await self.client.patch(NODES, self.config.node_name, patch, kind="strategic", subresource="status")
         self._last, self._reported = plain, time.monotonic()
-
-    async def report(self) -> None:
-        """Tell the API server what is new now. Raises StatusError, OSError, TimeoutError."""
-        await self._report()
 
     async def run(self) -> None:
         """Report changes at once and everything now and then, until cancelled."""
@@ -378,7 +375,7 @@ class NodeStatus:
             self._nudged.clear()
             await self.ask_runtime()
             try:
-                await self._report()
+                await self.report()
                 failures = 0
             except StatusError as error:
                 if is_not_found(error):

@@ -12,11 +12,13 @@ import logging
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from longshore.client.objects import attachment_name, volume_name
 from longshore.client.resources import CSI_DRIVERS, CSI_NODES, NODES, SECRETS, VOLUME_ATTACHMENTS
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery import mounts
@@ -88,8 +90,7 @@ class CsiVolumes:
         self._told: dict[str, dict[str, Any]] = {}
         self._busy: dict[str, asyncio.Lock] = {}
         #: Makes the node's status tell of `in_use` now, before anything is mounted; set by who reports it.
-        self.report: Callable[[], Awaitable[None]] | None = None
-        self._in_use: set[str] | None = None
+        self.report: Callable[[], Awaitable[None]] = _unreported
         self._telling = asyncio.Lock()
 
     # -- drivers -----------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ class CsiVolumes:
             attached = not ephemeral and driver.get("attachRequired", True)
             if attached:
                 published = await self._attached(handle, spec["driver"])
-                await self._use(unique_name(spec["driver"], handle))
+                await self._use(volume_name(spec["driver"], handle))
                 record["attachable"] = "true"
             staging: Path | None = None
             if STAGE_UNSTAGE in can and not ephemeral:
@@ -347,7 +348,7 @@ class CsiVolumes:
 
     async def _attached(self, handle: str, driver: str) -> dict[str, str]:
         """What the attacher says of the volume, once it is attached to this node. Raises CsiError."""
-        name = "csi-" + hashlib.sha256(f"{handle}{driver}{self._node}".encode()).hexdigest()
+        name = attachment_name(driver, handle, self._node)
         try:
             found = await self._client.get(VOLUME_ATTACHMENTS, name)
         except StatusError as error:
@@ -358,28 +359,27 @@ class CsiVolumes:
             raise CsiError(f"volume attachment {name}: {problem}")
         return dict(status.get("attachmentMetadata") or {})
 
+    @cached_property
+    def _used(self) -> set[str]:
+        """Names of attached volumes that are mounted here or soon will be, at first as the records on disk tell."""
+        records = map(_read, (self._root / "pods").glob(f"*/volumes/{PLUGIN}/*/{_DATA}"))
+        return {
+            volume_name(r["driverName"], r["volumeHandle"]) for r in records if r is not None and r.get("attachable")
+        }
+
     def in_use(self) -> list[str]:
-        """Names of attached volumes that are mounted here or soon will be: none of them may be detached."""
-        if self._in_use is None:
-            self._in_use = set()
-            for path in (self._root / "pods").glob(f"*/volumes/{PLUGIN}/*/{_DATA}"):
-                record = _read(path)
-                if record is not None and record.get("attachable"):
-                    self._in_use.add(unique_name(str(record["driverName"]), str(record["volumeHandle"])))
-        return sorted(self._in_use)
+        """What may not be detached, for the node's status."""
+        return sorted(self._used)
 
     async def _use(self, name: str) -> None:
         """Say that a volume is in use before it is mounted, as upstream's kubelet does. Raises CsiError."""
-        if name in self.in_use():
+        if name in self._used:
             return
-        assert self._in_use is not None
-        self._in_use.add(name)
-        if self.report is None:
-            return
+        self._used.add(name)
         try:
             await self.report()
         except (StatusError, OSError, TimeoutError) as error:
-            self._in_use.discard(name)
+            self._used.discard(name)
             raise CsiError(f"volume {name} cannot be reported as in use: {error}") from error
 
     async def _secrets(self, reference: Mapping[str, Any] | None) -> dict[str, str]:
@@ -447,14 +447,12 @@ class CsiVolumes:
         (folder / _DATA).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
-        name = unique_name(driver, handle)
-        if name in self.in_use() and not await asyncio.to_thread(self._used_elsewhere, folder, driver, handle):
-            assert self._in_use is not None
-            self._in_use.discard(name)
-            if self.report is not None:
-                # What cannot be told now stands in the next report.
-                with contextlib.suppress(StatusError, OSError, TimeoutError):
-                    await self.report()
+        name = volume_name(driver, handle)
+        if name in self._used and not await asyncio.to_thread(self._used_elsewhere, folder, driver, handle):
+            self._used.discard(name)
+            # What cannot be told now stands in the next report.
+            with contextlib.suppress(StatusError, OSError, TimeoutError):
+                await self.report()
 
     def _used_elsewhere(self, folder: Path, driver: str, handle: str) -> bool:
         """Whether another pod of this node has the volume. Blocking."""
@@ -466,9 +464,8 @@ class CsiVolumes:
         return False
 
 
-def unique_name(driver: str, handle: str) -> str:
-    """A volume's name in a node's status."""
-    return f"kubernetes.io/csi/{driver}^{handle}"
+async def _unreported() -> None:
+    """Until somebody reports the node's status."""
 
 
 def _read(path: Path) -> dict[str, Any] | None:
