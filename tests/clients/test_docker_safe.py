@@ -10,26 +10,12 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.docker_engine import DockerEngine, base_image_tar, running_engine
+from tests.support.docker_engine import DockerEngine, base_image_tar
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("docker"))
-
-
-@pytest.fixture(autouse=True)
-def clean(engine: DockerEngine) -> Iterator[None]:
-    yield
-    ids = engine.docker("ps", "-aq").stdout.split()
-    if ids:
-        engine.docker("rm", "-f", "-v", *ids)
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
 
 def image_with(engine: DockerEngine, links: dict[str, str], *changes: str) -> str:

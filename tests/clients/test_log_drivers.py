@@ -12,25 +12,12 @@ from typing import Any
 
 import msgpack
 import pytest
-from tests.support.docker_engine import DockerEngine, running_engine
+from tests.support.docker_engine import DockerEngine
 
 from longshore.machinery import pki
 from longshore.wire import forward, syslog
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("docker"))
-
-
-@pytest.fixture(autouse=True)
-def clean(engine: DockerEngine) -> Iterator[None]:
-    yield
-    ids = engine.docker("ps", "-aq").stdout.split()
-    if ids:
-        engine.docker("rm", "-f", "-v", *ids)
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
 
 def until(true: Callable[[], Any], seconds: float = 20) -> None:
