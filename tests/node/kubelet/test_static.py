@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import yaml
 
@@ -33,9 +35,15 @@ async def test_static_pod(node: Node) -> None:
     (folder / "web.yaml").write_text(manifest(1000))
     name = f"web-{node.name}"
 
+    async def mirror() -> dict[str, Any] | None:
+        """The mirror pod, None while there is none: it is replaced, so asking twice could meet two answers."""
+        return next(
+            (p for p in (await node.client.list(PODS, "default"))["items"] if p["metadata"]["name"] == name), None
+        )
+
     async def mirrored() -> bool:
-        found = [p for p in (await node.client.list(PODS, "default"))["items"] if p["metadata"]["name"] == name]
-        return bool(found) and found[0]["status"].get("phase") == "Running"
+        pod = await mirror()
+        return pod is not None and pod["status"].get("phase") == "Running"
 
     await node.until(mirrored)
     first = await node.pod(name)
@@ -45,10 +53,12 @@ async def test_static_pod(node: Node) -> None:
     await node.client.delete(PODS, name, "default")
 
     async def again() -> bool:
-        if await node.gone(name):
-            return False
-        pod = await node.pod(name)
-        return pod["metadata"]["uid"] != first["metadata"]["uid"] and pod["status"].get("phase") == "Running"
+        pod = await mirror()
+        return (
+            pod is not None
+            and pod["metadata"]["uid"] != first["metadata"]["uid"]
+            and pod["status"].get("phase") == "Running"
+        )
 
     await node.until(again)
     assert (await node.pod(name))["status"]["containerStatuses"][0]["containerID"] == (
@@ -57,10 +67,8 @@ async def test_static_pod(node: Node) -> None:
     (folder / "web.yaml").write_text(manifest(2000))
 
     async def changed() -> bool:
-        if await node.gone(name):
-            return False
-        pod = await node.pod(name)
-        return pod["metadata"]["labels"]["s"] == "2000" and pod["status"].get("phase") == "Running"
+        pod = await mirror()
+        return pod is not None and pod["metadata"]["labels"]["s"] == "2000" and pod["status"].get("phase") == "Running"
 
     await node.until(changed)
     (folder / "web.yaml").unlink()
