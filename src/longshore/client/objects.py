@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 Object = dict[str, Any]
+BOUND_BY_CONTROLLER = "pv.kubernetes.io/bound-by-controller"
 
 
 def copy(obj: Any) -> Any:
@@ -171,3 +172,20 @@ def attachment_name(driver: str, handle: str, node: str) -> str:
 def volume_name(driver: str, handle: str) -> str:
     """A CSI volume in a node's status (volumesInUse, volumesAttached)."""
     return f"kubernetes.io/csi/{driver}^{handle}"
+
+
+def promised_volume(volume: Object, claim: Object) -> Object:
+    """The PersistentVolume with its claimRef on the claim; who set a claimRef first is told by an annotation."""
+    meta = claim["metadata"]
+    ref = {
+        "kind": "PersistentVolumeClaim",
+        "apiVersion": "v1",
+        "namespace": meta["namespace"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "resourceVersion": meta["resourceVersion"],
+    }
+    metadata = dict(volume["metadata"])
+    if not volume["spec"].get("claimRef"):
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), BOUND_BY_CONTROLLER: "yes"}
+    return {**volume, "metadata": metadata, "spec": {**volume["spec"], "claimRef": ref}}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshore.client.objects import now
+from longshore.client.objects import BOUND_BY_CONTROLLER, now
 from longshore.client.resources import (
     CLUSTER_ROLES,
     CONFIG_MAPS,
@@ -351,7 +351,7 @@ async def test_claims_take_the_smallest_volume_and_release_it(manager: Any) -> N
     assert bound["spec"]["volumeName"] == "small"
     assert bound["metadata"]["annotations"] == {
         storagematch.BIND_COMPLETED: "yes",
-        storagematch.BOUND_BY_CONTROLLER: "yes",
+        BOUND_BY_CONTROLLER: "yes",
     }
     assert bound["status"] == {"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}
     await manager.settle(

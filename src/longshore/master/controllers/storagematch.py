@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from longshore.client.objects import is_deleting
+from longshore.client.objects import BOUND_BY_CONTROLLER, is_deleting
 from longshore.client.selectors import matcher
 from longshore.client.store import Object
 from longshore.machinery.quantity import parse
 
 BIND_COMPLETED = "pv.kubernetes.io/bind-completed"
-BOUND_BY_CONTROLLER = "pv.kubernetes.io/bound-by-controller"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 OLD_PROVISIONER = "volume.beta.kubernetes.io/storage-provisioner"
@@ -83,23 +82,6 @@ def best_match(claim: Object, volumes: Iterable[Object], *, delayed: bool) -> Ob
         if have >= wanted and (best is None or have < best_size):
             best, best_size = volume, have
     return best
-
-
-def promised(volume: Object, claim: Object) -> Object:
-    """The volume with its claimRef on the claim."""
-    meta = claim["metadata"]
-    ref = {
-        "kind": "PersistentVolumeClaim",
-        "apiVersion": "v1",
-        "namespace": meta["namespace"],
-        "name": meta["name"],
-        "uid": meta["uid"],
-        "resourceVersion": meta["resourceVersion"],
-    }
-    metadata = dict(volume["metadata"])
-    if not volume["spec"].get("claimRef"):
-        metadata["annotations"] = {**notes_of(volume), BOUND_BY_CONTROLLER: "yes"}
-    return {**volume, "metadata": metadata, "spec": {**volume["spec"], "claimRef": ref}}
 
 
 def bound(claim: Object, volume: Object) -> Object:

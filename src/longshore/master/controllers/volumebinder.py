@@ -6,7 +6,7 @@ Source: kubernetes pkg/controller/volume/persistentvolume, described behaviour.
 
 from __future__ import annotations
 
-from longshore.client.objects import is_deleting, now
+from longshore.client.objects import BOUND_BY_CONTROLLER, is_deleting, now, promised_volume
 from longshore.client.resources import PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, STORAGE_CLASSES
 from longshore.client.rest import is_not_found
 from longshore.client.store import Object, key_of, split_key
@@ -151,7 +151,7 @@ class PersistentVolumeBinder(Controller):
         """Four writes, each of which a restart may follow: promise, volume's phase, name, claim's phase."""
         ref = volume["spec"].get("claimRef") or {}
         if ref.get("uid") != claim["metadata"]["uid"]:
-            volume = await self.client.update(PERSISTENT_VOLUMES, match.promised(volume, claim))
+            volume = await self.client.update(PERSISTENT_VOLUMES, promised_volume(volume, claim))
         volume = await self._volume_phase(volume, "Bound")
         if match.BIND_COMPLETED not in match.notes_of(claim) or not claim["spec"].get("volumeName"):
             claim = await self.client.update(PERSISTENT_VOLUME_CLAIMS, match.bound(claim, volume))
@@ -230,10 +230,10 @@ class PersistentVolumeBinder(Controller):
             await self._volume_phase(volume, "Bound")
         elif not claim["spec"].get("volumeName"):
             self._claim(claim)
-        elif match.BOUND_BY_CONTROLLER in match.notes_of(volume):
+        elif BOUND_BY_CONTROLLER in match.notes_of(volume):
             # The claim went with another volume: this one is free again.
             metadata = {**volume["metadata"], "annotations": {**match.notes_of(volume)}}
-            metadata["annotations"].pop(match.BOUND_BY_CONTROLLER)
+            metadata["annotations"].pop(BOUND_BY_CONTROLLER)
             spec = {k: v for k, v in volume["spec"].items() if k != "claimRef"}
             await self.client.update(PERSISTENT_VOLUMES, {**volume, "metadata": metadata, "spec": spec})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from longshore.client.objects import is_deleting
+from longshore.client.objects import is_deleting, promised_volume
 from longshore.client.resources import (
     CSI_DRIVERS,
     CSI_NODES,
@@ -27,7 +27,6 @@ from longshore.master.scheduler.terms import node_term
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 BIND_COMPLETED = "pv.kubernetes.io/bind-completed"
-BOUND_BY_CONTROLLER = "pv.kubernetes.io/bound-by-controller"
 NO_PROVISIONER = "kubernetes.io/no-provisioner"
 BIND_SECONDS = 600.0
 ZONES = (
@@ -220,7 +219,7 @@ class VolumeBinding(Plugin):
         self._waiters.add(waiter)
         try:
             for claim, volume in plan[0]:
-                await client.update(PERSISTENT_VOLUMES, bound_to(volume, claim))
+                await client.update(PERSISTENT_VOLUMES, promised_volume(volume, claim))
             for claim in plan[1]:
                 if (claim["metadata"].get("annotations") or {}).get(SELECTED_NODE) != node:
                     patch = {"metadata": {"annotations": {SELECTED_NODE: node}, "uid": claim["metadata"]["uid"]}}
@@ -252,23 +251,6 @@ class VolumeBinding(Plugin):
                 return Status.error(f'selectedNode annotation value "{chosen}" not set to scheduled node "{node}"')
             return False
         return True
-
-
-def bound_to(volume: Object, claim: Object) -> Object:
-    """A volume that is promised to a claim."""
-    meta = claim["metadata"]
-    ref = {
-        "kind": "PersistentVolumeClaim",
-        "apiVersion": "v1",
-        "namespace": meta["namespace"],
-        "name": meta["name"],
-        "uid": meta["uid"],
-        "resourceVersion": meta["resourceVersion"],
-    }
-    metadata = {**volume["metadata"]}
-    if not volume["spec"].get("claimRef"):
-        metadata["annotations"] = {**(metadata.get("annotations") or {}), BOUND_BY_CONTROLLER: "yes"}
-    return {**volume, "metadata": metadata, "spec": {**volume["spec"], "claimRef": ref}}
 
 
 def _in_topology(topology: Object, node: NodeRow) -> bool:
