@@ -16,8 +16,8 @@ from longshore.node.logs.fluentd.plugin import Source
 from longshore.node.logs.fluentd.settings import Field, boolean, choice, integer, settings, string
 from longshore.node.logs.inputs.forward import ForwardInput
 from longshore.node.logs.inputs.http import HTTPInput
-from longshore.node.logs.inputs.lines import MOST_DATAGRAMS, SyslogInput, TCPInput
-from longshore.node.logs.inputs.stream import Listener
+from longshore.node.logs.inputs.lines import SyslogInput, TCPInput
+from longshore.node.logs.inputs.stream import Backlog, Listener
 from longshore.wire.forward import Event
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ class UDPSource(Source):
             raise element.error("<parse> section is required")
         self._parse, _ = make_parser(section)
         self._listener = Listener(shared=context.workers > 1)
-        self._waiting: list[Event] = []
-        self._task: asyncio.Task[None] | None = None
+        self._backlog = Backlog(self._emit)
         self.port = self.set["port"]
 
     async def start(self) -> None:
@@ -190,26 +189,15 @@ class UDPSource(Source):
 
     def _received(self, data: bytes, _peer: tuple[str, int]) -> None:
         event = self._parse(data.decode("utf-8", "replace").rstrip("\r\n"))
-        if event is None or len(self._waiting) >= MOST_DATAGRAMS:
-            return
-        self._waiting.append(event)
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._drain())
+        if event is not None:
+            self._backlog.add(event)
 
-    async def _drain(self) -> None:
-        try:
-            while self._waiting:
-                waiting, self._waiting = self._waiting, []
-                await self.emit(self.set["tag"], waiting, durable=False)
-        except OSError as error:
-            log.error("%s: datagrams are lost: %s", self.id, error)
-        finally:
-            self._task = None
+    async def _emit(self, events: list[Event]) -> None:
+        await self.emit(self.set["tag"], events, durable=False)
 
     async def close(self) -> None:
         await self._listener.close()
-        if self._task:
-            await self._task
+        await self._backlog.close()
 
 
 class SampleSource(Source):

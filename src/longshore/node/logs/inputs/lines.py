@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from longshore.node.logs.inputs.emit import Emit
-from longshore.node.logs.inputs.stream import READ_SIZE, Listener
+from longshore.node.logs.inputs.stream import READ_SIZE, Backlog, Listener
 from longshore.wire import syslog
 from longshore.wire.forward import Event
 
@@ -18,7 +18,6 @@ log = logging.getLogger("longshore.logs.lines")
 
 #: A line's text to its event; None: it is not one. Raises ValueError.
 ParseLine = Callable[[bytes], Event | None]
-MOST_DATAGRAMS = 10_000
 LONGEST_LINE = 2**20
 
 
@@ -43,9 +42,7 @@ class SyslogInput:
         self.port = port
         self._udp, self._tcp, self._tls = udp, tcp, tls
         self._listener = Listener(shared=shared)
-        self._waiting: list[bytes] = []
-        self._task: asyncio.Task[None] | None = None
-        self.dropped = 0
+        self.backlog = Backlog(self._take)
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
@@ -56,22 +53,7 @@ class SyslogInput:
             self.port = int(socket.get_extra_info("sockname")[1])
 
     def _datagram(self, data: bytes, _peer: tuple[str, int]) -> None:
-        if len(self._waiting) >= MOST_DATAGRAMS:
-            self.dropped += 1  # UDP cannot be told to wait
-            return
-        self._waiting.append(data)
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._drain())
-
-    async def _drain(self) -> None:
-        try:
-            while self._waiting:
-                waiting, self._waiting = self._waiting, []
-                await self._take(waiting)
-        except OSError as error:
-            log.error("datagrams are lost: %s", error)
-        finally:
-            self._task = None
+        self.backlog.add(data)
 
     async def _serve(self, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         framer = syslog.Framer()
@@ -98,8 +80,7 @@ class SyslogInput:
 
     async def close(self) -> None:
         await self._listener.close()
-        if self._task:
-            await self._task
+        await self.backlog.close()
 
 
 def record_of(message: syslog.Message) -> dict[Any, Any]:

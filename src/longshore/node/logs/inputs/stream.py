@@ -8,13 +8,16 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 log = logging.getLogger("longshore.logs.inputs")
 
 READ_SIZE = 256 * 1024
 MOST_CONNECTIONS = 1000
+MOST_DATAGRAMS = 10_000
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Datagram = Callable[[bytes, tuple[str, int]], None]
+T = TypeVar("T")
 
 
 def shared_socket(host: str, port: int) -> socket.socket:
@@ -29,6 +32,40 @@ def shared_socket(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+class Backlog(Generic[T]):
+    """What came by UDP and waits to be taken, in order: the sender cannot be told to wait, so there is an end to it."""
+
+    def __init__(self, take: Callable[[list[T]], Awaitable[object]]) -> None:
+        """take: receives all that waits. An OSError of it loses what it was given, and is told."""
+        self._take = take
+        self._waiting: list[T] = []
+        self._task: asyncio.Task[None] | None = None
+        self.dropped = 0
+
+    def add(self, item: T) -> None:
+        if len(self._waiting) >= MOST_DATAGRAMS:
+            self.dropped += 1
+            return
+        self._waiting.append(item)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                waiting, self._waiting = self._waiting, []
+                await self._take(waiting)
+        except OSError as error:
+            log.error("datagrams are lost: %s", error)
+        finally:
+            self._task = None
+
+    async def close(self) -> None:
+        """Return when nothing waits."""
+        if self._task:
+            await self._task
 
 
 class Listener:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import orjson
 
@@ -185,13 +186,19 @@ def _path(value: object, expression: str) -> object:
     return value
 
 
+def _json_object(line: str) -> dict[str, Any] | None:
+    """The object that a line is in JSON; None when it is none."""
+    try:
+        tree = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
 def _json(stage: Stage) -> Step:
     def step(_time: int, line: str, labels: Labels) -> tuple[str, Labels]:
-        try:
-            tree = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return line, {**labels, ERROR: "JSONParserErr"}
-        if not isinstance(tree, dict):
+        tree = _json_object(line)
+        if tree is None:
             return line, {**labels, ERROR: "JSONParserErr"}
         if stage.pairs:
             return line, _merged(labels, ((name, _text(_path(tree, text))) for name, text, _ in stage.pairs))
@@ -247,11 +254,8 @@ def _pattern(stage: Stage) -> Step:
 
 def _unpack(_stage: Stage) -> Step:
     def step(_time: int, line: str, labels: Labels) -> tuple[str, Labels]:
-        try:
-            tree = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return line, {**labels, ERROR: "JSONParserErr"}
-        if not isinstance(tree, dict):
+        tree = _json_object(line)
+        if tree is None:
             return line, {**labels, ERROR: "JSONParserErr"}
         entry = tree.pop("_entry", line)
         return str(entry), _merged(labels, ((k, v) for k, v in tree.items() if isinstance(v, str)))
