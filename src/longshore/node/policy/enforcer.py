@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from longshore.machinery import netns
-from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
+from longshore.machinery.nftables import ChangeMonitor
+from longshore.machinery.tablekeeper import TableKeeper
 from longshore.node.policy.state import PolicyState, rule_set
 
 logger = logging.getLogger("longshore.policy")
 
-T = TypeVar("T")
-
 TABLE = "longshore-policy"
-_RETRY_SECONDS = (0.5, 30.0)
 
 
-class Enforcer:
+class Enforcer(TableKeeper):
     """Keeps the tables of one node right; tell it of every change of `state` with `touch`.
 
     namespace: network namespace to work in (None: the caller's own).
@@ -37,65 +31,27 @@ class Enforcer:
         namespace: netns.Namespace | None = None,
         metrics: CollectorRegistry | None = None,
     ) -> None:
+        super().__init__("NetworkPolicies", logger, namespace)
         self.state = state
-        self.synced = asyncio.Event()
-        self.idle = asyncio.Event()
-        """Set while everything that was told is in force."""
         self._families = families
         self._sets = [rule_set(TABLE, family) for family in families]
-        self._namespace = namespace
-        self._wake = asyncio.Event()
-        self._rebuild = True
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy-nft")
-        self._nft: Nftables | None = None
-        self._monitor: ChangeMonitor | None = None
         registry = metrics or CollectorRegistry()
         self._seconds = Histogram(
             "longshore_policy_sync_duration_seconds", "Time of one change of the policies' rules", registry=registry,
             buckets=tuple(0.001 * 2**n for n in range(14)),
         )  # fmt: skip
         self._failures = Counter("longshore_policy_sync_failures", "Transactions that failed", registry=registry)
+        self._repairs = Counter("longshore_policy_repairs", "Changes of others that were undone", registry=registry)
         self._count = Gauge("longshore_policy_policies", "NetworkPolicies known", registry=registry)
 
-    def touch(self) -> None:
-        """The state has changed."""
-        self.idle.clear()
-        self._wake.set()
+    def _is_pending(self) -> bool:
+        return self.state.dirty
 
-    def repair(self) -> None:
-        """Someone else has changed the tables."""
-        if not self._rebuild:
-            logger.warning("the rules of NetworkPolicies were changed by someone else; restoring them")
-        self._rebuild = True
-        self.touch()
+    def _repaired(self) -> None:
+        self._repairs.inc()
 
-    async def run(self) -> None:
-        """Carry changes into the kernel until cancelled. The rules stay."""
-        self._nft = await self._call(lambda: Nftables(self._namespace))
-        pause = _RETRY_SECONDS[0]
-        try:
-            while True:
-                if not self.state.dirty and not self._rebuild:
-                    self.idle.set()
-                    self._wake.clear()
-                    await self._wake.wait()
-                try:
-                    await self._sync()
-                    pause = _RETRY_SECONDS[0]
-                except (NftablesError, OSError) as error:
-                    logger.error("policies cannot be put in force, trying the whole table: %s", error)
-                    self._failures.inc()
-                    self._rebuild = True
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, _RETRY_SECONDS[1])
-        finally:
-            if self._monitor is not None:
-                self._monitor.close()
-            self._nft.close()
-            self._thread.shutdown(wait=False)
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def _failed(self) -> None:
+        self._failures.inc()
 
     async def _sync(self) -> None:
         started = time.monotonic()

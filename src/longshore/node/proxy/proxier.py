@@ -13,13 +13,13 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from longshore.machinery import netns
 from longshore.machinery.conntrack import Conntrack
-from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
+from longshore.machinery.nftables import ChangeMonitor, NftablesError
 from longshore.machinery.ruleset import Rules, RuleSet
+from longshore.machinery.tablekeeper import TableKeeper
 from longshore.node.proxy.metrics import ProxyMetrics
 from longshore.node.proxy.rules import Dialect, render, rule_set
 from longshore.node.proxy.service import (
@@ -36,15 +36,12 @@ from longshore.node.proxy.topology import choose
 
 logger = logging.getLogger("longshore.proxy")
 
-T = TypeVar("T")
-
 TABLE = "longshore-proxy"
-_RETRY_SECONDS = (0.5, 30.0)
 _SLICE = 200
 """Services computed before the event loop gets a turn."""
 
 
-class Proxier:
+class Proxier(TableKeeper):
     """Keeps the tables of one node right.
 
     dialects: one per IP family that the node serves. node_local: Services ("namespace/name") that a process of this node
@@ -64,15 +61,11 @@ class Proxier:
         health_changed: Callable[[Mapping[int, tuple[str, str, int]]], None] | None = None,
         serves: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
+        super().__init__("Services", logger, namespace)
         self.node_name = node_name
         self.zone = ""
         self.table = TABLE
-        self.synced = asyncio.Event()
-        """Set once the first rules are in force."""
-        self.idle = asyncio.Event()
-        """Set while everything that was told is in force."""
         self.last_sync = 0.0
-        self._namespace = namespace
         self._node_local = frozenset(node_local)
         self._metrics = metrics or ProxyMetrics()
         self._health_changed = health_changed
@@ -86,12 +79,7 @@ class Proxier:
         self._ports: dict[str, set[tuple[int, PortName]]] = {}
         # What UDP flows may lead to: per owner its destinations and its endpoints, as they were last put in force.
         self._dirty: dict[str, None] = {}
-        self._rebuild = True
-        self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="proxy-nft")
-        self._nft: Nftables | None = None
         self._conntrack: Conntrack | None = None
-        self._monitor: ChangeMonitor | None = None
         self._doubtful = False
 
     # What the API server says.
@@ -100,11 +88,11 @@ class Proxier:
         """A Service is new or changed."""
         key = _key(obj)
         self._services[key] = obj
-        self._touch(key)
+        self._mark(key)
 
     def service_gone(self, obj: Object) -> None:
         self._services.pop(_key(obj), None)
-        self._touch(_key(obj))
+        self._mark(_key(obj))
 
     def slice(self, obj: Object, old: Object | None = None) -> None:
         """An EndpointSlice is new or changed."""
@@ -113,7 +101,7 @@ class Proxier:
         owner = slice_owner(obj)
         if owner:
             self._slices.setdefault(owner, {})[obj["metadata"]["name"]] = obj
-            self._touch(owner)
+            self._mark(owner)
 
     def slice_gone(self, obj: Object) -> None:
         owner = slice_owner(obj)
@@ -122,7 +110,7 @@ class Proxier:
             slices.pop(obj["metadata"]["name"], None)
             if not slices:
                 del self._slices[owner]
-            self._touch(owner)
+            self._mark(owner)
 
     def node(self, obj: Object) -> None:
         """This node's own object: its zone decides where hints lead."""
@@ -130,53 +118,32 @@ class Proxier:
         if zone != self.zone:
             self.zone = zone
             for key in self._services:
-                self._touch(key)
+                self._mark(key)
 
-    def _touch(self, key: str) -> None:
+    def _mark(self, key: str) -> None:
         self._dirty[key] = None
-        self._alert()
-
-    def repair(self) -> None:
-        """Someone else has changed our tables: put them back."""
-        if not self._rebuild:
-            logger.warning("the rules of Services were changed by someone else; restoring them")
-            self._metrics.repairs.inc()
-        self._rebuild = True
-        self._alert()
-
-    def _alert(self) -> None:
-        self.idle.clear()
-        self._wake.set()
+        self.touch()
 
     # What is done about it.
 
-    async def run(self) -> None:
-        """Carry changes into the kernel until cancelled. The first transaction is a rebuild: start when informed."""
-        self._nft = await self._call(lambda: Nftables(self._namespace))
+    def _is_pending(self) -> bool:
+        return bool(self._dirty) or self._doubtful
+
+    def _repaired(self) -> None:
+        self._metrics.repairs.inc()
+
+    def _failed(self) -> None:
+        self._metrics.failures.inc()
+
+    async def _open(self) -> None:
+        await super()._open()
         self._conntrack = await self._call(lambda: Conntrack(self._namespace))
         self._watch_tables()
-        pause = _RETRY_SECONDS[0]
-        try:
-            while True:
-                if not self._dirty and not self._rebuild and not self._doubtful:
-                    self.idle.set()
-                    self._wake.clear()
-                    await self._wake.wait()
-                try:
-                    await self._sync()
-                    pause = _RETRY_SECONDS[0]
-                except (NftablesError, OSError) as error:
-                    logger.error("rules cannot be put in force, trying the whole table: %s", error)
-                    self._metrics.failures.inc()
-                    self._rebuild = True
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, _RETRY_SECONDS[1])
-        finally:
-            if self._monitor is not None:
-                self._monitor.close()
-            self._nft.close()
+
+    def _close(self) -> None:
+        super()._close()
+        if self._conntrack is not None:
             self._conntrack.close()
-            self._thread.shutdown(wait=False)
 
     def _watch_tables(self) -> None:
         assert self._nft is not None
@@ -189,10 +156,7 @@ class Proxier:
     def _suspect(self) -> None:
         """Notices of changes were lost: look at the tables themselves."""
         self._doubtful = True
-        self._alert()
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        self.touch()
 
     async def _sync(self) -> None:
         started = time.monotonic()
