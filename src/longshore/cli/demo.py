@@ -23,7 +23,7 @@ import orjson
 import yaml
 
 from longshore.cli import cluster, control
-from longshore.cli.main import UserError, layout_of
+from longshore.cli.main import UserError, complete, layout_of
 from longshore.client.resources import DEPLOYMENTS, SERVICES
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client, ClientError, client_context
@@ -46,11 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"no sample application in {arguments.path}" if config else "no cluster: `longshore up` comes first"
         )
-    import uvloop
-
     demo = Demo(layout, config, arguments.path, arguments.timeout)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(demo.run())
+    complete(demo.run())
     return 0
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import time
 
 from longshore.cli import cluster, control, hostnet, teardown
-from longshore.cli.main import UserError, layout_of
+from longshore.cli.main import UserError, layout_of, need_root
 from longshore.cli.supervisor import recorded_parts
 from longshore.machinery.paths import Layout
 
@@ -21,8 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if os.geteuid() != 0:
-        raise UserError("`down` needs root")
+    need_root("down")
     layout = layout_of(arguments)
     asyncio.run(down(layout, purge=arguments.purge))
     return 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import time
 from typing import Any
 
 from longshore.cli import cluster
 from longshore.cli.down import down
 from longshore.cli.joining import node_identity
-from longshore.cli.main import UserError, layout_of
+from longshore.cli.main import UserError, layout_of, need_root
 from longshore.client.resources import NODES, PODS
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery.errors import StatusError
@@ -29,8 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if os.geteuid() != 0:
-        raise UserError("`leave` needs root")
+    need_root("leave")
     layout = layout_of(arguments)
     config = cluster.load(layout)
     if config is None or not config.remote:

@@ -6,13 +6,19 @@ Modules are imported only when they are asked for, so that a part's process carr
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from longshore import __version__
 from longshore.machinery.paths import DATA_DIR, RUN_DIR, Layout
+
+T = TypeVar("T")
 
 #: name -> (module, one line of help); in the order in which help shows them.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -47,6 +53,31 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
 
 def layout_of(arguments: argparse.Namespace) -> Layout:
     return Layout(arguments.data_dir.absolute(), arguments.run_dir.absolute())
+
+
+def need_root(command: str) -> None:
+    """Raises UserError when the caller is not root."""
+    if os.geteuid() != 0:
+        raise UserError(f"`{command}` needs root: it works on namespaces, mounts and network rules")
+
+
+def complete(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine on uvloop; its result."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def progress(quiet: bool) -> Callable[[str], None]:
+    """What prints a line with the seconds since now; nothing when quiet."""
+    started = time.monotonic()
+
+    def say(words: str) -> None:
+        if not quiet:
+            print(f"{time.monotonic() - started:6.2f}s  {words}", flush=True)
+
+    return say
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,12 +6,11 @@ import argparse
 import asyncio
 import os
 import sys
-import time
 
 import orjson
 
 from longshore.cli import addons, certificates, cluster, control, hostnet
-from longshore.cli.main import UserError, layout_of
+from longshore.cli.main import UserError, complete, layout_of, need_root, progress
 from longshore.machinery.paths import Layout
 from longshore.machinery.pki import write_file
 from longshore.machinery.process import spawn
@@ -49,23 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if os.geteuid() != 0:
-        raise UserError("`up` needs root: it makes namespaces, mounts and network rules")
-    layout = layout_of(arguments)
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(up(layout, arguments))
+    need_root("up")
+    return complete(up(layout_of(arguments), arguments))
 
 
 async def up(layout: Layout, arguments: argparse.Namespace) -> int:
     """Start what does not run, wait, tell where it is."""
-    started = time.monotonic()
-
-    def say(words: str) -> None:
-        if not arguments.quiet:
-            print(f"{time.monotonic() - started:6.2f}s  {words}", flush=True)
-
+    say = progress(arguments.quiet)
     config = cluster.load(layout)
     if config is not None and config.remote:
         raise UserError(
