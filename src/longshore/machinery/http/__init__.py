@@ -9,7 +9,7 @@ from .flow import Duplex, tunnel
 from .headers import Headers
 from .message import BodyTooLarge, BodyWriter, Handler, Peer, Request, RequestTimeout, Response
 from .server import Server, bind, plain_error
-from .tls import client_context, server_context
+from .tls import accept_any_certificate, client_context, server_context
 
 __all__ = [
     "BodyTooLarge",
@@ -27,6 +27,7 @@ __all__ = [
     "RequestTimeout",
     "Response",
     "Server",
+    "accept_any_certificate",
     "bind",
     "client_context",
     "plain_error",

@@ -13,6 +13,7 @@ from .body import Body, BodyError, LengthBody
 from .flow import SLICE, Duplex, FlowProtocol, Inbox
 from .heads import CONTINUE, HeadParser, RefusedRequest, date_line, header_lines, status_line
 from .message import BodyTooLarge, BodyWriter, Peer, Request, RequestTimeout, Response
+from .tls import intermediates
 
 if TYPE_CHECKING:
     from .server import Server
@@ -443,7 +444,9 @@ class Connection(FlowProtocol):
         if session is None:
             return Peer(address)
         certificate = get("peercert") or None
-        return Peer(address, certificate, session.getpeercert(True) if certificate else None, True)
+        if certificate is None:
+            return Peer(address, tls=True)
+        return Peer(address, certificate, session.getpeercert(True), intermediates(session), True)
 
     async def gone(self) -> None:
         if not self.lost and not self._eof:

@@ -66,8 +66,8 @@ def parse_query(text: str) -> dict[str, list[str]]:
 class Peer:
     """Who is at the other end.
 
-    address: (host, port) over TCP. certificate: ssl's getpeercert() when a verified one was shown,
-    certificate_der the same as octets.
+    address: (host, port) over TCP. certificate: ssl's getpeercert() when one was shown, verified unless the server's
+    context accepts any (tls.accept_any_certificate); certificate_der the same as octets; chain: what came with it.
     uid, gid, pid: the credentials of the process at the other end of a unix socket (SO_PEERCRED).
     context: for the part that serves: whatever it keeps with a connection.
     """
@@ -75,6 +75,7 @@ class Peer:
     address: tuple[str, int] | None = None
     certificate: dict[str, Any] | None = None
     certificate_der: bytes | None = None
+    chain: Sequence[bytes] = ()
     tls: bool = False
     uid: int | None = None
     gid: int | None = None

@@ -16,7 +16,15 @@ from typing import Any
 import orjson
 
 from longshore.machinery.errors import StatusError, request_entity_too_large, unauthorized
-from longshore.machinery.http import BodyTooLarge, Request, Response, Server, bind, server_context
+from longshore.machinery.http import (
+    BodyTooLarge,
+    Request,
+    Response,
+    Server,
+    accept_any_certificate,
+    bind,
+    server_context,
+)
 from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.aggregation import Aggregator
@@ -99,35 +107,6 @@ class Config:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class CertificateAuthenticator:
-    """Client certificates: the common name is the user, organizations are groups."""
-
-    def __init__(self) -> None:
-        self._users: dict[int, tuple[Any, UserInfo]] = {}
-
-    def authenticate(self, request: Request) -> UserInfo | None:
-        certificate = request.peer.certificate
-        if not certificate:
-            return None
-        kept = self._users.get(id(certificate))
-        if kept is not None and kept[0] is certificate:
-            return kept[1]
-        name, groups = "", []
-        for part in certificate.get("subject", ()):
-            for key, value in part:
-                if key == "commonName":
-                    name = value
-                elif key == "organizationName":
-                    groups.append(value)
-        if not name:
-            return None
-        user = UserInfo(name, groups=(*groups, "system:authenticated"))
-        if len(self._users) > 10000:
-            self._users.clear()
-        self._users[id(certificate)] = (certificate, user)
-        return user
-
-
 class PrivilegedAuthorizer:
     """system:masters may do everything."""
 
@@ -163,7 +142,7 @@ class APIServer:
         self.admission.api = self.api
         self.discovery = Discovery(self.scheme)
         self.health = Health(self.store_alive)
-        self.authenticators: list[Authenticator] = [CertificateAuthenticator()]
+        self.authenticators: list[Authenticator] = []
         self.authorizers: list[Authorizer] = [PrivilegedAuthorizer()]
         self.api.authorizers = self.authorizers
         self.path_handlers: dict[str, PathHandler] = {}
@@ -563,6 +542,8 @@ async def serve(
     if config.certificate is not None and config.key is not None:
         authorities = [c for c in (config.client_ca, config.requestheader_ca) if c is not None]
         context = server_context(config.certificate, config.key, client_ca=authorities or None)
+        if authorities and not accept_any_certificate(context):
+            log.info("certificates that no CA vouches for fail the TLS handshake: Python's OpenSSL cannot be reached")
     began = time.monotonic()
     # Clients may connect from now on and are answered as soon as there is something true to say: nobody is told
     # "forbidden" because the roles are not there yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from longshore.master.apiserver.auth.authentication import (
     TokenError,
     Tokens,
 )
+from longshore.master.apiserver.auth.certificates import Authorities
 from longshore.master.apiserver.auth.oidc import OIDC
 from longshore.master.apiserver.auth.serviceaccounts import EXTENDED, Keys, ServiceAccountTokens, TokenIssuer
 from longshore.master.apiserver.auth.statictokens import BootstrapTokens, TokenFile
@@ -201,12 +203,15 @@ def request(*headers: tuple[str, str], peer: Peer | None = None) -> Request:
     return Request(fake, "GET", "/x", Headers(headers), version="1.1", keep_alive=True)
 
 
-async def test_authentication_as_a_whole(place: Place) -> None:
-    whole = Authentication(certificates=ClientCertificates(), tokens=Tokens([place.tokens]))
+async def test_authentication_as_a_whole(place: Place, tmp_path: Path) -> None:
+    ca = pki.ensure_ca(tmp_path)
+    der = ssl.PEM_cert_to_DER_cert(pki.issue(ca, "admin", client=True).certificate.decode())
+    certificates = ClientCertificates(Authorities(tmp_path / "ca.crt"))
+    whole = Authentication(certificates=certificates, tokens=Tokens([place.tokens]))
     anonymous = whole.authenticate(request())
     assert isinstance(anonymous, UserInfo) and anonymous.name == "system:anonymous"
     subject = ((("organizationName", "system:masters"),), (("organizationName", "b"),), (("commonName", "admin"),))
-    peer = Peer(("127.0.0.1", 1), {"subject": subject}, b"der", True)
+    peer = Peer(("127.0.0.1", 1), {"subject": subject}, der, tls=True)
     admin = whole.authenticate(request(peer=peer))
     assert isinstance(admin, UserInfo)
     assert (admin.name, admin.groups) == ("admin", ("system:masters", "b", "system:authenticated"))

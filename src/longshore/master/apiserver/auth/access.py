@@ -12,6 +12,7 @@ from longshore.master.apiserver.context import API, AdmissionPlugin, Authorizer
 from . import policy
 from .authentication import Anonymous, Authentication, ClientCertificates, RequestHeaders, TokenAuthenticator, Tokens
 from .authorization import AlwaysAllow, AlwaysDeny, Authorization
+from .certificates import Authorities
 from .escalation import EscalationCheck
 from .node import NodeAuthorizer
 from .rbac import RBAC
@@ -90,9 +91,9 @@ class Access:
             kinds.append(TokenWebhook(options.token_webhook))
         certificates = proxies = None
         if options.proxy_ca is not None:
-            proxies = RequestHeaders(options.proxy_ca, options.proxy_names)
+            proxies = RequestHeaders(Authorities(options.proxy_ca), options.proxy_names)
         if options.client_ca is not None:
-            certificates = ClientCertificates(options.client_ca if proxies is not None else None)
+            certificates = ClientCertificates(Authorities(options.client_ca))
         self.authentication = Authentication(
             certificates=certificates, proxies=proxies, tokens=Tokens(kinds), anonymous=anonymous
         )

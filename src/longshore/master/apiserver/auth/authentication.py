@@ -10,8 +10,8 @@ import binascii
 import hashlib
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from longshore.machinery.errors import StatusError, unauthorized
@@ -19,11 +19,13 @@ from longshore.machinery.http import Request
 from longshore.machinery.http.message import Peer
 from longshore.master.apiserver.context import ANONYMOUS, UserInfo
 
+from .certificates import Authorities, CertificateError
 from .jwt import TokenError
 from .users import AUTHENTICATED, CREDENTIAL_ID, UNAUTHENTICATED, with_group
 
 log = logging.getLogger("longshore.apiserver.auth")
 _UID_OID = "1.3.6.1.4.1.57683.2"
+_REFUSED_SECONDS = 10.0
 _WEBSOCKET_BEARER = "base64url.bearer.authorization.k8s.io."
 
 
@@ -110,25 +112,16 @@ def bearer(request: Request) -> str:
 
 
 class ClientCertificates:
-    """Users by client certificate: CN is the name, O the groups. authorities: PEM file of the CAs, or None when TLS
-    trusts no other CA for client certificates."""
+    """Users by client certificate: CN is the name, O the groups. authorities: who may vouch for them."""
 
-    def __init__(self, authorities: Path | None = None) -> None:
-        self._authorities = authorities
-        self._loaded: list[Any] | None = None
+    def __init__(self, authorities: Authorities) -> None:
+        self.authorities = authorities
 
     def authenticate(self, peer: Peer) -> UserInfo | None:
-        certificate = peer.certificate
-        if not certificate:
-            return None
-        if self._authorities is not None:
-            if self._loaded is None:
-                self._loaded = load_certificates(self._authorities)
-            if not issued_by(peer, self._loaded):
-                return None
+        """The user whom a certificate names that the authorities vouch for; None when it names nobody."""
         name, uid = "", ""
         groups: list[str] = []
-        for part in certificate.get("subject", ()):
+        for part in (peer.certificate or {}).get("subject", ()):
             for field, value in part:
                 if field == "commonName":
                     name = value
@@ -144,46 +137,22 @@ class ClientCertificates:
         return UserInfo(name, uid, tuple(groups), extra)
 
 
-def load_certificates(path: Path) -> list[Any]:
-    from cryptography import x509
-
-    return list(x509.load_pem_x509_certificates(path.read_bytes()))
-
-
-def issued_by(peer: Peer, authorities: Sequence[Any]) -> bool:
-    """Whether one of the CAs signed a peer's certificate. TLS has checked the rest."""
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
-
-    if not peer.certificate_der:
-        return False
-    certificate = x509.load_der_x509_certificate(peer.certificate_der)
-    for authority in authorities:
-        try:
-            certificate.verify_directly_issued_by(authority)
-            return True
-        except (ValueError, TypeError, InvalidSignature):
-            continue
-    return False
-
-
 class RequestHeaders:
     """Users whom an authenticating proxy (an aggregator) names in header fields.
 
-    authorities: PEM file of the CAs for proxies' certificates. allowed_names: CNs of proxies, any when empty.
+    authorities: the CAs for proxies' certificates. allowed_names: CNs of proxies, any when empty.
     """
 
     def __init__(
         self,
-        authorities: Path,
+        authorities: Authorities,
         allowed_names: Sequence[str] = (),
         username_headers: Sequence[str] = ("X-Remote-User",),
         group_headers: Sequence[str] = ("X-Remote-Group",),
         extra_prefixes: Sequence[str] = ("X-Remote-Extra-",),
         uid_headers: Sequence[str] = ("X-Remote-Uid",),
     ) -> None:
-        self._authorities = authorities
-        self._loaded: list[Any] | None = None
+        self.authorities = authorities
         self._allowed = frozenset(allowed_names)
         self._names, self._groups, self._uids = username_headers, group_headers, uid_headers
         self._prefixes = [p.lower() for p in extra_prefixes]
@@ -210,9 +179,12 @@ class RequestHeaders:
             names = [v for part in peer.certificate.get("subject", ()) for f, v in part if f == "commonName"]
             if not names or names[-1] not in self._allowed:
                 return False
-        if self._loaded is None:
-            self._loaded = load_certificates(self._authorities)
-        return issued_by(peer, self._loaded)
+        try:
+            self.authorities.verify(peer)
+        except CertificateError as error:
+            log.debug("Unable to authenticate the request: %s", error)
+            return False
+        return True
 
 
 def _unescape(text: str) -> str:
@@ -225,12 +197,16 @@ def _unescape(text: str) -> str:
 
 
 class _Shown:
-    """What is kept with a connection: the user of its certificate."""
+    """What is kept with a connection: the user of its certificate, None where there is none.
 
-    __slots__ = ("user",)
+    refused: the certificate is no good. until: when to look at it again, in seconds of the epoch (when it ends);
+    generation: of the CAs that were asked.
+    """
 
-    def __init__(self, user: UserInfo | None) -> None:
-        self.user = user
+    __slots__ = ("generation", "refused", "until", "user")
+
+    def __init__(self, user: UserInfo | None, until: float, generation: int, refused: bool = False) -> None:
+        self.user, self.until, self.generation, self.refused = user, until, generation, refused
 
 
 class Anonymous(NamedTuple):
@@ -261,21 +237,37 @@ class Authentication:
         peer = request.peer
         if self._proxies is not None and peer.certificate and (user := self._proxies.authenticate(request)):
             return _authenticated(user)
-        if peer.certificate:
+        refused = False
+        if peer.certificate and self._certificates is not None:
             shown = peer.context
-            if not isinstance(shown, _Shown):
-                found = self._certificates.authenticate(peer) if self._certificates is not None else None
-                shown = peer.context = _Shown(_authenticated(found) if found is not None else None)
+            if (
+                not isinstance(shown, _Shown)
+                or shown.generation != self._certificates.authorities.generation
+                or shown.until < time.time()
+            ):
+                shown = peer.context = self._show(self._certificates, peer)
             if shown.user is not None:
                 return shown.user
+            refused = shown.refused
         if "authorization" in request.headers or request.wants_upgrade:
             token = bearer(request)
             if token:
                 return self._by_token(token)
         anonymous = self._anonymous
-        if anonymous.enabled and (anonymous.paths is None or request.path in anonymous.paths):
+        if not refused and anonymous.enabled and (anonymous.paths is None or request.path in anonymous.paths):
             return ANONYMOUS
         raise unauthorized()
+
+    def _show(self, certificates: ClientCertificates, peer: Peer) -> _Shown:
+        """What a connection's certificate is good for."""
+        authorities = certificates.authorities
+        try:
+            until = authorities.verify(peer)
+        except CertificateError as error:
+            log.info("Unable to authenticate the request: %s", error)
+            return _Shown(None, time.time() + _REFUSED_SECONDS, authorities.generation, refused=True)
+        found = certificates.authenticate(peer)
+        return _Shown(_authenticated(found) if found is not None else None, until, authorities.generation)
 
     def _by_token(self, token: str) -> UserInfo | Awaitable[UserInfo]:
         try:
