@@ -139,6 +139,11 @@ def test_pods_services_and_names_span_the_machines(machines):
             return {p["metadata"]["name"] + "\n" for p in pods(first)} <= seen
 
         eventually(asked, seconds=20)
+    # Both serve Ingress: the one that joined has had a certificate for that signed as well.
+    first.kubectl("create", "ingress", "web", "--rule=web.example/*=web:80")
+    for machine in (FIRST, SECOND):
+        asked = ("timeout", "5", "curl", "-s", "-H", "Host: web.example", f"http://{machine}/name")
+        eventually(lambda asked=asked: first.run(*asked).strip() in {p["metadata"]["name"] for p in pods(first)})
     # The API server reaches the other machine's kubelet and pods.
     there = next(p for p in pods(first) if p["spec"]["nodeName"] == "second")["metadata"]["name"]
     assert first.kubectl("get", "--raw", f"/api/v1/namespaces/default/pods/{there}:8080/proxy/name").strip() == there
