@@ -119,6 +119,11 @@ def _joining(config: ClusterConfig, ca: bytes) -> list[Object]:
             ],
         ),
         *_bound("longshore:node-certificates", "longshore:node-certificates", ["system:nodes"]),
+        *_cluster_role(
+            "longshore:node-ingress",
+            [{"apiGroups": ["certificates.k8s.io"], "resources": [f"{asked}/nodeingress"], "verbs": ["create"]}],
+        ),
+        *_bound("longshore:node-ingress", "longshore:node-ingress", ["system:nodes"]),
         *_cluster_role("longshore:get-nodes", [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]),
         *_bound("longshore:get-nodes", "longshore:get-nodes", [GROUP]),
         *_cluster_role("longshore:leave", [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["delete"]}]),

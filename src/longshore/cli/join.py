@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longshore.cli import cluster, control, hostnet, joining
 from longshore.cli.addons import SHARED_FACTS
 from longshore.cli.cluster import ClusterConfig, NodeConfig
-from longshore.cli.main import UserError, layout_of
+from longshore.cli.main import UserError, complete, layout_of, need_root, progress
 from longshore.cli.up import start_supervisor
 from longshore.machinery import pki
 from longshore.machinery.paths import Layout
@@ -45,23 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if os.geteuid() != 0:
-        raise UserError("`join` needs root: it makes namespaces, mounts and network rules")
-    layout = layout_of(arguments)
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(join(layout, arguments))
+    need_root("join")
+    return complete(join(layout_of(arguments), arguments))
 
 
 async def join(layout: Layout, arguments: argparse.Namespace) -> int:
     """Learn the cluster, get certificates, start the parts, wait until the node is Ready. Raises UserError."""
-    started = time.monotonic()
-
-    def say(words: str) -> None:
-        if not arguments.quiet:
-            print(f"{time.monotonic() - started:6.2f}s  {words}", flush=True)
-
+    say = progress(arguments.quiet)
     config = cluster.load(layout)
     if config is not None and not config.remote:
         raise UserError(f"{layout.data} holds a cluster of its own: another --data-dir, or `longshore down --purge`")
@@ -178,12 +166,24 @@ async def renew(layout: Layout, config: ClusterConfig) -> None:
             identity, user, signer=joining.SERVING_SIGNER, organizations=["system:nodes"], names=names
         )
         pair.write(serving, serving.with_suffix(".key"))
-    for who, name in joining.PARTS.items():
+    await renew_parts(layout, config)
+
+
+async def renew_parts(layout: Layout, config: ClusterConfig) -> None:
+    """Have the certificates of the parts beside the kubelet signed, where missing or near their end. Raises UserError."""
+    identity = joining.node_identity(layout, config.nodes[0].name)
+    for who, part in joining.PARTS.items():
         file = layout.pki / f"{who}.crt"
-        if not _is_good(file, ()):
-            pair = await joining.certificate(identity, name, signer=joining.CLIENT_SIGNER)
-            pair.write(file, file.with_suffix(".key"))
-            joining.keep_kubeconfig(layout.kubeconfig(who), identity, name, pair)
+        if _is_good(file, ()) or not await joining.may_have(identity, part):
+            continue
+        pair = await joining.certificate(identity, part.user, signer=joining.CLIENT_SIGNER)
+        pair.write(file, file.with_suffix(".key"))
+        joining.keep_kubeconfig(layout.kubeconfig(who), identity, part.user, pair)
+
+
+def part_files(layout: Layout) -> list[Path]:
+    """The certificates of this machine's parts that are there."""
+    return [file for who in joining.PARTS if (file := layout.pki / f"{who}.crt").exists()]
 
 
 def _is_good(file: Path, names: list[str] | tuple[str, ...]) -> bool:

@@ -12,6 +12,7 @@ import base64
 import hmac
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 from longshore.cli.main import UserError
 from longshore.client import config as client_config
 from longshore.client import signing
-from longshore.client.resources import CONFIG_MAPS, NODES
+from longshore.client.resources import CONFIG_MAPS, NODES, Resource
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery import pki
 from longshore.machinery.errors import StatusError
@@ -33,9 +34,29 @@ GROUP = "system:bootstrappers:longshore:default-node-token"
 FACTS = "longshore-config"
 INFO_NAMESPACE, INFO, SIGNATURE = "kube-public", "cluster-info", "jws-kubeconfig-"
 CLIENT_SIGNER, KUBELET_SIGNER, SERVING_SIGNER = signing.CLIENT, signing.KUBELET_CLIENT, signing.KUBELET_SERVING
-#: What runs on every node beside the kubelet: the kubeconfig's name and the user.
-PARTS = {"proxy": "system:kube-proxy", "dns": "system:coredns", "logs": "longshore:logs"}
+
+
+@dataclass(frozen=True, slots=True)
+class NodePart:
+    """What runs on a node beside the kubelet: its user, and the right by which a node may have a certificate of that.
+
+    optional: the node goes without the part where the right is not given.
+    """
+
+    user: str
+    right: str = "nodeparts"
+    optional: bool = False
+
+
+#: By the kubeconfig's name. Ingress reads every Secret: its certificate has a right of its own, to be withheld alone.
+PARTS = {
+    "proxy": NodePart("system:kube-proxy"),
+    "dns": NodePart("system:coredns"),
+    "logs": NodePart("longshore:logs"),
+    "ingress": NodePart("longshore:ingress", "nodeingress", optional=True),
+}
 SECONDS = 60.0
+SELF_ACCESS = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", False)
 #: How often, and how far apart, a token that was made a moment ago is looked for.
 ATTEMPTS, ATTEMPT_SECONDS = 10, 0.2
 Object = dict[str, Any]
@@ -172,6 +193,26 @@ async def certificate(
         raise UserError(f"certificate of {common_name}: nobody has approved the request within {SECONDS:g} s") from None
     finally:
         await client.close()
+
+
+async def may_have(config: client_config.Config, part: NodePart) -> bool:
+    """Whether the node may have a part's certificate; one that it must have is just asked for. Raises UserError."""
+    if not part.optional:
+        return True
+    wanted = {
+        "group": "certificates.k8s.io",
+        "resource": "certificatesigningrequests",
+        "subresource": part.right,
+        "verb": "create",
+    }
+    client = Client(config, user_agent="longshore-join")
+    try:
+        review = await client.create(SELF_ACCESS, {"spec": {"resourceAttributes": wanted}})
+    except StatusError as error:
+        raise UserError(error.message) from None
+    finally:
+        await client.close()
+    return bool((review.get("status") or {}).get("allowed"))
 
 
 def node_identity(layout: Layout, name: str) -> client_config.Config:

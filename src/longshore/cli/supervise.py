@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from longshore.cli import hostnet
+from longshore.cli import certificates, hostnet
 from longshore.cli.cluster import ClusterConfig, load
 from longshore.cli.main import UserError, layout_of
 from longshore.cli.supervisor import Part, Supervisor
@@ -31,9 +32,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def main() -> None:
         hostnet.set_up(layout, config)
-        await Supervisor(layout, parts(layout, config)).run()
+        keeper = asyncio.create_task(_keep_certificates(layout, config))
+        try:
+            await Supervisor(layout, parts(layout, config)).run()
+        finally:
+            keeper.cancel()
 
     return run_part(main)
+
+
+async def _keep_certificates(layout: Layout, config: ClusterConfig) -> None:
+    """Renew the parts' certificates: by the cluster's CA where it is here, else as the node that this machine is."""
+    if config.remote:
+        from longshore.cli import join
+
+        await certificates.keep(join.part_files(layout), lambda: join.renew_parts(layout, config))
+    else:
+        files = certificates.files(layout, config)
+        await certificates.keep(files, lambda: asyncio.to_thread(certificates.ensure, layout, config))
 
 
 def _socket_health(socket: Path, path: str) -> Health:

@@ -30,7 +30,8 @@ class Config:
     """One way to reach one API server.
 
     server: URL without a trailing slash, e.g. https://127.0.0.1:6443. ca, certificate, key: PEM bytes or None.
-    token_file is read again at most once a minute, so that a rotated token is picked up.
+    token_file is read again at most once a minute, so that a rotated token is picked up. source: the kubeconfig that it
+    was read from; a client of it is known by a new certificate as soon as one is there.
     """
 
     server: str
@@ -45,6 +46,7 @@ class Config:
     server_name: str = ""
     namespace: str = "default"
     impersonate: str = ""
+    source: Path | None = None
     _token_read: float = field(default=-1e9, repr=False)
 
     def ssl_context(self) -> ssl.SSLContext | None:
@@ -103,10 +105,10 @@ def load(path: str | os.PathLike[str] | None = None, context: str | None = None)
     if path is None:
         names = [name for name in os.environ.get("KUBECONFIG", "").split(":") if name]
         places = [Path(name) for name in names] or [Path.home() / ".kube" / "config"]
-        found = next((place for place in places if place.exists()), None)
-        if found is None:
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
             return in_cluster()
-        path = found
+        path = place
     file = Path(path)
     try:
         document = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -114,7 +116,9 @@ def load(path: str | os.PathLike[str] | None = None, context: str | None = None)
         raise ConfigError(f"{file}: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML: {error}") from error
-    return parse(document, base=file.parent, context=context)
+    found = parse(document, base=file.parent, context=context)
+    found.source = file
+    return found
 
 
 def parse(document: Any, *, base: Path, context: str | None = None) -> Config:

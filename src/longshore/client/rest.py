@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import orjson
 
-from longshore.client.config import Config, load_pair
+from longshore.client.config import Config, ConfigError, load, load_pair
 from longshore.client.resources import Resource
+from longshore.machinery import renewal
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client as HTTPClient
 from longshore.machinery.http import ClientResponse
@@ -50,6 +51,19 @@ class Client:
         self.http = HTTPClient(ssl=ssl, headers=headers, server_hostname=name, limit_per_host=CONNECTIONS)
         self.streams = HTTPClient(ssl=ssl, headers=headers, server_hostname=name)
         self._tls = ssl
+        if ssl is not None and config.certificate and config.source:
+            renewal.hold(self, [config.source], Client._reread)
+
+    def _reread(self) -> None:
+        """Be known by the kubeconfig's certificate, where it is another one. Raises ValueError."""
+        assert self.config.source is not None
+        try:
+            fresh = load(self.config.source)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if fresh.certificate and fresh.key and fresh.certificate != self.config.certificate:
+            self.config.certificate, self.config.key = fresh.certificate, fresh.key
+            self.renew(fresh.certificate, fresh.key)
 
     def renew(self, certificate: bytes, key: bytes) -> None:
         """Be known by another certificate (PEM) of the same identity; watches break off, to be opened under it."""

@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 CA_DAYS, LEAF_DAYS = 3650, 365
+#: How much of a certificate's time passes before it is renewed.
+RENEWED_AFTER = 0.8
 _BACKDATE = datetime.timedelta(minutes=5)  # clocks differ a little between machines
 
 
@@ -34,8 +37,9 @@ class KeyPair:
 
     def write(self, certificate: Path, key: Path) -> None:
         """Both files, the key readable by its owner only."""
-        write_file(certificate, self.certificate, 0o644)
+        # The certificate last: a pair that a crash has left in halves has the old one, which is due still.
         write_file(key, self.key, 0o600)
+        write_file(certificate, self.certificate, 0o644)
 
     @classmethod
     def read(cls, certificate: Path, key: Path) -> KeyPair:
@@ -137,7 +141,7 @@ def issue(
     names: Sequence[str] = (),
     server: bool = False,
     client: bool = False,
-    days: int = LEAF_DAYS,
+    days: float = LEAF_DAYS,
 ) -> KeyPair:
     """A certificate signed by `ca`.
 
@@ -199,19 +203,66 @@ def _general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def covers(certificate: bytes, names: Iterable[str], margin_days: int = 30) -> bool:
-    """Whether a certificate is good for all `names` and for another `margin_days`."""
+def validity(certificate: bytes) -> tuple[float, float]:
+    """Not before and not after of a PEM certificate, seconds since 1970. Raises ValueError.
+
+    Read from the DER (RFC 5280 section 4.1) by hand: every part looks at dates, and `cryptography` costs it ten megabytes.
+    """
+    try:
+        text = certificate.split(b"-----BEGIN CERTIFICATE-----", 1)[1].split(b"-----END CERTIFICATE-----", 1)[0]
+        der = base64.b64decode(text)
+        _, at, _ = _element(der, 0)
+        _, at, _ = _element(der, at)
+        tag, _, _ = _element(der, at)
+        skipped = 4 if tag == 0xA0 else 3  # version (where it is told), serial number, algorithm, issuer
+        for _ in range(skipped):
+            _, _, at = _element(der, at)
+        _, first, _ = _element(der, at)
+        _, _, second = _element(der, first)
+        return _time(der, first), _time(der, second)
+    except IndexError:
+        raise ValueError("not a certificate") from None
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """An element's tag, where its content begins, where it ends."""
+    tag, length, begin = der[at], der[at + 1], at + 2
+    if length & 0x80:
+        more = length & 0x7F
+        length, begin = int.from_bytes(der[begin : begin + more]), begin + more
+    return tag, begin, begin + length
+
+
+def _time(der: bytes, at: int) -> float:
+    """UTCTime or GeneralizedTime."""
+    tag, begin, end = _element(der, at)
+    text = der[begin:end].decode("ascii")
+    if tag == 0x17:  # two digits a year: 1950 to 2049
+        text = ("19" if text[:2] >= "50" else "20") + text
+    return datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
+
+
+def due(certificate: bytes) -> float:
+    """When a certificate is to be renewed (seconds since 1970): after four fifths of its time."""
+    begin, end = validity(certificate)
+    return begin + (end - begin) * RENEWED_AFTER
+
+
+def covers(certificate: bytes, names: Iterable[str]) -> bool:
+    """Whether a certificate is good for all `names` and need not be renewed yet."""
+    if due(certificate) <= time.time():
+        return False
+    wanted = set(map(str, names))
+    if not wanted:
+        return True
     from cryptography import x509
 
     found = x509.load_pem_x509_certificate(certificate)
-    if found.not_valid_after_utc < datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=margin_days):
-        return False
     try:
         alternatives = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return not list(names)
-    have = {str(n.value) for n in alternatives}
-    return all(str(n) in have for n in names)
+        return False
+    return wanted <= {str(n.value) for n in alternatives}
 
 
 def kubeconfig(

@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longshore.machinery.http import client_context, server_context
     from longshore.node.dns.server import serve as serve_dns
     from longshore.node.ingress.server import serve as serve_ingress
+    from longshore.node.kubelet.certificates import show_newest
     from longshore.node.kubelet.server import serve as serve_kubelet
     from longshore.node.logs.journald import folder_of as journal_folder
     from longshore.node.logs.server import DEFAULT_PORT as LOGS_PORT
@@ -130,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
             ssl=client_context(ca=pki / "ca.crt", certificate=pki / "logs.crt", key=pki / "logs.key"),
             connect_timeout=5.0,
         )
+        logs_tls = server_context(client_ca=pki / "ca.crt")
+        show_newest(logs_tls, folders.kubelet / "pki", certificate, key)
         # What the machine and the cluster have once is kept by the first node.
         first = node.name == config.nodes[0].name
         shared = InformerFactory(proxy)
@@ -165,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             tasks.create_task(serve_policy(client=proxy, node_name=node.name))
             if layout.kubeconfig("ingress").exists():
-                # It may read every Secret: a machine that has joined is not given that unasked.
+                # It may read every Secret: a machine that has joined has it where its cluster lets nodes have it.
                 ingress = Client(client_config.load(layout.kubeconfig("ingress")), user_agent="longshore-ingress")
                 tasks.create_task(
                     serve_ingress(
@@ -190,7 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
                     pods=folders.pod_logs,
                     folder=folders.log_store,
                     node=node.name,
-                    tls=server_context(certificate, key, client_ca=pki / "ca.crt"),
+                    tls=logs_tls,
                     client=logs,
                     pod_labels=True,
                     parts=layout.logs if first else None,

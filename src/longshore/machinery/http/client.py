@@ -12,6 +12,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from longshore.machinery import renewal
+
 from .client_connection import Connection, Head
 from .errors import ClientError, ConnectError, ProtocolError
 from .flow import Duplex
@@ -125,6 +127,8 @@ class Client:
         self._slots: dict[Origin, asyncio.Semaphore] = {}
         self._all: set[Connection] = set()
         self._closed = False
+        if ssl is not None and (files := renewal.files_of(ssl)):
+            renewal.hold(self, files, Client.drop)
 
     async def request(
         self,
@@ -166,10 +170,12 @@ class Client:
             return await self._exchange(method, url, headers, body, None, upgrading=True)
 
     def drop(self, *, under_way: bool = False) -> None:
-        """Closes the connections that nobody uses now (under_way: all), so that requests to come open others."""
+        """Has requests to come open other connections: idle ones are closed (under_way: all), the others after their answer."""
         for connection in list(self._all):
             if under_way or connection.idle:
                 connection.abort()
+            else:
+                connection.broken = True
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longshore.machinery import pki
+from longshore.machinery import pki, renewal
 from longshore.master.apiserver.auth import flags
 from longshore.master.apiserver.server import APIServer, Config, serve
 
@@ -205,6 +205,7 @@ async def run(args: argparse.Namespace, folder: Path) -> None:
     task = asyncio.ensure_future(
         serve(store=store, config=config, host=args.bind_address, port=args.secure_port, ready=ready)
     )
+    following = asyncio.create_task(renewal.follow())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -212,6 +213,7 @@ async def run(args: argparse.Namespace, folder: Path) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
     finally:
+        following.cancel()
         await store.close()
 
 

@@ -1,7 +1,7 @@
 """Certificates of nodes that join: their kubelets' serving certificates and those of the parts beside the kubelet.
 
 Upstream leaves kubelet-serving requests to administrators and their own approvers; this is ours. Who may have such
-certificates is RBAC's to say: `create` on certificatesigningrequests/nodeserving and /nodeparts.
+certificates is RBAC's to say: `create` on certificatesigningrequests/nodeserving, /nodeparts and /nodeingress.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from longshore.master.controllers.certificates import (
     unfit,
 )
 
-#: Users of what runs on every node beside the kubelet.
-PARTS = frozenset({"system:kube-proxy", "system:coredns", "longshore:logs"})
+#: Users of what runs on nodes beside the kubelet, and the right by which a node may have their certificates.
+PARTS = {
+    "system:kube-proxy": "nodeparts",
+    "system:coredns": "nodeparts",
+    "longshore:logs": "nodeparts",
+    "longshore:ingress": "nodeingress",
+}
 
 
 class NodeCertificateApprover(CSRApprover):
@@ -53,7 +58,7 @@ class NodeCertificateApprover(CSRApprover):
             if self._is_own(csr, request) and await self._may(csr, "nodeserving"):
                 await self._approve(csr, "Auto approving the serving certificate of a kubelet for its own addresses.")
         elif request.common_name in PARTS and not request.organizations and request.alternatives is None:
-            if await self._may(csr, "nodeparts"):
+            if await self._may(csr, PARTS[request.common_name]):
                 await self._approve(csr, "Auto approving a client certificate of a node's parts.")
         return None
 

@@ -9,28 +9,22 @@ import asyncio
 import logging
 import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from longshore.client import signing
+from longshore.client.config import load_pair
 from longshore.client.rest import Client
-from longshore.machinery import pki
+from longshore.machinery import pki, renewal
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import ClientError
 from longshore.node.kubelet.config import Config
 
 log = logging.getLogger("longshore.kubelet.certificates")
-_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
-
-
-def _bounds(certificate: bytes) -> tuple[float, float]:
-    """Not before, not after: seconds since 1970."""
-    from cryptography import x509
-
-    found = x509.load_pem_x509_certificate(certificate)
-    return found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_SLEEP = 10.0, 600.0, 3600.0
 
 
 def _follows(later: bytes, earlier: bytes, *, subject: bool) -> bool:
@@ -47,7 +41,7 @@ def _follows(later: bytes, earlier: bytes, *, subject: bool) -> bool:
 
 def deadline(certificate: bytes) -> float:
     """When a certificate is to be renewed: after 70 to 90 % of its time, not all nodes at once."""
-    begin, end = _bounds(certificate)
+    begin, end = pki.validity(certificate)
     return begin + (end - begin) * random.uniform(0.7, 0.9)
 
 
@@ -100,6 +94,22 @@ def serving(config: Config, certificate: Path | None, key: Path | None) -> pki.K
     return pki.KeyPair.read(own, own_key)
 
 
+def show_newest(context: ssl.SSLContext, folder: Path, certificate: Path, key: Path) -> None:
+    """Have a server of the node show what its kubelet's port does: the given pair, then each that the kubelet renews.
+
+    folder: the kubelet's pki. Blocking.
+    """
+    store = Store(folder, "kubelet-server")
+
+    def load(context: ssl.SSLContext) -> None:
+        pair = store.newest(pki.KeyPair.read(certificate, key), subject=False)
+        load_pair(context, pair.certificate, pair.key)
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    renewal.hold(context, [certificate, store.current], load)
+    load(context)
+
+
 class Rotation:
     """Renews one certificate for as long as it runs."""
 
@@ -119,9 +129,13 @@ class Rotation:
 
     async def run(self) -> None:
         """Renew until cancelled."""
-        pause = _FIRST_PAUSE
+        pause, wanted = _FIRST_PAUSE, deadline(self._pair.certificate)
         while True:
-            await asyncio.sleep(max(0.0, deadline(self._pair.certificate) - time.time()))
+            rest = wanted - time.time()
+            if rest > 0:
+                # A machine that sleeps stops the clock that sleeping tasks go by: look again after a while.
+                await asyncio.sleep(min(rest, _LONGEST_SLEEP))
+                continue
             while True:
                 try:
                     await self._renew()
@@ -130,7 +144,7 @@ class Rotation:
                     log.warning("the certificate of %s is not renewed: %s", self._node, error or "nobody has approved it")  # fmt: skip
                 await asyncio.sleep(pause * random.uniform(1.0, 1.1))
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            pause = _FIRST_PAUSE
+            pause, wanted = _FIRST_PAUSE, deadline(self._pair.certificate)
 
     async def _renew(self) -> None:
         pair = await signing.certificate(
@@ -145,4 +159,6 @@ class Rotation:
         self._pair = pair
         self._install(pair)
         kind = "client" if self._names is None else "serving"
-        log.info("a new %s certificate, good until %s", kind, datetime.fromtimestamp(_bounds(pair.certificate)[1], UTC))
+        log.info(
+            "a new %s certificate, good until %s", kind, datetime.fromtimestamp(pki.validity(pair.certificate)[1], UTC)
+        )

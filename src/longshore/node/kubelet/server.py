@@ -267,6 +267,7 @@ def _rotations(
 def _identity(config: Config, kubeconfig: Path | str) -> ClientConfig:
     """Who the node is: the kubeconfig's certificate, or the one that it was renewed with. Blocking."""
     who = load(kubeconfig)
+    who.source = None  # it is renewed here, not by whoever writes the file
     if who.certificate and who.key:
         store = certificates.Store(config.root / "pki", "kubelet-client")
         pair = store.newest(pki.KeyPair(who.certificate, who.key), subject=True)
