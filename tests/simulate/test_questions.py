@@ -130,6 +130,17 @@ async def test_compaction_finds_the_fewest_machines():
     ET.fromstring(picture.of_compaction(answer))
 
 
+async def test_compaction_places_the_widest_pods_first():
+    # Small pods that are spread first would leave no machine with room for a wide one.
+    pods = [pod(f"a{i:02}", "1") for i in range(12)] + [pod(f"b{i}", "4") for i in range(3)]
+    async with Cell(state(10, pods)) as cell:
+        answer = await compact(cell, seed=1, trials=3)
+    async with Cell(state(10, pods)) as cell:
+        as_queued = await compact(cell, seed=1, trials=3, by_size=False)
+    assert answer.needed == [6] * 3 == [answer.bound] * 3 and not answer.left_out
+    assert len(as_queued.left_out) == 3
+
+
 async def test_compaction_of_a_part_of_the_cell():
     pods = [pod(f"p{i}", "1", f"n-{i % 6}") for i in range(12)]
     async with Cell(state(6, pods)) as cell:

@@ -62,6 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     compact.add_argument("--pod-selector", default="", help="labels of the pods that make up the workload")
     compact.add_argument("--trials", type=int, default=11, help="random orders of removal (default %(default)s)")
     compact.add_argument("--seed", type=int, help="the same orders each time")
+    compact.add_argument("--order", choices=("size", "queue"), default="size",
+                         help="the widest pods first, or as the scheduler's queue gives them (default %(default)s)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -212,8 +214,9 @@ async def _compact(cell: Cell, arguments: argparse.Namespace) -> tuple[str, str]
 
     try:
         found = await questions.compact(
-            cell, nodes=nodes, pods=pods, trials=arguments.trials, seed=arguments.seed, say=say
-        )
+            cell, nodes=nodes, pods=pods, trials=arguments.trials, seed=arguments.seed, say=say,
+            by_size=arguments.order == "size",
+        )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from None
     return report.of_compaction(found), picture.of_compaction(found)
