@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.docker_engine import DockerEngine, running_engine
+from tests.support.docker_engine import DockerEngine
 
 pytestmark = pytest.mark.root
 Start = Callable[..., str]
@@ -30,11 +30,6 @@ list) echo '{{}}';;
 esac
 """
 THEIRS = "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}}}, delete: {{enabled: true}}}}\nhttp: {{addr: 127.0.0.1:5777}}\nlog: {{level: error}}\n"
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture

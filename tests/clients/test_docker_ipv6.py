@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.docker_engine import DockerEngine, running_engine
+from tests.support.docker_engine import DockerEngine
 
 pytestmark = [
     pytest.mark.root,
@@ -32,11 +32,6 @@ def fetch(address: str, port: int, within: str = "") -> str:
             return out
         time.sleep(0.05)
     return ""
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("docker"))
 
 
 @pytest.fixture(scope="module")

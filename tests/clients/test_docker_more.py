@@ -140,6 +140,34 @@ def test_a_stop_during_a_restart_stops(engine: DockerEngine) -> None:
     assert shown(engine, "again", "{{.State.Status}}") == "exited"
 
 
+def test_volumes_and_memory_in_the_events(engine: DockerEngine) -> None:
+    since = str(int(time.time()))
+    hog = "a=x; while :; do a=$a$a; done"
+    engine.docker("run", "-d", "--name", "hog", "-m", "16m", "-v", "kept:/d:ro", "busybox", "sh", "-c", f"sh -c '{hog}'; sleep 1000")  # fmt: skip
+    engine.until("inspect", "-f", "{{.State.Running}} {{.State.OOMKilled}}", "hog", shows="true true")
+    engine.docker("rm", "-f", "hog")
+    engine.docker("volume", "rm", "kept")
+    form = "{{.Type}} {{.Action}} {{.Actor.Attributes}}"
+    past = engine.docker(
+        "events", "--since", since, "--until", str(int(time.time()) + 1), "--format", form
+    ).stdout.splitlines()
+    volumes = [line.partition(" ")[2] for line in past if line.startswith("volume ")]
+    assert [line.split()[0] for line in volumes] == ["create", "mount", "unmount", "destroy"]
+    assert "destination:/d driver:local propagation: read/write:false" in volumes[1]
+    assert sum(line.startswith("container oom ") for line in past) == 1
+
+
+def test_an_engine_that_comes_back_knows_the_volumes_in_use(engine: DockerEngine) -> None:
+    options = ["--opt", "type=tmpfs", "--opt", "device=tmpfs"]
+    engine.docker("volume", "create", *options, "memory")
+    engine.docker("run", "-d", "--name", "first", "-v", "memory:/d", "busybox", "sh", "-c", "echo here > /d/f; sleep 1000")  # fmt: skip
+    engine.until("exec", "first", "cat", "/d/f", shows="here")
+    engine.kill()
+    engine.start()
+    for _ in range(2):
+        assert engine.docker("run", "--rm", "-v", "memory:/d", "busybox", "cat", "/d/f").stdout == "here\n"
+
+
 def test_small_truths(engine: DockerEngine) -> None:
     engine.docker("run", "-d", "-t", "--name", "tty", "--pids-limit", "20", "busybox", "sleep", "1000")
     assert "TERM=" not in engine.docker("exec", "tty", "env").stdout
@@ -157,6 +185,21 @@ def test_small_truths(engine: DockerEngine) -> None:
     assert ask(engine, "POST", f"/v1.51/exec/{made['Id']}/start", {"Detach": True})[0] == 404
     past = engine.docker("events", "--until", str(int(time.time()) + 1), "--filter", f"container={id}").stdout
     assert " exec_create: true " in past and " kill " in past
+    engine.docker("run", "-d", "--name", "later", "busybox", "sleep", "1000")
+    engine.docker("run", "--name", "ended", "busybox", "true")
+    names = ["ps", "--format", "{{.Names}}", "--filter"]
+    assert engine.docker(*names, "since=tty").stdout.split() == ["later"]
+    assert engine.docker(*names, "since=tty", "-a").stdout.split() == ["ended", "later"]
+    links = ["--link", "later:x", "--link", "ended:x"]
+    engine.docker("create", "--name", "linked", *links, "busybox", "true")
+    assert shown(engine, "linked", "{{.HostConfig.Links}}") == "[/later:/linked/x]"
+    limit = ["--blkio-weight-device", "/dev/null:100", "--device-read-bps", "/dev/nosuch:1mb"]
+    done = engine.docker("run", *limit, "busybox", "true", check=False)
+    assert "stat /dev/nosuch: no such file or directory" in done.stderr
+    done = engine.docker("run", "--net=container", "busybox", "true", check=False)
+    assert "invalid container format container:<name|id>" in done.stderr
+    done = engine.docker("run", "-v", "kept:/d:shared", "busybox", "true", check=False)
+    assert "field BindOptions must not be specified" in done.stderr
     endpoints = {"EndpointsConfig": {"one": {}, "two": {}}}
     body = {"Image": "busybox", "NetworkingConfig": endpoints}
     status, answer = ask(engine, "POST", "/v1.43/containers/create", body)

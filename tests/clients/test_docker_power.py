@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from tests.support.docker_engine import DockerEngine, running_engine
+from tests.support.docker_engine import DockerEngine
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("docker"))
 
 
 def test_records_whose_last_replacement_never_came_to_the_disk(engine: DockerEngine) -> None:

@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.docker_engine import DockerEngine, running_engine
+from tests.support.docker_engine import DockerEngine
 
 docker = pytest.importorskip("docker")
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("dockerpy"))
 
 
 @pytest.fixture

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
-from tests.support.docker_engine import DockerEngine, running_engine
+from tests.support.docker_engine import DockerEngine
 
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    pytest.importorskip("testcontainers", reason="testcontainers is absent")
-    yield from running_engine(tmp_path_factory.mktemp("docker"))
-
-
 def test_two_containers_of_one_test(engine: DockerEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("testcontainers", reason="testcontainers is absent")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{engine.socket}")
     monkeypatch.setenv("TESTCONTAINERS_HOST_OVERRIDE", "127.0.0.1")
     monkeypatch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")

@@ -148,7 +148,7 @@ def select(service: ContainerService, filters: Filters, *, all: bool, limit: int
     chosen = []
     for container in service.store.all():
         state = container.state
-        if not all and not state.running and limit <= 0 and not filters.get("status") and not before and not since:
+        if not all and not state.running and limit <= 0 and not filters.get("status"):
             continue
         if before and container.number >= min(c.number for c in before):
             continue

@@ -8,22 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine import durable
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemFailure
-from longshore.engine.networks import model as network_model
-from longshore.engine.networks.service import remove_sandbox
 from longshore.engine.runtime.runtime import ExitStatus, NoSuchContainer, NotRunning, RuntimeFailed
-from longshore.machinery import mounts
 from longshore.machinery.nftables import NftablesError
 
 from . import health, links, logdrivers, ocispec, signals
+from .cleaning import Cleaning
+from .memory import MemoryWatch
 from .model import Container, format_time, now, parse_time
-from .preparation import Preparation, network_failure, start_error
+from .preparation import network_failure, start_error
 
 if TYPE_CHECKING:
     from .service import ContainerService
@@ -35,13 +32,13 @@ _RESTART_FIRST, _RESTART_MOST, _RESTART_GOOD = 0.1, 60.0, 10.0
 _OCI_FAILED = "failed to create task for container: failed to create shim task: OCI runtime create failed: "
 
 
-class Lifecycle(Preparation):
+class Lifecycle(Cleaning):
     """The life of containers. One a ContainerService."""
 
     def __init__(self, service: ContainerService) -> None:
         super().__init__(service)
-        self._runtime = service.runtime
         self._runtime.on_exit(self._on_exit)
+        self._memory = MemoryWatch(self._out_of_memory)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -175,6 +172,7 @@ class Lifecycle(Preparation):
             state.started_at = now()
             health.prepare(container)
             self._connect_attached(container)
+            self.watch_memory(container)
             container.save()
             keeping = asyncio.ensure_future(service.keep(container))
             try:
@@ -223,16 +221,6 @@ class Lifecycle(Preparation):
         if container.forwarder is not None:
             container.forwarder.start()
 
-    async def _undo(self, container: Container, sandbox: Path | None, created: bool) -> None:
-        container.state.running = False
-        if container.forwarder is not None:
-            container.forwarder.close()
-            container.forwarder = None
-        if created:
-            with contextlib.suppress(Exception):
-                await self._runtime.delete(container.id, force=True)
-        await self._clean(container)
-
     def _connect_attached(self, container: Container) -> None:
         for future in container.pending_attach:
             if not future.done():
@@ -241,6 +229,17 @@ class Lifecycle(Preparation):
                 except NotRunning:
                     future.cancel()
         container.pending_attach.clear()
+
+    def watch_memory(self, container: Container) -> None:
+        """Tell of it when a process of a running container finds no memory."""
+        self._memory.watch(container.id, self._runtime.folder(container.id))
+
+    def _out_of_memory(self, id: str) -> None:
+        container = self._service.store.get(id)
+        if container is not None and container.state.running:
+            container.state.oom_killed = True
+            container.save()
+            self._service.event(container, "oom")
 
     # ------------------------------------------------------------------ end
 
@@ -262,6 +261,7 @@ class Lifecycle(Preparation):
         service, state = self._service, container.state
         ran = status.at - parse_time(state.started_at) / 1e9
         health.stop(container)
+        self._memory.forget(self._runtime.folder(container.id))
         if container.rotation is not None:
             container.rotation.close()
             container.rotation = None
@@ -277,10 +277,11 @@ class Lifecycle(Preparation):
         state.pid = 0
         state.paused = False
         state.exit_code = status.code
-        state.oom_killed = status.oom_killed
+        unseen = status.oom_killed and not state.oom_killed
+        state.oom_killed = state.oom_killed or status.oom_killed
         state.finished_at = format_time(int(status.at * 1e9))
         state.running = state.restarting = restart
-        if status.oom_killed:
+        if unseen:
             service.event(container, "oom")
         service.event(container, "die", {"exitCode": str(status.code), "execDuration": str(max(int(ran), 0))})
         if container.ended is not None and not container.ended.done():
@@ -299,43 +300,6 @@ class Lifecycle(Preparation):
         self._wake(container)
         if container.host["AutoRemove"] and not restart:
             await self._remove_locked(container, volumes=True)
-
-    async def _delete_from_runtime(self, container: Container) -> None:
-        with contextlib.suppress(NoSuchContainer, RuntimeFailed):
-            await self._runtime.delete(container.id)
-
-    async def _clean(self, container: Container) -> None:
-        """Give back addresses, namespace, volumes and root. Safe to repeat."""
-        service = self._service
-        sandbox = service.networks.sandbox_path(container.sandbox_id) if container.sandbox_id else None
-        if service.networks.resolvers is not None:
-            service.networks.resolvers.stop(container.id)
-        for name, settings in container.networks.items():
-            network = service.networks.find(name)
-            if network is not None and settings["EndpointID"]:
-                endpoint = service.networks.connected(network, container)
-                if endpoint is not None:
-                    service.networks.release(endpoint)
-                    service.networks.announce("disconnect", network, container.id)
-            network_model.clear(settings)
-        container.sandbox_id = ""
-        container.ports = {}
-        await service.in_thread(self._clean_mounts, container, sandbox)
-
-    def _clean_mounts(self, container: Container, sandbox: Path | None) -> None:
-        service = self._service
-        if sandbox is not None:
-            remove_sandbox(sandbox)
-        service.roots.unmount(container)
-        for point in container.mounts:
-            if point["Type"] == "volume":
-                service.volumes.unmount(point["Name"], container.id)
-            elif point["Type"] == "image":
-                service.unmount_image(container, point)
-        shm = container.folder / "shm"
-        if shm.exists():
-            with contextlib.suppress(OSError):
-                mounts.unmount(shm)
 
     def _should_restart(self, container: Container, code: int, ran: float) -> bool:
         if self._stopping or container.manually_stopped or container.stop_requested:
@@ -560,18 +524,6 @@ class Lifecycle(Preparation):
             if not future.done():
                 future.set_result(answer)
 
-    def _remove_files(self, container: Container) -> None:
-        self._clean_mounts(container, None)
-        self._service.roots.release(container)
-        for point in container.mounts:
-            if point["Type"] == "image":
-                self._service.release_image_mount(container, point)
-        # Nothing may be mounted in a folder that is removed with all that is in it.
-        mounts.unmount_below(container.folder)
-        if not container.host["AutoRemove"]:
-            durable.remove(container.folder / "container.json")
-        shutil.rmtree(container.folder, ignore_errors=True)
-
     # ------------------------------------------------------------------ after a restart of the engine
 
     async def recover(self) -> None:
@@ -583,6 +535,7 @@ class Lifecycle(Preparation):
     async def close(self) -> None:
         """The engine ends; containers go on."""
         self._stopping = True
+        self._memory.close()
         for container in self._service.store:
             health.stop(container)
             if container.forwarder is not None:

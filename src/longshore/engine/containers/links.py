@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine.errors import Conflict, EngineError, InvalidParameter, SystemFailure
+from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 
 from .model import Container
 
@@ -33,7 +33,7 @@ def parse(text: str) -> tuple[str, str]:
 
 def register(service: ContainerService, host: Json) -> dict[str, str]:
     """The links of a new container, alias to the id of the container it leads to; HostConfig.Links keeps those of
-    user-defined networks only. Raises InvalidParameter, Conflict, SystemFailure."""
+    user-defined networks only. Raises InvalidParameter, SystemFailure."""
     found: dict[str, str] = {}
     if not host["Links"] or (host["NetworkMode"] not in _PREDEFINED):
         return found
@@ -49,9 +49,8 @@ def register(service: ContainerService, host: Json) -> dict[str, str]:
             raise InvalidParameter(
                 "conflicting options: host type networking can't be used with links. This would result in undefined behavior"
             )
-        if found.get(alias, target.id) != target.id:
-            raise Conflict(f'Conflict. The name "{alias}" is already in use by container {found[alias]}.')
-        found[alias] = target.id
+        # The first of two links by one name holds, as in dockerd.
+        found.setdefault(alias, target.id)
     host["Links"] = None
     return found
 

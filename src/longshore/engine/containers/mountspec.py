@@ -106,7 +106,10 @@ def parse_bind(raw: str, driver: str = "") -> Json:
             "_create": True,
         }
     if has_propagation:
-        raise InvalidParameter(f"invalid volume specification: '{raw}'")
+        raise InvalidParameter(
+            f"invalid volume specification: '{raw}': invalid mount config for type \"volume\": "
+            "field BindOptions must not be specified"
+        )
     if source and (not _VOLUME_NAME.match(source)):
         from longshore.engine.volumes.service import check_name
 

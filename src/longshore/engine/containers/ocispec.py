@@ -88,24 +88,32 @@ def resources(host: Json, *, devices: list[Json] | None = None) -> Json:
     block: Json = {}
     if host["BlkioWeight"]:
         block["weight"] = host["BlkioWeight"]
-    for field, name in (
-        ("BlkioDeviceReadBps", "throttleReadBpsDevice"),
-        ("BlkioDeviceWriteBps", "throttleWriteBpsDevice"),
-        ("BlkioDeviceReadIOps", "throttleReadIOPSDevice"),
-        ("BlkioDeviceWriteIOps", "throttleWriteIOPSDevice"),
-    ):
-        entries = []
-        for entry in host[field] or []:
-            try:
-                info = os.stat(entry["Path"])
-            except OSError as error:
-                raise SystemFailure(f"{(error.strerror or '').lower()}") from None
-            entries.append({"major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev), "rate": entry["Rate"]})
+    for field, name, what, limit in _BLOCK_LIMITS:
+        entries = [{**_block_device(entry), limit: entry.get(what) or 0} for entry in host[field] or []]
         if entries:
             block[name] = entries
     if block:
         result["blockIO"] = block
     return result
+
+
+_BLOCK_LIMITS = (
+    ("BlkioWeightDevice", "weightDevice", "Weight", "weight"),
+    ("BlkioDeviceReadBps", "throttleReadBpsDevice", "Rate", "rate"),
+    ("BlkioDeviceWriteBps", "throttleWriteBpsDevice", "Rate", "rate"),
+    ("BlkioDeviceReadIOps", "throttleReadIOPSDevice", "Rate", "rate"),
+    ("BlkioDeviceWriteIOps", "throttleWriteIOPSDevice", "Rate", "rate"),
+)
+
+
+def _block_device(entry: Json) -> Json:
+    """The numbers of the device that a limit is for. Raises SystemFailure."""
+    path = entry.get("Path") or ""
+    try:
+        number = os.stat(path).st_rdev
+    except OSError as error:
+        raise SystemFailure(f"stat {path}: {(error.strerror or '').lower()}") from None
+    return {"major": os.major(number), "minor": os.minor(number)}
 
 
 def _devices(container: Container, spec: oci.Spec) -> None:

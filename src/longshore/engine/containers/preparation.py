@@ -271,6 +271,7 @@ class Preparation:
                         ) from None
             elif kind == "volume":
                 folder = service.volumes.mount(point["Name"], container.id)
+                service.volume_event(container, "mount", point)
                 source = str(folder)
                 if point.get("_subpath"):
                     source = inside(folder, point["_subpath"])

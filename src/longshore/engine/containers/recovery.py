@@ -111,6 +111,9 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
     container.ended = asyncio.get_running_loop().create_future()
     container.state.pid, container.state.paused = pid, paused
     container.state.restarting = False
+    for point in container.mounts:
+        if point["Type"] == "volume" and service.volumes.exists(point["Name"]):
+            service.volumes.adopt(point["Name"], container.id)
     adopted: list[Endpoint] = []
     for name, settings in container.networks.items():
         network = service.networks.find(name)
@@ -127,6 +130,7 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
             service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))
         )
     container.forwarder = _forwarder(container)
+    lifecycle.watch_memory(container)
     lifecycle._rotate_log(container)
     if not paused:
         health.start(service, container)

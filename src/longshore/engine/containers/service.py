@@ -126,6 +126,15 @@ class ContainerService:
         attributes.update(more or {})
         self.events.emit("container", action, container.id, attributes)
 
+    def volume_event(self, container: Container, action: str, point: Json) -> None:
+        """Tell that a container has got a volume's content ("mount"), or has it no more ("unmount")."""
+        attributes = {"driver": point["Driver"], "container": container.id}
+        if action == "mount":
+            attributes["destination"] = point["Destination"]
+            attributes["read/write"] = str(point["RW"]).lower()
+            attributes["propagation"] = point["Propagation"]
+        self.events.emit("volume", action, point["Name"], attributes)
+
     def image_users(self) -> list[ImageUser]:
         """Which images are in use, for the image store's conflicts."""
         from longshore.engine.images.store import ImageUser

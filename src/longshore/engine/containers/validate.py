@@ -25,6 +25,16 @@ _MIN_DURATION = 1_000_000
 LOG_DRIVERS = ("none", *logoptions.KNOWN)
 
 
+# What limits of single devices need of the kernel, and what is said where it has it not.
+_BLOCK_LIMITS = (
+    ("BlkioWeightDevice", "weight_device", "Block I/O weight_device or the cgroup is not mounted. Weight-device discarded."),
+    ("BlkioDeviceReadBps", "throttle", "BPS Block I/O read limit or the cgroup is not mounted. Block I/O BPS read limit discarded."),
+    ("BlkioDeviceWriteBps", "throttle", "BPS Block I/O write limit or the cgroup is not mounted. Block I/O BPS write limit discarded."),
+    ("BlkioDeviceReadIOps", "throttle", "IOPS Block read limit or the cgroup is not mounted. Block I/O IOPS read limit discarded."),
+    ("BlkioDeviceWriteIOps", "throttle", "IOPS Block write limit or the cgroup is not mounted. Block I/O IOPS write limit discarded."),
+)  # fmt: skip
+
+
 @cache
 def available_cpus() -> str:
     """The CPUs a container may be given, in the kernel's list form."""
@@ -67,11 +77,15 @@ def parse_list(text: str) -> set[int]:
 def _features() -> dict[str, bool]:
     mounts = cgroups.mounts()
     if cgroups.unified():
-        return {"blkio_weight": True, "swap": True, "oom_disable": False, "swappiness": False}
+        return {"blkio_weight": True, "weight_device": True, "throttle": True, "swap": True, "oom_disable": False, "swappiness": False}  # fmt: skip
     blkio = mounts.get("blkio")
     memory = mounts.get("memory")
     return {
         "blkio_weight": bool(blkio and any((blkio / name).exists() for name in ("blkio.weight", "blkio.bfq.weight"))),
+        "weight_device": bool(
+            blkio and any((blkio / name).exists() for name in ("blkio.weight_device", "blkio.bfq.weight_device"))
+        ),
+        "throttle": bool(blkio and (blkio / "blkio.throttle.read_bps_device").exists()),
         "swap": bool(memory and (memory / "memory.memsw.limit_in_bytes").exists()),
         "oom_disable": bool(memory and (memory / "memory.oom_control").exists()),
         "swappiness": bool(memory and (memory / "memory.swappiness").exists()),
@@ -269,6 +283,10 @@ def check_resources(host: Json, *, update: bool = False) -> list[str]:
         raise InvalidParameter("Range of blkio weight is from 10 to 1000")
     if host["IOMaximumBandwidth"] or host["IOMaximumIOps"]:
         raise InvalidParameter("Invalid QoS settings: linux does not support Maximum IO Bandwidth or Maximum IO IOps")
+    for field, feature, warning in _BLOCK_LIMITS:
+        if host[field] and not have[feature]:
+            warnings.append(f"Your kernel does not support {warning}")
+            host[field] = []
     return warnings
 
 
@@ -305,7 +323,7 @@ def check_platform(host: Json, runtimes: Mapping[str, str], *, update: bool = Fa
 def check_modes(config: Json, host: Json, *, hostname_given: bool) -> None:
     """Conflicts between a namespace mode and other settings. Raises InvalidParameter."""
     mode = host["NetworkMode"]
-    if mode.startswith("container:") and len(mode) == len("container:"):
+    if mode in ("container", "container:"):
         raise InvalidParameter("invalid network mode: invalid container format container:<name|id>")
     shares = mode.startswith("container:")
     if hostname_given and host["UTSMode"] == "host":

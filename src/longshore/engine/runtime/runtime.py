@@ -97,7 +97,7 @@ class Runtime:
         """
         if id in self._containers:
             raise ValueError(f"container {id} exists")
-        folder = self._run / "containers" / id
+        folder = self.folder(id)
         record = Record(id, folder, self._loop.create_future(), self._program(runtime or self.default_runtime))
         record.terminal, record.stdin, record.stdin_once = terminal, stdin, stdin_once
         record.log_path = str(log_path) if log_path else ""
@@ -279,6 +279,10 @@ class Runtime:
             log.warning("cgroup %s could not be removed", record.cgroup)
         shutil.rmtree(self._run / "runc" / record.id, ignore_errors=True)
         shutil.rmtree(record.folder, ignore_errors=True)
+
+    def folder(self, id: str) -> Path:
+        """Where a container's bundle lies while it exists."""
+        return self._run / "containers" / id
 
     # ------------------------------------------------------------------ stdio
 

@@ -166,6 +166,14 @@ class VolumeService:
         holders.add(user)
         return where
 
+    def adopt(self, name: str, user: str) -> None:
+        """A container that ran on while the engine was away has the content."""
+        self._mounted.setdefault(name, set()).add(user)
+
+    def mounted(self, name: str, user: str) -> bool:
+        """Whether a running container has the content."""
+        return user in self._mounted.get(name, ())
+
     def unmount(self, name: str, user: str) -> None:
         """A container stopped using the content; what options mounted goes with the last one."""
         holders = self._mounted.get(name, set())
