@@ -25,6 +25,15 @@ Object = dict[str, Any]
 ORPHAN, FOREGROUND = "orphan", "foregroundDeletion"
 _RETRIES = 20
 _ORPHAN_BY_DEFAULT = {("batch", "jobs")}
+# Kinds whose last state answers the deletion; the others answer with a Status (ReturnDeletedObject of upstream's stores).
+_SHOWN = frozenset(
+    [("", p) for p in ("namespaces", "persistentvolumeclaims", "persistentvolumes", "pods", "podtemplates", "resourcequotas",
+                       "serviceaccounts", "services")]
+    + [("resource.k8s.io", p) for p in ("deviceclasses", "devicetaintrules", "resourceclaims", "resourceclaimtemplates",
+                                        "resourcepoolstatusrequests", "resourceslices")]
+    + [("storage.k8s.io", p) for p in ("csidrivers", "csinodes", "storageclasses", "volumeattachments",
+                                       "volumeattributesclasses")]
+)  # fmt: skip
 JOB_WARNING = (
     "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set"
     " propagationPolicy=Orphan to suppress this warning"
@@ -46,7 +55,7 @@ class Deleter:
         self.mark: Callable[[Object], None] | None = None
 
     async def delete(self, call: Call, options: DeleteOptions) -> Response:
-        """A Status when the object is gone, the object when it is only marked."""
+        """A Status (of some kinds the last state) when the object is gone, the object when it is only marked."""
         endpoint = call.endpoint
         if (endpoint.group, endpoint.plural) == ("batch", "jobs") and not options.policy and options.orphan is None:
             call.warn(JOB_WARNING)
@@ -166,13 +175,12 @@ class Deleter:
                 return None
             metadata["resourceVersion"] = str(item.version)
             return stored, False, False
-        shown = (endpoint.group, endpoint.plural) == ("", "pods")
-        if shown and not was_deleting:
-            metadata["deletionTimestamp"] = times.now()
+        kind = (endpoint.group, endpoint.plural)
+        if kind == ("", "pods"):
+            if not was_deleting:
+                metadata["deletionTimestamp"] = times.now()
             metadata["deletionGracePeriodSeconds"] = 0
-        elif shown:
-            metadata["deletionGracePeriodSeconds"] = 0
-        return await self._gone(call, current, stored, options, shown)
+        return await self._gone(call, current, stored, options, kind in _SHOWN)
 
     async def _gone(
         self, call: Call, current: Item, stored: Object, options: DeleteOptions, shown: bool
