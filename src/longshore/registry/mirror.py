@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from longshore.machinery.http import pour
 from longshore.registry import manifests
 from longshore.registry.errors import AnswerCut, RegistryError
 from longshore.registry.storage import Manifest, digest_of
@@ -82,7 +83,7 @@ async def blob(service: Service, upstream: Upstream, request: Request, name: str
     upload_id = service.uploads.begin(name)
     upload = await service.uploads.get(name, upload_id)
 
-    async def both() -> AsyncIterator[bytes]:
+    async def handed_on() -> AsyncIterator[bytes]:
         async for data in response.chunks():
             writer.write(data)
             await writer.drain()
@@ -90,7 +91,7 @@ async def blob(service: Service, upstream: Upstream, request: Request, name: str
             yield data
 
     try:
-        await service.uploads.append(upload, both())
+        await service.uploads.append(upload, lambda keep: pour(handed_on(), keep))
         await service.uploads.finish(upload_id, upload, digest)
     except BaseException as error:
         service.uploads.forget(upload_id, upload)

@@ -465,7 +465,7 @@ class Service:
     async def _append(self, request: Request, upload_id: str, upload: Any) -> None:
         """Add the request's body. What a broken connection left is kept for a resume, what a full disk left is not."""
         try:
-            await self.uploads.append(upload, request.chunks(), self._room(upload.repository))
+            await self.uploads.append(upload, request.receive, self._room(upload.repository))
         except RegistryError as error:
             if error.code == "DENIED":
                 self.uploads.forget(upload_id, upload)

@@ -9,19 +9,22 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from longshore.registry.errors import RegistryError
 from longshore.registry.storage import Storage
 
 _libc = ctypes.CDLL(None)
-_BATCH = 4 << 20
+_BATCH = 8 << 20
+_PIECE = 1 << 20
 _VECTOR = 1024
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 Room = Callable[[int], None]
+#: Hands the pieces of what is uploaded to a function in a thread.
+Source = Callable[[Callable[[Sequence[bytes | memoryview]], None]], Awaitable[None]]
 
 
 class Upload:
@@ -32,31 +35,35 @@ class Upload:
         self.lock = asyncio.Lock()
         self.hash = hashlib.sha256()
         self.offset = 0
+        self._begun = 0  # where what the disk was not told to write begins
         self.fd = -1
 
     def open(self) -> None:
         """Open the file; one that was begun before a restart is hashed again."""
         self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        while data := os.read(self.fd, _BATCH):
+        while data := os.read(self.fd, _PIECE):
             self.hash.update(data)
             self.offset += len(data)
 
-    def write(self, pieces: list[bytes]) -> None:
+    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Add pieces at the end. In a thread."""
+        for data in pieces:
+            self.hash.update(data)
         left = list(pieces)
-        begun = self.offset
         while left:
             done = os.writev(self.fd, left[:_VECTOR])
+            self.offset += done
             # What was taken whole goes; of one that was taken in part the rest stays.
             while left and done >= len(left[0]):
                 done -= len(left[0])
                 left.pop(0)
             if done:
                 left[0] = left[0][done:]
-        for data in pieces:
-            self.hash.update(data)
-            self.offset += len(data)
-        # The disk begins now: the sync at the end has less to wait for. See sync_file_range(2).
-        _libc.sync_file_range(self.fd, ctypes.c_int64(begun), ctypes.c_int64(self.offset - begun), 2)
+        if self.offset - self._begun >= _BATCH:
+            # The disk begins now: the sync at the end has less to wait for. See sync_file_range(2).
+            length = ctypes.c_int64(self.offset - self._begun)
+            _libc.sync_file_range(self.fd, ctypes.c_int64(self._begun), length, 2)
+            self._begun = self.offset
 
     def digest(self, algorithm: str) -> str:
         """The content's digest; sha512 is computed when somebody wants it."""
@@ -64,7 +71,7 @@ class Upload:
             return "sha256:" + self.hash.hexdigest()
         other = hashlib.new(algorithm)
         os.lseek(self.fd, 0, os.SEEK_SET)
-        while data := os.read(self.fd, _BATCH):
+        while data := os.read(self.fd, _PIECE):
             other.update(data)
         return f"{algorithm}:" + other.hexdigest()
 
@@ -109,35 +116,22 @@ class Uploads:
             raise RegistryError("BLOB_UPLOAD_UNKNOWN")
         return found
 
-    async def append(self, upload: Upload, body: AsyncIterator[bytes], room: Room | None = None) -> None:
+    async def append(self, upload: Upload, source: Source, room: Room | None = None) -> None:
         """Add what comes to the upload's end. What came before a connection broke is kept, for a resume.
 
-        room: refuses when the upload's length is more than its repository may take. Raises RegistryError.
+        source: hands pieces to the function that it is given, in a thread. room: refuses when the upload's length is more than
+        its repository may take. Raises RegistryError.
         """
-        held: list[bytes] = []
-        size = 0
-        total = upload.offset
-        writing: asyncio.Future[None] | None = None
-        try:
-            async for data in body:
-                held.append(bytes(data))
-                size += len(data)
-                total += len(data)
-                if self._limit is not None and total > self._limit:
-                    raise RegistryError("SIZE_INVALID", "the blob exceeds the registry's limit", status=413)
-                if room is not None:
-                    room(total)
-                if size >= _BATCH:
-                    # One batch is hashed and written while the next one comes.
-                    if writing is not None:
-                        await writing
-                    writing = asyncio.ensure_future(asyncio.to_thread(upload.write, held))
-                    held, size = [], 0
-        finally:
-            if writing is not None:
-                await asyncio.shield(writing)
-            if held:
-                await asyncio.shield(asyncio.to_thread(upload.write, held))
+
+        def take(pieces: Sequence[bytes | memoryview]) -> None:
+            total = upload.offset + sum(map(len, pieces))
+            if self._limit is not None and total > self._limit:
+                raise RegistryError("SIZE_INVALID", "the blob exceeds the registry's limit", status=413)
+            if room is not None:
+                room(total)
+            upload.write(pieces)
+
+        await source(take)
 
     async def finish(self, upload_id: str, upload: Upload, digest: str) -> int:
         """Verify and place the blob; its length. Raises RegistryError(DIGEST_INVALID), and the upload is gone then."""

@@ -8,6 +8,7 @@ from .errors import ClientError, ConnectError, ProtocolError
 from .flow import Duplex, tunnel
 from .headers import Headers
 from .message import BodyTooLarge, BodyWriter, Handler, Peer, Request, RequestTimeout, Response
+from .receiving import pour
 from .server import Server, bind, plain_error
 from .tls import accept_any_certificate, client_context, server_context
 
@@ -31,6 +32,7 @@ __all__ = [
     "bind",
     "client_context",
     "plain_error",
+    "pour",
     "server_context",
     "tunnel",
 ]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 MAX_CHUNK_LINE = 4096
 MAX_TRAILERS = 16384
+#: What is looked at for a line's end: chunk lines are short.
+_WINDOW = 128
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+
+Octets = TypeVar("Octets", bytes, memoryview)
 
 
 class BodyError(ValueError):
@@ -20,11 +26,11 @@ class LengthBody:
         self.remaining = length
         self.done = length == 0
 
-    def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
+    def feed(self, data: Octets) -> tuple[list[Octets], Octets]:
         """Octets of the body found in `data`, and what follows the body."""
         if len(data) < self.remaining:
             self.remaining -= len(data)
-            return [data], b""
+            return [data], data[:0]
         n, self.remaining, self.done = self.remaining, 0, True
         return ([data] if n == len(data) else [data[:n]]), data[n:]
 
@@ -37,8 +43,8 @@ class EOFBody:
     def __init__(self) -> None:
         self.done = False
 
-    def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
-        return [data], b""
+    def feed(self, data: Octets) -> tuple[list[Octets], Octets]:
+        return [data], data[:0]
 
 
 class ChunkedBody:
@@ -53,13 +59,13 @@ class ChunkedBody:
         self._line = b""
         self._trailers = 0
 
-    def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
+    def feed(self, data: Octets) -> tuple[list[Octets], Octets]:
         """Octets of the body found in `data`, and what follows the body.
 
         Raises BodyError where the framing is broken: a chunk size that is no hexadecimal number, a missing line end,
         lines or trailers past their limits.
         """
-        out: list[bytes] = []
+        out: list[Octets] = []
         pos, end = 0, len(data)
         while pos < end:
             if self._state == "data":
@@ -71,8 +77,10 @@ class ChunkedBody:
                     self._state = "crlf"
                 continue
             # every other state wants a whole line
-            stop = data.find(b"\n", pos)
-            piece = data[pos:] if stop < 0 else data[pos : stop + 1]
+            piece = bytes(data[pos : pos + _WINDOW])
+            stop = piece.find(b"\n")
+            if stop >= 0:
+                piece = piece[: stop + 1]
             line = self._line + piece if self._line else piece
             if len(line) > MAX_CHUNK_LINE:
                 raise BodyError("chunk line is too long")
@@ -81,7 +89,7 @@ class ChunkedBody:
                 if self._state == "crlf" and not b"\r\n".startswith(line):
                     raise BodyError("malformed chunked encoding")
                 self._line = line
-                break
+                continue
             self._line = b""
             if not line.endswith(b"\r\n"):
                 raise BodyError("malformed chunked encoding")
@@ -103,7 +111,7 @@ class ChunkedBody:
             else:
                 self.done = True
                 return out, data[pos:]
-        return out, b""
+        return out, data[:0]
 
 
 Body = LengthBody | ChunkedBody | EOFBody

@@ -149,12 +149,12 @@ class Connection(FlowProtocol):
         try:
             pieces, rest = body.feed(data)
         except BodyError as error:
-            self._body = None
             self.pause_reading()
             if inbox is not None:
                 inbox.fail(RefusedRequest(400, f"Bad Request: {error}"))
-                self._eof = True  # nothing after this can be understood: close after the answer
+                self.broken_body()
             else:
+                self._body = None
                 self.transport.close()
             return b""
         if inbox is not None:
@@ -171,6 +171,16 @@ class Connection(FlowProtocol):
             if inbox is not None:
                 inbox.feed_eof()
         return rest
+
+    def broken_body(self) -> None:
+        """Nothing after this can be understood: the connection closes after the answer."""
+        self._body = None
+        self._eof = True
+
+    def whole_body(self, rest: bytes) -> None:
+        """The body was read to its end past the transport. rest: what follows it."""
+        self._body = None
+        self._pending = rest
 
     async def next_body(self, request: Request, timeout: bool) -> bytes:
         inbox: Inbox = request._inbox

@@ -245,6 +245,16 @@ class Request:
             while data := await self._connection.next_body(self, timeout=False):
                 yield data
 
+    async def receive(self, sink: Callable[[Sequence[bytes | memoryview]], None]) -> None:
+        """The body, handed in order to a function in a thread, some pieces at a time; they are its own until it returns.
+
+        Raises what `sink` raises, ConnectionResetError when the peer goes: what came before has been handed over then.
+        """
+        if self._inbox is not None:
+            from longshore.machinery.http.receiving import receive
+
+            await receive(self, self._connection, sink)
+
     async def start(self, status: int, headers: Sequence[tuple[str, str]] = ()) -> BodyWriter:
         """Sends the head of a streaming answer. When the peer goes after this, the handler's task is cancelled."""
         return self._connection.start(self, status, headers)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
+import socket
 from typing import TYPE_CHECKING
+
+from longshore.machinery.http.lending import Lent, Turn, lend, lendable
 
 if TYPE_CHECKING:
     from longshore.machinery.http.connection import Connection
@@ -12,19 +17,19 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _AT_ONCE = 8 << 20
-#: Seconds that a peer may take nothing of a file.
-STALLED = 300.0
+#: What the kernel may hold of an answer: as much as it would allow itself in time (tcp_wmem), so that it wakes us less often.
+_SEND_BUFFER = 4 << 20
+_SO_SNDBUFFORCE = 32  # see socket(7)
 
 
 async def send_file(
     writer: BodyWriter, connection: Connection, file: int, offset: int, count: int, *, direct: bool
 ) -> int:
     """Send a part of a file over a connection; octets that the file had. See BodyWriter.send_file."""
+    if direct and lendable(connection):
+        return await _direct(connection, file, offset, count)
     end = offset + count
     begin = offset
-    socket = connection.transport.get_extra_info("socket")
-    if direct and socket is not None and connection.transport.get_extra_info("ssl_object") is None:
-        return await _direct(connection, socket.fileno(), file, offset, count)
     while offset < end:
         data = await asyncio.to_thread(os.pread, file, min(_PIECE, end - offset), offset)
         if not data:
@@ -35,8 +40,7 @@ async def send_file(
     return offset - begin
 
 
-async def _direct(connection: Connection, socket: int, file: int, offset: int, count: int) -> int:
-    loop = asyncio.get_running_loop()
+async def _direct(connection: Connection, file: int, offset: int, count: int) -> int:
     transport = connection.transport
     low, high = transport.get_write_buffer_limits()
     # What was written before (the head) goes first: with limits of nothing, drain() waits until it has gone.
@@ -47,42 +51,28 @@ async def _direct(connection: Connection, socket: int, file: int, offset: int, c
             await connection.drain()
     finally:
         transport.set_write_buffer_limits(high=high, low=low)
-    begin, end = offset, offset + count
-    # A descriptor of our own: the loop lets nobody else watch those of its transports.
-    out = os.dup(socket)
-    try:
-        while offset < end:
-            if connection.lost:
-                raise ConnectionResetError("the peer has gone")
+    position, end = offset, offset + count
+
+    def work(lent: Lent) -> Turn:
+        nonlocal position
+        if position == offset and count > _SEND_BUFFER:
+            with contextlib.suppress(OSError):  # only for the administrator of the network
+                lent.socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        while position < end:
             try:
-                # In a thread: the file's pages may have to come from the disk first.
-                sent = await loop.run_in_executor(None, os.sendfile, out, file, offset, min(_AT_ONCE, end - offset))
+                sent = os.sendfile(lent.socket.fileno(), file, position, min(_AT_ONCE, end - position))
             except BlockingIOError:
-                await _writable(loop, out)
+                if not lent.ready():
+                    return Turn.WAIT
                 continue
             except BrokenPipeError:
                 raise ConnectionResetError("the peer has gone") from None
             if not sent:
                 break
-            offset += sent
-    finally:
-        os.close(out)
-    return offset - begin
+            position += sent
+            if lent.over:
+                return Turn.AGAIN
+        return Turn.DONE
 
-
-async def _writable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    """Returns when a socket takes more. Raises ConnectionResetError when it takes nothing for long."""
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_writer(fd, wake)
-    try:
-        async with asyncio.timeout(STALLED):
-            await ready
-    except TimeoutError:
-        raise ConnectionResetError("the peer takes nothing") from None
-    finally:
-        loop.remove_writer(fd)
+    await lend(connection, select.POLLOUT, work)
+    return position - offset
