@@ -15,6 +15,7 @@ import pytest
 from longshore.engine.errors import EngineError, NotFound, Unauthorized
 from longshore.engine.images import references
 from longshore.engine.images.pull import choose
+from longshore.machinery.http import Client
 from longshore.registry.auth import Access, Passwords
 
 from .conftest import imported, tar_of
@@ -131,6 +132,10 @@ async def test_mirror_of_docker_hub(make_store: Any, registry: Any) -> None:
     image = await two.pull("tool:1", progress=said.append)
     assert two.repo_tags(image.id) == ["tool:1"]
     assert statuses(said)[0] == "Pulling from library/tool"
+    # Asking whether the mirror has the tag is the head of the pull: a registry counts each.
+    async with Client() as client:
+        figures = await (await client.request("GET", f"http://{host}/metrics")).read()
+    assert b'registry_http_requests_total{code="200",handler="manifest",method="HEAD"} 1.0' in figures
 
 
 @pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")

@@ -114,7 +114,8 @@ def parse_challenges(headers: list[str]) -> list[tuple[str, dict[str, str]]]:
 class Session:
     """One repository of one registry, over one endpoint.
 
-    auth: username, password, identitytoken, registrytoken. actions: "pull" or "pull,push".
+    auth: username, password, identitytoken, registrytoken. actions: "pull" or "pull,push". seen: tags and digests that the
+    registry has said it has.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Session:
         self.challenges: list[tuple[str, dict[str, str]]] = []
         self._tokens: dict[str, tuple[str, float]] = {}
         self._extra_scopes: list[str] = []
+        self.seen: set[str] = set()
 
     def url(self, rest: str) -> str:
         return f"{self.endpoint.url}/v2/{self.path}/{rest}"
@@ -445,6 +447,7 @@ async def _has(session: Session, pull: bool, wanted: str) -> bool:
         if wanted:
             accept = [("Accept", ACCEPT)]
             response = await session.request("HEAD", session.url(f"manifests/{wanted}"), headers=accept, timeout=30)
+            session.seen.add(wanted)
         else:
             response = await session.request("GET", session.url("tags/list?n=1"), timeout=30)
         await response.read(MANIFEST_LIMIT)

@@ -82,7 +82,7 @@ async def _pull_one(
     wanted = name.digest or name.tag
     try:
         # The head first: a registry counts it less than a pull, and its refusal is what dockerd shows.
-        if not name.digest:
+        if not name.digest and wanted not in session.seen:
             await session.head_manifest(wanted)
         body, media, digest = await session.manifest(wanted)
     except RegistryError as error:
@@ -467,7 +467,7 @@ async def distribution_inspect(store: ImageStore, reference: str, *, auth: dict[
     session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull")
     wanted = name.digest or name.tag
     try:
-        if not name.digest:
+        if not name.digest and wanted not in session.seen:
             await session.head_manifest(wanted)
         body, media, digest = await session.manifest(wanted)
     except RegistryError as error:
