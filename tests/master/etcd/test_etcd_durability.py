@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from longshore.master.etcd import snapshot
+from longshore.master.etcd import committer, log, snapshot, wal
 from longshore.master.etcd.embedded import EmbeddedStore
 from longshore.master.etcd.model import Compacted, Corrupt, NoSpace, StoreError, Unavailable
 
@@ -83,28 +84,74 @@ async def test_kill_9_again_and_again_loses_nothing_acknowledged(tmp_path: Path)
     assert len(acknowledged) == 40
 
 
-async def test_a_torn_last_write_is_dropped_and_the_store_goes_on(tmp_path: Path) -> None:
+def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write-ahead log that is filled ahead, and begins anew, after little."""
+    monkeypatch.setattr(log, "WAL_BYTES", 2**20)
+    monkeypatch.setattr(committer, "_CHECKPOINT_BYTES", 2**18)
+    monkeypatch.setattr(wal, "_STEP", 2**18)
+    monkeypatch.setattr(wal, "_BEHIND", 2**16)
+
+
+@pytest.mark.parametrize("earlier", [0, 500])
+async def test_a_torn_last_write_is_dropped_and_the_store_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: int
+) -> None:
+    """With nothing, zeros, or commits of the log's last turn behind what was torn."""
+    small_wal(monkeypatch)
     path = tmp_path / "store.db"
     store = await EmbeddedStore.open(path)
+    for _ in range(earlier):
+        await store.put(b"/earlier", b"e" * 3000)
     for number in range(50):
         await store.put(b"/k/%d" % number, b"v" * 3000)
-    wal = Path(f"{path}-wal")
-    before = wal.stat().st_size
+    file = Path(f"{path}-wal")
+    before, main = file.read_bytes(), path.read_bytes()
     await store.put(b"/last", b"w" * 3000)
-    after = wal.read_bytes()
-    assert len(after) > before
-    main = path.read_bytes()
+    after = file.read_bytes()
     await store.close()
-    for cut in (before + 1, before + 700, len(after) - 1, before + 24 + 2000):
-        folder = tmp_path / str(cut)
-        folder.mkdir()
-        (folder / "store.db").write_bytes(main)
-        (folder / "store.db-wal").write_bytes(after[:cut])
-        torn = await EmbeddedStore.open(folder / "store.db")
-        assert (await torn.range(b"/k/", b"/k0", count_only=True)).count == 50
-        assert not (await torn.range(b"/last")).kvs
-        assert (await torn.put(b"/last", b"again")).revision == 52
-        await torn.close()
+    old = before.ljust(len(after), b"\0")
+    changed = [at for at, (left, right) in enumerate(zip(old, after, strict=True)) if left != right]
+    first, last = changed[0], changed[-1]
+    assert last - first > 3000
+    for cut in (first + 1, first + 700, first + 2024, last):
+        for number, rest in enumerate({b"", old[cut:], bytes(len(after) - cut)}):
+            folder = tmp_path / f"{cut}-{number}"
+            folder.mkdir()
+            (folder / "store.db").write_bytes(main)
+            (folder / "store.db-wal").write_bytes(after[:cut] + rest)
+            torn = await EmbeddedStore.open(folder / "store.db")
+            assert (await torn.range(b"/k/", b"/k0", count_only=True)).count == 50
+            assert not (await torn.range(b"/last")).kvs
+            assert (await torn.put(b"/last", b"again")).revision == earlier + 52
+            await torn.close()
+
+
+async def test_the_log_keeps_its_size_and_is_whole_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_wal(monkeypatch)
+    path = tmp_path / "store.db"
+    store = await EmbeddedStore.open(path)
+    assert isinstance(store.log, log.SqliteLog)
+    sizes, turns, written = set(), 0, 0
+    for number in range(600):
+        await store.put(b"/k/%d" % number, b"%d" % number * 300)
+        turns += store.log.wal.written < written
+        written = store.log.wal.written
+        sizes.add(store.log.wal.size)
+        if number % 97 == 0:
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            for name in ("store.db-wal", "store.db"):  # as a crash leaves them: no checkpoint runs meanwhile
+                shutil.copy(tmp_path / name, folder / name)
+            found = await EmbeddedStore.open(folder / "store.db")
+            values = {kv.key: kv.value for kv in (await found.range(b"/k/", b"/k0")).kvs}
+            assert values == {b"/k/%d" % n: b"%d" % n * 300 for n in range(number + 1)}
+            await found.close()
+    assert turns >= 2
+    assert max(sizes) < 2 * 2**20
+    assert len(sizes) < 100, "most commits overwrite"
+    await store.close()
 
 
 @pytest.fixture

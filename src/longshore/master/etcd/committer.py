@@ -81,7 +81,7 @@ class Committer:
         self._checkpoint = checkpoint
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._halted = False
-        self._since_checkpoint = 0
+        self._checkpointed = 0  # what the WAL held when it was last copied into the file
         self._thread = threading.Thread(target=self._run, name="etcd-committer", daemon=True)
         self._thread.start()
 
@@ -145,19 +145,23 @@ class Committer:
                 logger.error("commit of %d changes failed: %s", len(rows), error)
                 self._halted = True
         self._call(self._done, group, failure)
-        if failure is None:
-            self._since_checkpoint += size + 100 * len(rows)
-            if self._since_checkpoint > _CHECKPOINT_BYTES and isinstance(self._log, SqliteLog):
-                self._since_checkpoint = 0
-                self._tidy(self._log)
+        if failure is None and isinstance(self._log, SqliteLog):
+            self._tidy(self._log, size + 100 * len(rows))
 
-    def _tidy(self, log: SqliteLog) -> None:
-        if log.wal_size() > log.wal_limit:
-            try:
-                log.restart_wal()
-            except sqlite3.Error as error:
-                logger.warning("the write-ahead log could not be begun anew: %s", error)
-        self._call(self._checkpoint)
+    def _tidy(self, log: SqliteLog, written: int) -> None:
+        """Keep the WAL in its bounds, with room for the next commits."""
+        wal = log.wal
+        wal.committed(written)
+        try:
+            wal.make_room()
+            if wal.written - self._checkpointed > _CHECKPOINT_BYTES:
+                self._checkpointed = wal.written
+                if not wal.full or not log.restart_wal():
+                    self._call(self._checkpoint)
+                else:
+                    self._checkpointed = 0
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("the write-ahead log could not be tidied: %s", error)
 
     def _work(self, task: _Task) -> None:
         try:

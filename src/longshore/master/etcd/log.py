@@ -18,11 +18,13 @@ from typing import Protocol
 
 from longshore.master.etcd.model import KeyValue, Unavailable
 from longshore.master.etcd.revision import revision_of
+from longshore.master.etcd.wal import WalFile
 
 # row, key, create revision, version (0: tombstone), lease, value
 Row = tuple[int, bytes, int, int, int, bytes]
 
 SCHEMA_VERSION = 1
+WAL_BYTES = 32 * 2**20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (
     row INTEGER PRIMARY KEY, key BLOB NOT NULL, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
@@ -123,8 +125,7 @@ class SqliteLog:
             f"INSERT INTO log ({_COLUMNS}) VALUES " + ",".join(["(?,?,?,?,?,?)"] * count)
             for count in range(_ROWS_A_STATEMENT + 1)
         ]
-        self._wal_bytes = 0
-        self.wal_limit = 64 * 2**20
+        self.wal = WalFile(path, WAL_BYTES)
 
     def append(self, rows: Sequence[Row], leases: Sequence[tuple[int, int]]) -> None:
         # One statement is one stay outside the interpreter's lock, and needs no BEGIN and COMMIT around it: few
@@ -162,23 +163,24 @@ class SqliteLog:
                 writer.execute("ROLLBACK")
             raise
 
-    def wal_size(self) -> int:
-        try:
-            return os.stat(f"{self.path}-wal").st_size
-        except FileNotFoundError:
-            return 0
-
     def checkpoint(self) -> None:
         """Copy what is in the WAL into the file, beside the writer (from the reader thread)."""
         self._scan_connection().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
-    def restart_wal(self) -> None:
-        """Make the next commit begin the WAL anew (from the committer thread, between two commits)."""
+    def restart_wal(self) -> bool:
+        """Make the next commit begin the WAL anew (from the committer thread, between two commits).
+
+        False where a reader is still at it. The file keeps its size, unless a long read has let it become too large.
+        """
+        mode = "TRUNCATE" if self.wal.size > 2 * WAL_BYTES else "RESTART"
         self._writer.execute("PRAGMA busy_timeout=0")
         try:
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy = self._writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0]
         finally:
             self._writer.execute("PRAGMA busy_timeout=10000")
+        if not busy:
+            self.wal.begun_anew(mode == "TRUNCATE")
+        return not busy
 
     def index(self) -> Iterator[tuple[int, bytes, int, int, int]]:
         yield from self._reader.execute("SELECT row, key, create_revision, version, lease FROM log ORDER BY row")
@@ -237,7 +239,7 @@ class SqliteLog:
             self._reader.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
         )
-        return pages * page_size + self.wal_size(), (pages - free) * page_size
+        return pages * page_size + self.wal.size, (pages - free) * page_size
 
     def copy(self, path: Path) -> None:
         with closing(connect(self.path)) as source:
@@ -248,6 +250,7 @@ class SqliteLog:
             self._scanner.close()
         self._reader.close()
         self._writer.close()
+        self.wal.close()
         os.close(self._lock)
 
 
