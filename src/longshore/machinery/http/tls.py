@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ssl
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -37,11 +38,10 @@ def accept_any_certificate(context: ssl.SSLContext) -> bool:
     Python's ssl module either asks for a certificate and fails the handshake when OpenSSL does not trust it, or does not
     ask. OpenSSL's own hook for this, SSL_CTX_set_verify, is set past the module: its context object begins with the
     pointer to OpenSSL's (PySSLContext in Modules/_ssl.c, 3.8 to 3.14). False, and nothing changed, where that is not
-    possible: an interpreter that is not CPython, or that has OpenSSL inside.
+    possible: an interpreter that is not CPython, is newer than was looked into, or has OpenSSL inside.
     """
-    import sys
-
-    library = _openssl() if sys.implementation.name == "cpython" else None
+    known = sys.implementation.name == "cpython" and sys.version_info < (3, 15)
+    library = _openssl() if known else None
     if library is None:
         return False
     context.verify_mode = ssl.CERT_OPTIONAL
