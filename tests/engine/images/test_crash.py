@@ -50,7 +50,7 @@ async def main():
         root.mount()
         (root.merged / "new").write_text(str(n))
         await store.commit(f"{n:064x}", {}, name=references.parse(f"c{n}:1"))
-        data = b"".join([d async for d in store.save([f"c{n}:1"])])
+        data = b"".join(await store.save([f"c{n}:1"]))
         store.release(f"{n:064x}")
         await store.remove(f"c{n}:1", force=True)
         await store.load(once(data))

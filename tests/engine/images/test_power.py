@@ -67,13 +67,8 @@ async def test_a_pulled_layer_is_unpacked_again(make_store: Make, registry: Call
     host = await registry()
     source = make_store("source")
     # Owners and times that our own packing would write otherwise: the layer keeps its blob.
-    await source.load(
-        once(
-            b"".join(
-                [d async for d in source.save([(await imported(source, f"{host}/a:1", {"d/f": b"x" * 70000})).id])]
-            )
-        )
-    )
+    made = await imported(source, f"{host}/a:1", {"d/f": b"x" * 70000})
+    await source.load(once(b"".join(await source.save([made.id]))))
     await source.push(f"{host}/a:1")
     store = make_store()
     image = await store.pull(f"{host}/a:1")

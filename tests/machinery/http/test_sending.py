@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,3 +122,33 @@ async def test_over_tls(serve: Serve, path: Path, tmp_path: Path) -> None:
     async with Client(ssl=client_context(ca=tmp_path / "ca")) as client:
         found = await digest(client, f"https://127.0.0.1:{port}/")
     assert found == (SIZE, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_what_an_iterator_makes(secure: bool, tmp_path: Path) -> None:
+    made = [os.urandom(size) for size in (3, 0, 70_000, 1 << 20, 1, 400_000)] * 4
+
+    async def handler(request: Request) -> None:
+        headers = [] if request.param("chunked") else [("Content-Length", str(sum(map(len, made))))]
+        writer = await request.start(200, headers)
+        await writer.send_pieces(broken() if request.param("broken") else iter(made))
+
+    def broken() -> Iterator[bytes]:
+        yield made[2]
+        raise RuntimeError("the source broke")
+
+    ca = make_ca()
+    (tmp_path / "ca").write_bytes(ca.certificate)
+    issue(ca, "server", names=["127.0.0.1"], server=True).write(tmp_path / "cert", tmp_path / "key")
+    server = Server(handler)
+    port = await server.listen_tcp(
+        "127.0.0.1", 0, ssl=server_context(tmp_path / "cert", tmp_path / "key") if secure else None
+    )
+    base = f"{'https' if secure else 'http'}://127.0.0.1:{port}/"
+    wanted = hashlib.sha256(b"".join(made)).hexdigest()
+    async with Client(ssl=client_context(ca=tmp_path / "ca") if secure else None) as client:
+        for query in ("", "?chunked=1", ""):
+            assert (await digest(client, base + query))[1] == wanted
+        with pytest.raises(ClientError):
+            await digest(client, base + "?chunked=1&broken=1")
+    await server.close()

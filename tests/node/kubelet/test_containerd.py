@@ -104,8 +104,7 @@ class ContainerdNode(Node):
             await store.import_(source(), name=references.parse(name), run_config=config)
             file = self.root / "image.tar"
             with open(file, "wb") as out:
-                async for piece in store.save([name]):
-                    out.write(piece)
+                out.writelines(await store.save([name]))
             argv = ["ctr", "-a", str(self.root / "cri.sock"), "-n", "k8s.io", "images", "import", str(file)]
             done = await asyncio.to_thread(subprocess.run, argv, capture_output=True)
             assert done.returncode == 0, done.stderr

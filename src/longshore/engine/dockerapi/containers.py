@@ -436,8 +436,6 @@ async def archive_head(call: Call) -> Response:
 
 @routes.route("GET", "/containers/{name:*}/archive")
 async def archive_get(call: Call) -> Response | None:
-    from longshore.engine.images.streams import pieces
-
     service = call.api.containers
     container = service.find(call.path["name"])
     with archive.View(service, container) as view:
@@ -445,9 +443,7 @@ async def archive_get(call: Call) -> Response | None:
         source = archive.get(view, call.path["name"], call.param("path"))
         service.event(container, "archive-path")
         writer = await call.start(200, "application/x-tar", [("X-Docker-Container-Path-Stat", value)])
-        async for data in pieces(source):
-            writer.write(data)
-            await writer.drain()
+        await writer.send_pieces(source)
     return None
 
 
@@ -484,15 +480,12 @@ async def archive_put(call: Call) -> Response:
 @routes.route("GET", "/containers/{name:*}/export")
 async def export(call: Call) -> Response | None:
     from longshore.engine.images.pack import Packer
-    from longshore.engine.images.streams import pieces
 
     service = call.api.containers
     container = service.find(call.path["name"])
     with archive.View(service, container) as view:
         writer = await call.start(200, "application/octet-stream")
-        async for data in pieces(iter(Packer(view.root, layer=False))):
-            writer.write(data)
-            await writer.drain()
+        await writer.send_pieces(iter(Packer(view.root, layer=False)))
     service.event(container, "export")
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -238,13 +239,10 @@ async def save_one(call: Call) -> Response | None:
 
 
 async def _save(call: Call, names: list[str]) -> Response | None:
-    source = call.api.images.save(names, platform=_platform(call))
-    first = await anext(source, b"")
-    writer = await call.start(200, "application/x-tar")
-    writer.write(first)
-    async for data in source:
-        writer.write(data)
-        await writer.drain()
+    source = await call.api.images.save(names, platform=_platform(call))
+    with contextlib.closing(source):
+        writer = await call.start(200, "application/x-tar")
+        await writer.send_pieces(source)
     return None
 
 

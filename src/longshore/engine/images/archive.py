@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from longshore.engine.images.model import Image
 from longshore.engine.images.pack import Packer
 from longshore.engine.images.progress import Meter
 from longshore.engine.images.references import Reference
-from longshore.engine.images.streams import consume, in_thread
+from longshore.engine.images.streams import consume, in_thread, passed
 from longshore.machinery import rooted
 from longshore.wire import tar
 from longshore.wire.tar import TarError, TarReader
@@ -72,7 +72,7 @@ def select(store: ImageStore, names: list[str]) -> list[tuple[Image, list[Refere
     return list(found.values())
 
 
-def save(store: ImageStore, names: list[str], platform: str) -> Iterator[bytes]:
+def save(store: ImageStore, names: list[str], platform: str) -> Generator[bytes]:
     """The archive of some images, piece by piece. Raises (before the first piece) NotFound, SystemFailure."""
     chosen = select(store, names)
     for image, _ in chosen:
@@ -83,7 +83,7 @@ def save(store: ImageStore, names: list[str], platform: str) -> Iterator[bytes]:
     return _archive(store, chosen, lease)
 
 
-def _archive(store: ImageStore, chosen: list[tuple[Image, list[Reference]]], lease: Any) -> Iterator[bytes]:
+def _archive(store: ImageStore, chosen: list[tuple[Image, list[Reference]]], lease: Any) -> Generator[bytes]:
     now = int(time.time()) * 10**9
     with lease:
         yield tar.header(tar.Entry("blobs/", tar.DIRECTORY, 0o755, mtime=now))
@@ -140,18 +140,12 @@ def _archive(store: ImageStore, chosen: list[tuple[Image, list[Reference]]], lea
 
 
 def member(name: str, size: int, content: Iterator[bytes], mtime: int) -> Iterator[bytes]:
-    """One file of an archive in pieces of a megabyte. mtime: nanoseconds."""
+    """One file of an archive, in the pieces of its content. mtime: nanoseconds."""
     yield tar.header(tar.Entry(name, tar.REGULAR, 0o644, size=size, mtime=mtime // 10**9 * 10**9))
-    held: list[bytes] = []
-    total = 0
     for data in content:
-        held.append(data)
-        total += len(data)
-        if total >= _PIECE:
-            yield b"".join(held)
-            held, total = [], 0
-    held.append(tar.padding(size))
-    yield b"".join(held)
+        yield data
+        passed(len(data))
+    yield tar.padding(size)
 
 
 # -- load ----------------------------------------------------------------------------------------------------------

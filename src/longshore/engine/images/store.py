@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -389,13 +389,11 @@ class ImageStore:
 
         return await in_thread(lambda: prune(self, filters or {}))
 
-    async def save(self, names: Sequence[str], *, platform: str = "") -> AsyncIterator[bytes]:
-        """Images as a tar, OCI layout and docker-archive in one: see archive.save. Raises before the first piece."""
+    async def save(self, names: Sequence[str], *, platform: str = "") -> Generator[bytes]:
+        """Images as a tar, OCI layout and docker-archive in one: see archive.save. What it gives is iterated in a thread."""
         from longshore.engine.images.archive import save
 
-        source = await in_thread(save, self, list(names), platform)
-        async for data in pieces(source):
-            yield data
+        return await in_thread(save, self, list(names), platform)
 
     async def load(self, source: AsyncIterable[bytes], *, progress: Progress = _nothing, quiet: bool = True) -> None:
         """Images from a tar of either form: see archive.load."""

@@ -22,6 +22,7 @@ STALLED = 300.0
 #: Milliseconds that a thread waits for the peer before it hands the waiting to the loop, and seconds that it may work on.
 _PATIENCE = 100
 _SPELL = 0.5
+_SO_SNDBUFFORCE = 32  # see socket(7)
 
 _threads: ThreadPoolExecutor | None = None
 
@@ -45,6 +46,11 @@ class Lent:
 
     def begin(self) -> None:
         self._end = time.monotonic() + _SPELL
+
+    def send_buffer(self, size: int) -> None:
+        """Let the kernel hold so much that the peer has not taken, where we may say so (it is for administrators)."""
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
 
     @property
     def over(self) -> bool:

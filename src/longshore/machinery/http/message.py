@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -144,6 +144,15 @@ class BodyWriter:
 
         return await send_file(self, self._connection, file, offset, count, direct=not self._chunked)
 
+    async def send_pieces(self, pieces: Iterator[bytes]) -> None:
+        """Send what a blocking iterator gives; it runs in threads, one at a time. Raises what it raises,
+        ConnectionResetError when the peer has gone.
+        """
+        if not self._muted and not self._finished:
+            from longshore.machinery.http.sending import send_pieces
+
+            await send_pieces(self, self._connection, pieces, chunked=self._chunked)
+
     async def finish(self) -> None:
         """Ends the body. The core calls it when the handler returns; an exception cuts the connection instead."""
         if not self._finished:
@@ -165,6 +174,7 @@ class Request:
         "headers",
         "keep_alive",
         "method",
+        "on_start",
         "path",
         "raw_path",
         "raw_query",
@@ -191,6 +201,8 @@ class Request:
         self._length: int | None = 0
         self._continue = False
         self.context: Any = None  # for the part that serves: whatever it keeps with a request
+        # Told the status before the head of a streaming or upgraded answer is sent.
+        self.on_start: Callable[[int], Awaitable[None]] | None = None
 
     @property
     def query(self) -> dict[str, list[str]]:
@@ -257,6 +269,8 @@ class Request:
 
     async def start(self, status: int, headers: Sequence[tuple[str, str]] = ()) -> BodyWriter:
         """Sends the head of a streaming answer. When the peer goes after this, the handler's task is cancelled."""
+        if self.on_start is not None:
+            await self.on_start(status)
         return self._connection.start(self, status, headers)
 
     async def upgrade(self, status: int = 101, headers: Sequence[tuple[str, str]] = ()) -> Duplex:
@@ -264,6 +278,8 @@ class Request:
 
         A body that was not read is read over first. The connection is closed when the handler returns.
         """
+        if self.on_start is not None:
+            await self.on_start(status)
         return await self._connection.upgrade(self, status, headers)
 
     async def disconnected(self) -> None:
