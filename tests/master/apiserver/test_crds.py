@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -213,3 +214,28 @@ def test_embedded_objects_are_published_with_what_every_object_has(server: Any) 
     assert refused.status == 500 and ".part.metadata.odd: field not declared in schema" in refused.json["message"]
     wrap["part"]["metadata"] = {"name": "y", "labels": {"a": "b"}}
     assert server.send("PATCH", f"{path}/x?fieldManager=m", wrap, **apply).status == 201
+
+
+def test_what_says_established_is_served(server: Any) -> None:
+    """Many definitions at once: the first answer that calls one established is no earlier than its resource."""
+    plurals = [f"lids{n}" for n in range(12)]
+    for n, plural in enumerate(plurals):
+        assert server.send("POST", CRDS, definition(plural, f"Lid{n}")).status == 201
+    connection = server.connect()
+
+    def get(path: str) -> tuple[int, Any]:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    try:
+        for plural in reversed(plurals):
+            while True:
+                conditions = get(f"{CRDS}/{plural}.things.example.com")[1].get("status", {}).get("conditions") or ()
+                if any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
+                    break
+            assert get(f"{GROUP}/v1/namespaces/default/{plural}")[0] == 200, plural
+    finally:
+        connection.close()
+    for plural in plurals:
+        assert server.send("DELETE", f"{CRDS}/{plural}.things.example.com").status == 200

@@ -129,6 +129,9 @@ class Definitions:
         if status == before:
             return False
         obj["status"] = status
+        if names.is_established(obj):
+            # Whoever reads that it is established may use it at once: it is served before it says so.
+            await self._serve(obj["metadata"]["name"], obj)
         await self.server.api.update(GROUP, PLURAL, "", obj, "status")
         return True
 
