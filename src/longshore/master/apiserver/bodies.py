@@ -47,6 +47,7 @@ async def read_object(call: Call, resource: Any, version: str, validation: str) 
             obj, warnings = decoding.read(resource, version, data, yaml_body=media == YAML, validation=validation)
     except decoding.BodyError as error:
         raise bad_request(str(error)) from None
+    call.sent = (resource, version)
     for text in warnings:
         call.warn(text)
     if call.endpoint.custom and resource is call.endpoint.resource:

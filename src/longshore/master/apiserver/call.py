@@ -25,6 +25,7 @@ class Call:
     warnings: list[str] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)
     body: bytes = b""  # what was sent, for the audit
+    sent: tuple[Any, str] | None = None  # resource and version that the body was decoded as
 
     @property
     def namespace(self) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from longshore.machinery import pki, renewal
+from longshore.master.apiserver.audit import flags as audit_flags
 from longshore.master.apiserver.auth import flags
+from longshore.master.apiserver.flagtypes import boolean, whole_seconds
 from longshore.master.apiserver.server import APIServer, Config, serve
 
 log = logging.getLogger("longshore.apiserver")
@@ -58,37 +60,19 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON list of roles and bindings to make, where missing, before serving",
     )
-    add("--anonymous-auth", type=_boolean, default=True)
+    add("--anonymous-auth", type=boolean, default=True)
     add("--enable-admission-plugins", default="")
     add("--disable-admission-plugins", default="")
     add("--admission-control-config-file", type=Path)
-    add("--audit-policy-file", type=Path)
-    add("--audit-log-path", type=Path)
     add("--encryption-provider-config", type=Path)
-    add("--etcd-compaction-interval", type=_seconds, default=300)
-    add("--event-ttl", type=_seconds, default=3600)
+    add("--etcd-compaction-interval", type=whole_seconds, default=300)
+    add("--event-ttl", type=whole_seconds, default=3600)
     add("--max-requests-inflight", type=int, default=400)
     add("--max-mutating-requests-inflight", type=int, default=200)
     flags.add(p)
+    audit_flags.add(p)
     add("-v", "--v", type=int, default=0, dest="verbosity")
     return p
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("1", "t", "true"):
-        return True
-    if text.lower() in ("0", "f", "false"):
-        return False
-    raise argparse.ArgumentTypeError(f"invalid boolean value {text!r}")
-
-
-def _seconds(text: str) -> int:
-    from longshore.api import times
-
-    try:
-        return int(text) if text.isdigit() else times.parse_duration(text) // 1_000_000_000
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair | None, bytes]:
@@ -144,7 +128,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
     config.enable_admission = [p for p in args.enable_admission_plugins.split(",") if p]
     config.disable_admission = [p for p in args.disable_admission_plugins.split(",") if p]
     config.admission_config = args.admission_control_config_file
-    config.audit_policy, config.audit_log = args.audit_policy_file, args.audit_log_path
+    config.audit = audit_flags.options(args)
     config.encryption_config = args.encryption_provider_config
     config.event_ttl = args.event_ttl
     config.compaction_seconds = float(args.etcd_compaction_interval)

@@ -11,10 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.api.validation.errors import quote
 from longshore.machinery.errors import StatusError, request_entity_too_large, unauthorized
 from longshore.machinery.http import (
     BodyTooLarge,
@@ -29,7 +30,7 @@ from longshore.master.apiserver import paths, rendering
 from longshore.master.apiserver.admit import Admission
 from longshore.master.apiserver.aggregation import Aggregator
 from longshore.master.apiserver.allocation import ServiceAllocator
-from longshore.master.apiserver.audit import Auditor, Policy
+from longshore.master.apiserver.audit.flags import Options as AuditOptions
 from longshore.master.apiserver.auth import Access, impersonation
 from longshore.master.apiserver.auth.authorization import refusal
 from longshore.master.apiserver.bootstrap import Bootstrap
@@ -59,8 +60,12 @@ from longshore.master.apiserver.scheme import KNOWN_GROUPS, Scheme
 from longshore.master.apiserver.watching import Watcher
 from longshore.master.apiserver.writes import Writer
 
+if TYPE_CHECKING:
+    from longshore.master.apiserver.audit.auditor import Auditor
+
 log = logging.getLogger("longshore.apiserver")
 PRIVILEGED = "system:masters"
+NOBODY = UserInfo("")
 Answer = Response | None
 PathHandler = Callable[[Request, list[str]], Response | Awaitable[Response | None] | None]
 
@@ -100,8 +105,7 @@ class Config:
     enable_admission: list[str] = field(default_factory=list)
     disable_admission: list[str] = field(default_factory=list)
     admission_config: Path | None = None
-    audit_policy: Path | None = None
-    audit_log: Path | None = None
+    audit: AuditOptions = field(default_factory=AuditOptions)
     encryption_config: Path | None = None
     compaction_seconds: float = 300.0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -189,8 +193,10 @@ class APIServer:
         await self.hub.fresh()
         if self.config.compaction_seconds > 0:
             self.spawn(self._compact(), "compaction")
-        if self.config.audit_policy is not None and self.config.audit_log is not None:
-            self.auditor = Auditor(Policy.load(self.config.audit_policy), self.config.audit_log)
+        if self.config.audit.policy is not None:
+            from longshore.master.apiserver.audit.opening import open_auditor
+
+            self.auditor = open_auditor(self.config.audit, self.config.audit.policy, self.metrics.count)
         self.health.started = True
 
     async def _compact(self) -> None:
@@ -212,7 +218,7 @@ class APIServer:
                 await closer()
         await self.hub.close()
         if self.auditor is not None:
-            self.auditor.close()
+            await self.auditor.close()
 
     # Requests.
 
@@ -228,9 +234,9 @@ class APIServer:
             found = self._handle(request)
             answer = await found if inspect.isawaitable(found) else found
         finally:
-            if answer is not None and answer.status == 401:
-                auditor.refused(request)
-            auditor.finish(request, answer)
+            if answer is not None and answer.status == 401 and not auditor.knows(request):
+                await auditor.refused(request, self._attributes(request, NOBODY)[2], answer)
+            answer = await auditor.finish(request, answer)
         return answer
 
     def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
@@ -324,6 +330,15 @@ class APIServer:
         return user
 
     def _authorized(self, request: Request, user: UserInfo) -> Answer | Awaitable[Answer]:
+        info, verb, attributes = self._attributes(request, user)
+        if self.auditor is not None:
+            stored = self.auditor.begin(request, attributes)
+            if stored is not True:
+                return self._authorized_if(stored, request, info, verb, attributes)
+        return self._decided(request, info, verb, attributes)
+
+    def _attributes(self, request: Request, user: UserInfo) -> tuple[paths.PathInfo, str, Attributes]:
+        """What is asked: the path's parts, the verb, and both with the user for authorizers."""
         info = paths.parse(request.raw_path)
         if info.is_resource:
             verb = verb_of(request, info)
@@ -337,18 +352,37 @@ class APIServer:
         else:
             verb = request.method.lower()
             attributes = Attributes(user, verb, path=request.path, is_resource=False)
-        if self.auditor is not None:
-            self.auditor.begin(request, attributes)
+        return info, verb, attributes
+
+    async def _authorized_if(
+        self, stored: bool | Awaitable[bool], request: Request, info: paths.PathInfo, verb: str, attributes: Attributes
+    ) -> Answer:
+        """Go on when the audit event has been stored."""
+        if not (stored if isinstance(stored, bool) else await stored):
+            self.metrics.count("apiserver_audit_requests_rejected_total")
+            text = f"Internal Server Error: {quote(request.target)}: failed to store audit event\n"
+            return Response(500, text.encode(), (rendering.NO_STORE,), "text/plain; charset=utf-8")
+        answer = self._decided(request, info, verb, attributes)
+        if inspect.isawaitable(answer):
+            out: Answer = await answer
+            return out
+        return answer
+
+    def _decided(
+        self, request: Request, info: paths.PathInfo, verb: str, attributes: Attributes
+    ) -> Answer | Awaitable[Answer]:
         if impersonation.wants(request.headers):
             return self._impersonated(request, info, verb, attributes)
         decision = self._decide(attributes)
         if not isinstance(decision, Decision):
-            return self._authorized_later(request, user, info, verb, attributes, decision)
-        return self._allowed(request, user, info, verb, attributes, decision)
+            return self._authorized_later(request, attributes.user, info, verb, attributes, decision)
+        return self._allowed(request, attributes.user, info, verb, attributes, decision)
 
     async def _impersonated(self, request: Request, info: paths.PathInfo, verb: str, attributes: Attributes) -> Answer:
         """Act as the user whom the headers name, if the real one may."""
-        user = await impersonation.impersonate(request, attributes, self._decide)
+        user, constraint = await impersonation.impersonate(request, attributes, self._decide)
+        if self.auditor is not None:
+            self.auditor.impersonated(request, user, constraint)
         attributes = replace(attributes, user=user)
         decision = self._decide(attributes)
         if not isinstance(decision, Decision):
@@ -402,7 +436,7 @@ class APIServer:
         decision: Decision,
     ) -> Answer | Awaitable[Answer]:
         if self.auditor is not None:
-            self.auditor.decided(request, user, decision)
+            self.auditor.decided(request, decision)
         if not decision.allowed:
             raise refusal(attributes, decision.reason)
         remote = self.dispatch_remote(request, user)

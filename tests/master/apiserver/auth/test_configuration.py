@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from longshore.master.apiserver.auth import Access, Options, webhooks
+from longshore.master.apiserver import remote
+from longshore.master.apiserver.auth import Access, Options
 from longshore.master.apiserver.auth.authentication import Anonymous
 from longshore.master.apiserver.auth.configuration import ConfigurationError, _mapping, authentication, authorization
 from longshore.master.apiserver.auth.jwt import TokenError
@@ -160,7 +161,7 @@ async def test_authorizers(tmp_path: Path, objects: Any) -> None:
 
 
 async def test_a_webhook_that_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhooks, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
     config = tmp_path / "hook.conf"
     config.write_text(
         "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\n"

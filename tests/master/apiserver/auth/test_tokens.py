@@ -246,7 +246,7 @@ ASKED = Attributes(ME, "list", "", "v1", "pods", "", "ns")
 
 
 async def impersonate(headers: dict[str, str], *verbs: str, a: Attributes = ASKED) -> UserInfo:
-    return await impersonation.impersonate(request(*headers.items()), a, allow(*verbs))
+    return (await impersonation.impersonate(request(*headers.items()), a, allow(*verbs)))[0]
 
 
 async def test_impersonation_modes() -> None:

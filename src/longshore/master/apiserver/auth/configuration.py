@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longshore.api import cel, times
+from longshore.master.apiserver import configfile
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.context import UserInfo
 
 from .authentication import Anonymous
@@ -23,20 +23,8 @@ GROUP = "apiserver.config.k8s.io"
 Object = dict[str, Any]
 
 
-class ConfigurationError(ValueError):
-    """A file that cannot be taken; the text names the field."""
-
-
 def _read(file: Path, kind: str, versions: tuple[str, ...]) -> Object:
-    try:
-        found = yaml.safe_load(file.read_bytes())
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file}: {error}") from error
-    if not isinstance(found, dict) or found.get("kind") != kind:
-        raise ConfigurationError(f"{file}: expected {kind}")
-    if found.get("apiVersion") not in [f"{GROUP}/{v}" for v in versions]:
-        raise ConfigurationError(f"{file}: unknown apiVersion {found.get('apiVersion')!r}")
-    return found
+    return configfile.read(file, kind, [f"{GROUP}/{v}" for v in versions])
 
 
 def _only(obj: Object, path: str, *known: str) -> None:

@@ -9,22 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from longshore.api import times
-
-
-def _seconds(text: str) -> int:
-    try:
-        return int(text) if text.isdigit() else times.parse_duration(text) // 1_000_000_000
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("1", "t", "true"):
-        return True
-    if text.lower() in ("0", "f", "false"):
-        return False
-    raise argparse.ArgumentTypeError(f"invalid boolean value {text!r}")
+from longshore.master.apiserver.flagtypes import boolean, whole_seconds
 
 
 def _claim(text: str) -> tuple[str, str]:
@@ -38,10 +23,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = parser.add_argument
     add("--token-auth-file", type=Path, help="CSV of token,user,uid,groups")
-    add("--enable-bootstrap-token-auth", type=_boolean, nargs="?", const=True, default=True)
+    add("--enable-bootstrap-token-auth", type=boolean, nargs="?", const=True, default=True)
     add("--requestheader-allowed-names", default="front-proxy-client", help='CNs of proxies; "" for any')
-    add("--service-account-max-token-expiration", type=_seconds, default=0)
-    add("--service-account-extend-token-expiration", type=_boolean, nargs="?", const=True, default=True)
+    add("--service-account-max-token-expiration", type=whole_seconds, default=0)
+    add("--service-account-extend-token-expiration", type=boolean, nargs="?", const=True, default=True)
     add("--authentication-token-webhook-config-file", type=Path, help="a kubeconfig")
     add("--authorization-webhook-config-file", type=Path, help="a kubeconfig, for the mode Webhook")
     add("--authentication-config", type=Path, help="an AuthenticationConfiguration")

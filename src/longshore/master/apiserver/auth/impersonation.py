@@ -73,15 +73,18 @@ def wanted_user(request: Request) -> UserInfo:
     return UserInfo(name, uid, groups, extra)
 
 
-async def impersonate(request: Request, a: Attributes, authorize: Authorize) -> UserInfo:
-    """The user to act as. `a`: the request's attributes with the real user. StatusError when that is not allowed."""
+async def impersonate(request: Request, a: Attributes, authorize: Authorize) -> tuple[UserInfo, str]:
+    """The user to act as, and the verb of the constrained mode that allows it ("": the old way does).
+
+    `a`: the request's attributes with the real user. StatusError when it is not allowed.
+    """
     wanted = wanted_user(request)
     first: StatusError | None = None
     for mode in _modes(wanted, a.user):
         try:
             if mode:
                 await _check(authorize, replace(_seen_by(a, mode), verb=f"impersonate-on:{mode}:{a.verb}"))
-            return await _as_user(mode, wanted, a.user, authorize)
+            return await _as_user(mode, wanted, a.user, authorize), f"impersonate:{mode}" if mode else ""
         except StatusError as error:
             first = first or error
     assert first is not None

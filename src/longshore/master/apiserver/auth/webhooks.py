@@ -5,7 +5,6 @@ Source: k8s.io/apiserver/plugin/pkg/authenticator/token/webhook, plugin/pkg/auth
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -16,9 +15,8 @@ from typing import Any, Literal
 
 import orjson
 
-from longshore.client.config import load
-from longshore.machinery.http import Client
 from longshore.master.apiserver.context import NO_OPINION, Attributes, Decision, UserInfo
+from longshore.master.apiserver.remote import Remote
 
 from .authentication import Authenticated
 from .jwt import TokenError
@@ -26,50 +24,17 @@ from .rules import Resolution
 
 log = logging.getLogger("longshore.apiserver.auth")
 TOKEN_SECONDS, ALLOWED_SECONDS, DENIED_SECONDS = 120.0, 300.0, 30.0
-TIMEOUT, RETRIES, FIRST_WAIT = 30.0, 4, 0.5
-_MAX_CACHE, _MAX_ANSWER = 8192, 1 << 20
+TIMEOUT = 30.0
+_MAX_CACHE = 8192
 
 
-class _Webhook:
-    """A server that answers reviews. file: a kubeconfig whose current context names it."""
-
-    def __init__(self, file: Path, timeout: float = TIMEOUT) -> None:
-        self._file = file
-        self._timeout = timeout
-        self._client: Client | None = None
-        self._url = ""
-
-    async def ask(self, review: dict[str, Any]) -> dict[str, Any]:
-        """The answered review. Tried again on connection errors and 5xx; OSError or ValueError in the end."""
-        if self._client is None:
-            config = load(self._file)
-            field = config.authorization()
-            headers = [("Authorization", field)] if field else []
-            self._url = config.server
-            self._client = Client(ssl=config.ssl_context(), headers=headers, server_hostname=config.server_name or None)
-        body = orjson.dumps(review)
-        fields = [("Content-Type", "application/json"), ("Accept", "application/json")]
-        wait = FIRST_WAIT
-        for attempt in range(RETRIES + 1):
-            last = attempt == RETRIES
-            try:
-                response = await self._client.request(
-                    "POST", self._url, headers=fields, body=body, timeout=self._timeout
-                )
-                answer = await response.read(_MAX_ANSWER)
-                if response.status < 300:
-                    found = orjson.loads(answer)
-                    if not isinstance(found, dict) or not isinstance(found.get("status"), dict):
-                        raise ValueError("webhook answered without a status")
-                    return found
-                if (response.status < 500 and response.status != 429) or last:
-                    raise ValueError(f"webhook returned status {response.status}")
-            except (OSError, TimeoutError):
-                if last:
-                    raise
-            await asyncio.sleep(wait)
-            wait *= 1.5
-        raise AssertionError("unreachable")
+async def _ask(remote: Remote, review: dict[str, Any]) -> dict[str, Any]:
+    """The status of a review that another server has answered. OSError, TimeoutError or ValueError."""
+    found = orjson.loads(await remote.post(orjson.dumps(review)))
+    status = found.get("status") if isinstance(found, dict) else None
+    if not isinstance(status, dict):
+        raise ValueError("webhook answered without a status")
+    return status
 
 
 class _Remembered(OrderedDict[Any, tuple[float, Any]]):
@@ -91,7 +56,7 @@ class TokenWebhook:
     """Tokens that another server knows."""
 
     def __init__(self, file: Path) -> None:
-        self._webhook = _Webhook(file)
+        self._webhook = Remote(file)
         self._known = _Remembered()
 
     async def authenticate_token(self, token: str, audiences: Sequence[str]) -> Authenticated | None:
@@ -104,7 +69,7 @@ class TokenWebhook:
             spec["audiences"] = list(audiences)
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": spec}
         try:
-            status = (await self._webhook.ask(review))["status"]
+            status = await _ask(self._webhook, review)
         except (OSError, ValueError, TimeoutError) as error:
             raise TokenError(str(error)) from error
         if not status.get("authenticated"):
@@ -147,7 +112,7 @@ class AuthorizationWebhook:
         deny_on_error: bool = False,
         applies: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
-        self._webhook = _Webhook(file, timeout)
+        self._webhook = Remote(file, timeout=timeout)
         self._known = _Remembered()
         self._seconds = (allowed_seconds, denied_seconds)
         self._on_error: Literal["deny", "no opinion"] = "deny" if deny_on_error else "no opinion"
@@ -167,7 +132,7 @@ class AuthorizationWebhook:
             return found
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": spec}
         try:
-            status = (await self._webhook.ask(review))["status"]
+            status = await _ask(self._webhook, review)
         except (OSError, ValueError, TimeoutError) as error:
             log.warning("Failed to make webhook authorizer request: %s", error)
             return Decision(self._on_error, str(error))

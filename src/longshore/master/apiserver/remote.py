@@ -1,0 +1,85 @@
+"""Another server that a kubeconfig names, asked by POST: webhooks of authentication, authorization, audit and admission.
+
+Source: k8s.io/apiserver/pkg/util/webhook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from longshore.client.config import load
+from longshore.machinery.http import Client
+
+ATTEMPTS, FIRST_WAIT, FACTOR, JITTER = 5, 0.5, 1.5, 0.2
+_MAX_ANSWER = 1 << 20
+
+
+class RemoteError(ValueError):
+    """The server answered with something else than success; `status` is its HTTP status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"webhook returned status {status}")
+        self.status = status
+
+
+def worth_retrying(error: Exception) -> bool:
+    """Whether asking again may help: no connection, too busy, a failure of its own."""
+    return not isinstance(error, RemoteError) or error.status >= 500 or error.status == 429
+
+
+class Remote:
+    """A server by kubeconfig (its current context). timeout: seconds for one attempt; first_wait: after the first
+    failure, half as much again after each further one; retry: whether to try again after an error.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        timeout: float = 30.0,
+        first_wait: float | None = None,
+        retry: Callable[[Exception], bool] = worth_retrying,
+    ) -> None:
+        self._file = file
+        self._timeout, self._retry = timeout, retry
+        self._first_wait = FIRST_WAIT if first_wait is None else first_wait
+        self._client: Client | None = None
+        self._url = ""
+
+    def open(self) -> None:
+        """Reads the kubeconfig. ConfigError or OSError."""
+        config = load(self._file)
+        field = config.authorization()
+        headers = [("Authorization", field)] if field else []
+        self._url = config.server
+        self._client = Client(ssl=config.ssl_context(), headers=headers, server_hostname=config.server_name or None)
+
+    async def post(self, body: bytes) -> bytes:
+        """The answer to a JSON body. OSError, TimeoutError or RemoteError in the end."""
+        if self._client is None:
+            self.open()
+        assert self._client is not None
+        fields = [("Content-Type", "application/json"), ("Accept", "application/json")]
+        wait = self._first_wait
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                response = await self._client.request(
+                    "POST", self._url, headers=fields, body=body, timeout=self._timeout
+                )
+                answer = await response.read(_MAX_ANSWER)
+                if response.status < 300:
+                    return answer
+                raise RemoteError(response.status)
+            except (OSError, TimeoutError, RemoteError) as error:
+                if not left or not self._retry(error):
+                    raise
+            await asyncio.sleep(wait * (1 + random.random() * JITTER))
+            wait *= FACTOR
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
