@@ -18,6 +18,7 @@ import pytest
 BUSYBOX = Path("/bin/busybox")
 _SERVE = """
 import asyncio, logging, pathlib, signal, sys, uvloop
+from longshore.engine import configuration
 from longshore.engine.server import serve
 from longshore.machinery.paths import Layout
 logging.basicConfig(level=logging.INFO)
@@ -25,7 +26,7 @@ base = pathlib.Path(sys.argv[1])
 layout = Layout(base / "data", base / "run")
 async def main():
     task = asyncio.ensure_future(serve(layout=layout, node_layout=layout.node("n1"), docker_socket=base / "run" / "docker.sock",
-        ready=lambda _: print("ready", flush=True)))
+        configuration=configuration.load(base / "daemon.json"), ready=lambda _: print("ready", flush=True)))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         await task
@@ -61,7 +62,8 @@ def base_image_tar() -> bytes:
 
 
 class DockerEngine:
-    """An engine under `base`. `docker(...)` runs the docker command; stop() leaves nothing behind."""
+    """An engine under `base`, with the settings of `base`/daemon.json where there are any. `docker(...)` runs the docker
+    command; stop() leaves nothing behind."""
 
     def __init__(self, base: Path) -> None:
         self.base = base

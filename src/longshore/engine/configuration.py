@@ -31,45 +31,33 @@ _UNUSED = frozenset(
     [
         "allow-direct-routing",
         "authorization-plugins",
-        "bip6",
         "bridge",
         "cdi-spec-dirs",
-        "cgroup-parent",
         "containerd",
         "containerd-namespace",
         "containerd-plugins-namespace",
         "data-root",
         "debug",
-        "default-gateway",
-        "default-gateway-v6",
-        "default-network-opts",
         "exec-opts",
         "exec-root",
         "experimental",
         "features",
         "firewall-backend",
-        "fixed-cidr-v6",
         "group",
-        "host-gateway-ip",
-        "host-gateway-ips",
         "hosts",
-        "init-path",
         "ip-forward",
         "ip-forward-no-drop",
         "ip6tables",
         "iptables",
-        "ipv6",
         "live-restore",
         "log-format",
         "log-level",
         "metrics-addr",
         "min-api-version",
-        "no-new-privileges",
         "node-generic-resources",
         "pidfile",
         "proxies",
         "raw-logs",
-        "seccomp-profile",
         "selinux-enabled",
         "shutdown-timeout",
         "storage-driver",
@@ -96,8 +84,11 @@ class ConfigurationError(ValueError):
 class Configuration:
     """The settings. log_options: of log_driver. ulimits: {"Name", "Hard", "Soft"} of containers that set none by that
     name. shm_size: bytes, 0 for dockerd's 64 MiB. labels: "key=value" of the engine. init: run docker-init in
-    containers that do not say. runtimes: name to program. bridge_address ("10.0.0.1/24"), bridge_range, mtu, icc, masquerade,
-    binding_address: of the default network; address_pools: (base, size) that networks take their subnets from.
+    containers that do not say. init_program: in place of docker-init. cgroup_parent, no_new_privileges,
+    seccomp_profile (a file, "builtin" or "unconfined"): of containers that say nothing else. runtimes: name to program.
+    bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
+    binding_address: of the default network; address_pools: (base, size) that networks take their subnets from;
+    network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
     build_entitlements: what builds may be allowed by who asks for them."""
 
     registry_mirrors: tuple[str, ...] = ()
@@ -116,10 +107,21 @@ class Configuration:
     cgroup_namespace: str = ""
     ipc_mode: str = ""
     init: bool = False
+    init_program: str = ""
+    cgroup_parent: str = ""
+    no_new_privileges: bool = False
+    seccomp_profile: str = ""
     default_runtime: str = ""
     runtimes: Mapping[str, str] = field(default_factory=dict)
     bridge_address: str = ""
     bridge_range: str = ""
+    gateway: str = ""
+    ipv6: bool = False
+    bridge_address6: str = ""
+    bridge_range6: str = ""
+    gateway6: str = ""
+    network_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    host_addresses: tuple[str, ...] = ()
     address_pools: tuple[tuple[str, int], ...] = ()
     mtu: int = 0
     icc: bool = True
@@ -139,6 +141,18 @@ class Configuration:
             attempts=self.attempts,
             namespace=namespace,
         )
+
+    def seccomp(self) -> str:
+        """The seccomp profile of containers that name none: its text, "unconfined", or "" for the built-in one.
+
+        Raises ConfigurationError for a file that cannot be read.
+        """
+        if self.seccomp_profile in ("", "builtin", "unconfined"):
+            return self.seccomp_profile.removeprefix("builtin")
+        try:
+            return Path(self.seccomp_profile).read_text()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"opening seccomp profile ({self.seccomp_profile}) failed: {error}") from None
 
     def fill(self, host: dict[str, Any]) -> None:
         """Put the settings into a HostConfig where it says nothing, in place. Source: moby daemon/create.go."""
@@ -263,20 +277,37 @@ def _options(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _interface(value: Any) -> str:
-    """An address with its prefix, as bip and fixed-cidr have it."""
-    text = _text(value)
-    try:
-        if "/" not in text:
-            raise ValueError(text)
-        ipaddress.IPv4Interface(text)
-    except ValueError:
-        raise ValueError(f"invalid CIDR address: {text}") from None
-    return text
+def _interface(version: int) -> Callable[[Any], str]:
+    """Reads an address with its prefix, as bip and fixed-cidr have it."""
+
+    def read(value: Any) -> str:
+        text = _text(value)
+        try:
+            if "/" not in text or ipaddress.ip_interface(text).version != version:
+                raise ValueError(text)
+        except ValueError:
+            raise ValueError(f"invalid CIDR address: {text}") from None
+        return text
+
+    return read
 
 
 def _address(value: Any) -> str:
     return str(ipaddress.ip_address(_text(value)))
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    """At most one of each family."""
+    found = tuple(map(_address, [value] if isinstance(value, str) else _texts(value)))
+    if len({":" in address for address in found}) != len(found):
+        raise ValueError("only one IPv4 and one IPv6 address can be given")
+    return found
+
+
+def _network_options(value: Any) -> dict[str, dict[str, str]]:
+    if not isinstance(value, dict):
+        raise ValueError("options by driver are wanted")
+    return {driver: _options(options) for driver, options in value.items()}
 
 
 def _pools(value: Any) -> tuple[tuple[str, int], ...]:
@@ -334,8 +365,20 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "init": ("init", _flag),
     "default-runtime": ("default_runtime", _text),
     "runtimes": ("runtimes", _runtimes),
-    "bip": ("bridge_address", _interface),
-    "fixed-cidr": ("bridge_range", _interface),
+    "init-path": ("init_program", _text),
+    "cgroup-parent": ("cgroup_parent", _text),
+    "no-new-privileges": ("no_new_privileges", _flag),
+    "seccomp-profile": ("seccomp_profile", _text),
+    "bip": ("bridge_address", _interface(4)),
+    "fixed-cidr": ("bridge_range", _interface(4)),
+    "default-gateway": ("gateway", _address),
+    "ipv6": ("ipv6", _flag),
+    "bip6": ("bridge_address6", _interface(6)),
+    "fixed-cidr-v6": ("bridge_range6", _interface(6)),
+    "default-gateway-v6": ("gateway6", _address),
+    "default-network-opts": ("network_options", _network_options),
+    "host-gateway-ip": ("host_addresses", _addresses),
+    "host-gateway-ips": ("host_addresses", _addresses),
     "default-address-pools": ("address_pools", _pools),
     "mtu": ("mtu", _count),
     "icc": ("icc", _flag),

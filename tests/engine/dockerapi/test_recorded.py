@@ -15,8 +15,6 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    # What an engine of an earlier test left of its default network would own the name that was recorded.
-    subprocess.run(("ip", "link", "delete", "docker0"), capture_output=True, check=False)
     yield from running_engine(tmp_path_factory.mktemp("recorded"))
 
 

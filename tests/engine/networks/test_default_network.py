@@ -48,7 +48,51 @@ def test_settings_take_hold_and_change(tmp_path: Path) -> None:
         addresses = {str(a) for _, a in nl.addresses(nl.index(bridge.bridge)) if a.version == 4}
     assert addresses == {"10.93.0.1/24"} and second.resolve("made").ipam_config[0]["Subnet"] == "10.92.0.0/24"
     second.remove_everything()
+    assert not Path(f"/sys/class/net/{bridge.bridge}").exists()
     second.close()
+
+
+def test_ipv6_comes_changes_and_goes(tmp_path: Path) -> None:
+    first = started(tmp_path, '{"ipv6": true, "bip": "10.94.0.1/24", "default-gateway": "10.94.0.9"}')
+    bridge = first.resolve("bridge")
+    name, ipv4 = bridge.bridge, bridge.ipam_config[0]
+    assert ipv4 == {"Subnet": "10.94.0.0/24", "Gateway": "10.94.0.1", "AuxiliaryAddresses": {"DefaultGatewayIPv4": "10.94.0.9"}}  # fmt: skip
+    assert bridge.enable_ipv6 and bridge.ipam_config[1]["Subnet"].startswith("fd")
+    assert str(bridge.gateway(4)) == "10.94.0.9" and str(bridge.gateways[0]) == "10.94.0.1"
+    first.close()
+
+    def addresses(version: int) -> set[str]:
+        with Netlink() as nl:
+            found = [a for _, a in nl.addresses(nl.index(name))]
+        return {str(a) for a in found if a.version == version and not a.ip.is_link_local}
+
+    second = started(tmp_path, '{"ipv6": true, "fixed-cidr-v6": "2001:db8:7::/64"}')
+    bridge = second.resolve("bridge")
+    assert bridge.ipam_config[0]["Subnet"] == "10.94.0.0/24" and "AuxiliaryAddresses" not in bridge.ipam_config[0]
+    assert bridge.ipam_config[1] == {"Subnet": "2001:db8:7::/64", "IPRange": "2001:db8:7::/64"}
+    assert addresses(6) == {"2001:db8:7::1/64"}
+    second.close()
+    third = started(tmp_path, '{"mtu": 1450}')
+    bridge = third.resolve("bridge")
+    assert not bridge.enable_ipv6 and [e["Subnet"] for e in bridge.ipam_config] == ["10.94.0.0/24"]
+    assert not addresses(6) and addresses(4) == {"10.94.0.1/24"}
+    third.remove_everything()
+    third.close()
+
+
+def test_options_of_new_networks(tmp_path: Path) -> None:
+    own = '{"bridge": {"com.docker.network.driver.mtu": "1400", "com.docker.network.enable_ipv6": "true"}}'
+    networks = started(tmp_path, f'{{"default-network-opts": {own}}}')
+    try:
+        first = networks.create({"Name": "first"})
+        second = networks.create(
+            {"Name": "second", "EnableIPv6": False, "Options": {"com.docker.network.driver.mtu": "1300"}}
+        )
+        assert first.mtu == 1400 and first.enable_ipv6
+        assert second.options == {"com.docker.network.driver.mtu": "1300"} and not second.enable_ipv6
+    finally:
+        networks.remove_everything()
+        networks.close()
 
 
 @pytest.mark.parametrize("text", ['{"bip": "10.0.0.1"}', '{"ip": "x"}', '{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}', '{"mtu": -1}'])  # fmt: skip

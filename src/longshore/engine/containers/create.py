@@ -86,7 +86,9 @@ async def create(
     if not config["Entrypoint"] and not config["Cmd"]:
         raise InvalidParameter("no command specified")
     validate.check_log(host)
-    security = validate.parse_security_options(host["SecurityOpt"])
+    security = validate.parse_security_options(
+        host["SecurityOpt"], no_new_privileges=service.configuration.no_new_privileges
+    )
     validate.check_storage_options(host.get("StorageOpt"))
     if host["Privileged"] or host["PidMode"] == "host" or host["IpcMode"] == "host":
         # As dockerd shows it: with shared namespaces no label keeps processes apart.

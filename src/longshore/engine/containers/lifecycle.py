@@ -127,6 +127,7 @@ class Lifecycle(Cleaning):
                 find=service.store.find,
                 cgroup_parent=service.cgroup_parent,
                 init_program=service.init_program,
+                profile=service.seccomp,
                 linked=links.environment(service, container),
             )
             await self._open_log(container)

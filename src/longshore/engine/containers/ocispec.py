@@ -191,13 +191,15 @@ def build(
     find: Callable[[str], Container],
     cgroup_parent: str,
     init_program: str = "",
+    profile: str = "",
     linked: Sequence[str] = (),
 ) -> oci.Spec:
     """The whole OCI configuration.
 
     root: the mounted root file system, as seen by the engine. sandbox: its network namespace (None: the host's). mounts: ready
     OCI mounts for volumes, binds and tmpfs. files: path inside to the engine's file for hosts, hostname and resolv.conf.
-    shm: a folder for /dev/shm that others may share. linked: variables of links. Raises EngineError classes with dockerd's texts.
+    shm: a folder for /dev/shm that others may share. profile: the seccomp profile of containers that name none.
+    linked: variables of links. Raises EngineError classes with dockerd's texts.
     """
     config, host = container.config, container.host
     args = [container.path, *container.args]
@@ -236,7 +238,7 @@ def build(
         process["env"].append(f"HOME={user.home}")
     security = container.security_options
     process["noNewPrivileges"] = bool(security.get("no_new_privileges"))
-    _seccomp(spec, privileged, security.get("seccomp") or "", names)
+    _seccomp(spec, privileged, security.get("seccomp") or "", names, profile)
     _namespaces(container, spec, sandbox, find)
     linux["sysctl"] = {**_sysctls(container), **(host.get("Sysctls") or {})}
     if not privileged:
@@ -266,8 +268,12 @@ def _sysctls(container: Container) -> dict[str, str]:
     return chosen
 
 
-def _seccomp(spec: oci.Spec, privileged: bool, chosen: str, names: list[str]) -> None:
+def _seccomp(spec: oci.Spec, privileged: bool, chosen: str, names: list[str], otherwise: str) -> None:
     if chosen == "unconfined" or (privileged and not chosen):
+        spec["linux"].pop("seccomp", None)
+        return
+    chosen = chosen or otherwise
+    if chosen == "unconfined":
         spec["linux"].pop("seccomp", None)
     elif chosen in ("", "builtin"):
         spec["linux"]["seccomp"] = seccomp.default_profile(names)

@@ -183,9 +183,8 @@ class Preparation:
         for entry in host["ExtraHosts"] or []:
             split = "=" if "=" in entry and (":" not in entry or entry.index("=") < entry.index(":")) else ":"
             name, _, address = entry.partition(split)
-            if address == "host-gateway":
-                address = service.host_gateway()
-            extra.append((address.strip("[]"), name))
+            addresses = service.host_gateways() if address == "host-gateway" else [address.strip("[]")]
+            extra += [(each, name) for each in addresses]
         extra += links.hosts(service, container)
         user_defined = any(s["DNSNames"] for s in container.networks.values())
         if mode == "host" and not extra and not own:

@@ -59,8 +59,9 @@ class ContainerService:
         self.runtime, self.images, self.networks, self.volumes, self.events = runtime, images, networks, volumes, events
         self.store = ContainerStore(data / "containers")
         self.roots = Roots(images, state)
-        self.cgroup_parent = cgroup_parent
         self.configuration = configuration or Configuration()
+        self.cgroup_parent = self.configuration.cgroup_parent or cgroup_parent
+        self.seccomp = self.configuration.seccomp()
         self.runtimes: Mapping[str, str] = {
             **runtime.runtimes,
             "io.containerd.runc.v2": runtime.runtimes[runtime.default_runtime],
@@ -68,7 +69,13 @@ class ContainerService:
         self.init_program = next(
             (
                 p
-                for p in ("/usr/bin/docker-init", "/usr/bin/tini-static", "/usr/bin/tini", "/usr/bin/catatonit")
+                for p in (
+                    self.configuration.init_program,
+                    "/usr/bin/docker-init",
+                    "/usr/bin/tini-static",
+                    "/usr/bin/tini",
+                    "/usr/bin/catatonit",
+                )
                 if os.path.exists(p)
             ),
             "",
@@ -185,11 +192,12 @@ class ContainerService:
             found = None
         return name if found is not None and found.id == container.image_id else container.image_id
 
-    def host_gateway(self) -> str:
-        """The address under which containers reach the host: the default bridge's."""
+    def host_gateways(self) -> list[str]:
+        """The addresses under which containers reach the host: the default bridge's, unless daemon.json names others."""
+        if self.configuration.host_addresses:
+            return list(self.configuration.host_addresses)
         bridge = self.networks.find("bridge")
-        gateway = next((g for g in bridge.gateways if g is not None and g.version == 4), None) if bridge else None
-        return str(gateway) if gateway else "127.0.0.1"
+        return [str(gateway) for gateway in bridge.gateways if gateway is not None] if bridge else []
 
     def graph_driver(self, container: Container) -> Json:
         try:

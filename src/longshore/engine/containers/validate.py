@@ -396,9 +396,10 @@ def fill_host(host: Json) -> None:
         host["ReadonlyPaths"] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
-def parse_security_options(options: list[str] | None) -> Json:
-    """--security-opt as {"no_new_privileges", "seccomp", "apparmor", "systempaths"}. Raises SystemFailure."""
-    result: Json = {"no_new_privileges": False, "seccomp": "", "apparmor": ""}
+def parse_security_options(options: list[str] | None, *, no_new_privileges: bool = False) -> Json:
+    """--security-opt as {"no_new_privileges", "seccomp", "apparmor", "writable_cgroups"}; no_new_privileges: what holds
+    where the options do not say. Raises SystemFailure."""
+    result: Json = {"no_new_privileges": no_new_privileges, "seccomp": "", "apparmor": ""}
     for option in options or []:
         if option == "no-new-privileges":
             result["no_new_privileges"] = True

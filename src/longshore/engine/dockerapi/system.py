@@ -157,7 +157,10 @@ async def info(call: Call) -> Response:
             insecure.append(registry)
         else:
             indexes[registry] = {"Mirrors": [], "Name": registry, "Official": False, "Secure": False}
-    security = ["name=seccomp,profile=builtin"]
+    pools = [{"Base": base, "Size": size} for base, size in general.address_pools]
+    security = [f"name=seccomp,profile={general.seccomp_profile or 'builtin'}"]
+    if general.no_new_privileges:
+        security.append("name=no-new-privileges")
     if v2:
         security.append("name=cgroupns")
     shown: Json = {
@@ -238,6 +241,7 @@ async def info(call: Call) -> Response:
         "RuncCommit": {"ID": commit},
         "InitCommit": {"ID": ""},
         "SecurityOptions": security,
+        **({"DefaultAddressPools": pools} if pools else {}),
         "FirewallBackend": {"Driver": "nftables"},
         "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
         "Containerd": {"Address": "", "Namespaces": {"Containers": "moby", "Plugins": "plugins.moby"}},
@@ -288,7 +292,8 @@ def matcher(wanted: filters.Filters) -> Any:
             return False
         for name in ("container", "volume", "network", "daemon"):
             values = wanted.get(name)
-            if values and (kind != name or not any(id.startswith(v) or attributes.get("name") == v for v in values)):
+            begins = tuple(values or ())
+            if begins and not id.startswith(begins) and not attributes.get("name", "").startswith(begins):
                 return False
         if wanted.get("image"):
             shown = attributes.get("image", "") if kind == "container" else attributes.get("name", "")

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+#: What Go's strconv.ParseBool takes.
+TRUE = ("1", "t", "T", "TRUE", "true", "True")
+FALSE = ("0", "f", "F", "FALSE", "false", "False")
+#: The auxiliary address through which containers leave, in place of the bridge's own, by IP version.
+GATEWAY_OF = "DefaultGatewayIPv{}"
+
 _SAVED = (
     "id", "name", "driver", "created", "scope", "enable_ipv4", "enable_ipv6", "internal", "attachable", "config_only",
     "config_from", "options", "labels", "ipam_driver", "ipam_options", "ipam_config", "auto_ipv4", "auto_ipv6",
@@ -94,6 +100,10 @@ class Network:
         """The address of an IP version through which containers leave; None where they do not."""
         if self.internal:
             return None
+        for entry in self.ipam_config:
+            other = (entry.get("AuxiliaryAddresses") or {}).get(GATEWAY_OF.format(version))
+            if other:
+                return ipaddress.ip_address(other)
         return next((g for g in self.gateways if g is not None and g.version == version), None)
 
     @property
@@ -118,20 +128,7 @@ class Network:
                 raise InvalidParameter(f"unknown gateway mode {mode}")
         for name in ("enable_icc", "enable_ip_masquerade", "inhibit_ipv4", "default_bridge"):
             text = self.options.get(f"com.docker.network.bridge.{name}")
-            if text is not None and text not in (
-                "1",
-                "t",
-                "T",
-                "TRUE",
-                "true",
-                "True",
-                "0",
-                "f",
-                "F",
-                "FALSE",
-                "false",
-                "False",
-            ):
+            if text is not None and text not in TRUE + FALSE:
                 raise InvalidParameter(
                     f'failed to parse com.docker.network.bridge.{name} value: {text} (strconv.ParseBool: parsing "{text}": invalid syntax)'
                 )
@@ -239,14 +236,14 @@ class Endpoint:
         settings["NetworkID"] = self.network.id
         settings["EndpointID"] = self.id
         settings["MacAddress"] = self.mac
-        gateways = {g.version: str(g) for g in self.network.gateways if g is not None and not self.network.internal}
+        gateways = {version: str(self.network.gateway(version) or "") for version in (4, 6)}
         for address, prefix in self.addresses:
             if address.version == 4:
                 settings["IPAddress"], settings["IPPrefixLen"] = str(address), prefix
-                settings["Gateway"] = gateways.get(4, "")
+                settings["Gateway"] = gateways[4]
             else:
                 settings["GlobalIPv6Address"], settings["GlobalIPv6PrefixLen"] = str(address), prefix
-                settings["IPv6Gateway"] = gateways.get(6, "")
+                settings["IPv6Gateway"] = gateways[6]
 
     def show(self) -> Json:
         """As a network's inspect lists it."""
@@ -266,6 +263,24 @@ def clear(settings: Json) -> None:
         settings[name] = ""
     settings["MacAddress"] = settings.get("_mac") or ""
     settings["IPPrefixLen"] = settings["GlobalIPv6PrefixLen"] = 0
+
+
+def enabled(body: Json, options: dict[str, str], version: int, otherwise: bool) -> bool:
+    """Whether a new network has an IP version: by its own field, or by an option, which is taken out where the field says.
+
+    Raises InvalidParameter for an option that is neither true nor false.
+    """
+    name = f"com.docker.network.enable_ipv{version}"
+    asked = body.get(f"EnableIPv{version}")
+    if asked is not None:
+        options.pop(name, None)
+        return bool(asked)
+    text = options.get(name)
+    if text is None:
+        return otherwise
+    if text not in TRUE + FALSE:
+        raise InvalidParameter(f'driver-opt "{name}" is not a valid bool')
+    return text in TRUE
 
 
 def ipam_errors(config: list[Json], ipv6: bool) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +26,9 @@ from longshore.engine.errors import (
 from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
 
-from . import ipam, plugging, ports
+from . import default, ipam, plugging, ports
 from .firewall import BridgeRule, Firewall, PortRule
-from .model import Endpoint, Network, check_endpoint, ipam_errors
+from .model import Endpoint, Network, check_endpoint, enabled, ipam_errors
 from .plugging import Plug
 
 log = logging.getLogger("longshore.engine.networks")
@@ -91,7 +90,9 @@ class NetworkService:
                 self._keep(Network(name=name, driver=driver))
         if not any(n.name == "bridge" for n in self._networks.values()):
             network = Network(name="bridge", driver="bridge")
-            network.options = {"com.docker.network.bridge.name": self._bridge or self._free_bridge_name()}
+            network.options = {
+                "com.docker.network.bridge.name": self._bridge or default.free_bridge_name(self._netlink)
+            }
             self._configure_default(network)
             self._keep(network)
         elif self._configuration != Configuration():
@@ -142,42 +143,18 @@ class NetworkService:
     # ------------------------------------------------------------------ bridges
 
     def _configure_default(self, network: Network) -> None:
-        """The default network as daemon.json has it; its subnet stays where none is named."""
+        """The default network as daemon.json has it; its subnets stay where none are named."""
         given = self._configuration
-        network.options = {
-            "com.docker.network.bridge.default_bridge": "true",
-            "com.docker.network.bridge.enable_icc": str(given.icc).lower(),
-            "com.docker.network.bridge.enable_ip_masquerade": str(given.masquerade).lower(),
-            "com.docker.network.bridge.host_binding_ipv4": given.binding_address or "0.0.0.0",
-            "com.docker.network.bridge.name": network.bridge,
-            "com.docker.network.driver.mtu": str(given.mtu or 1500),
-        }
-        if not given.bridge_address and not (given.bridge_range and not network.ipam_config):
-            if not network.ipam_config:
-                self._assign_pools(network, {})
+        network.options = default.options(given, network.bridge)
+        network.enable_ipv6 = given.ipv6
+        config = default.subnets(given, network.ipam_config)
+        if config and config == network.ipam_config and len(config) == 1 + given.ipv6:
             return
-        entry: Json = {}
-        if given.bridge_address:
-            own = ipaddress.ip_interface(given.bridge_address)
-            entry = {"Subnet": str(own.network), "Gateway": str(own.ip)}
-        if given.bridge_range:
-            within = ipaddress.ip_interface(given.bridge_range).network
-            entry.setdefault("Subnet", str(within))
-            entry["IPRange"] = str(within)
-        link = self._netlink.link(network.bridge)
-        if link is not None and network.ipam_config and network.ipam_config[0].get("Subnet") != entry["Subnet"]:
-            # A bridge with another address than the new one answers for a range that it has no more.
-            for _, address in self._netlink.addresses(link.index):
-                if address.version == 4:
-                    self._netlink.delete_address(link.index, address)
-        network.ipam_config = []
-        network.pools = []
-        self._assign_pools(network, {"Config": [entry]})
-
-    def _free_bridge_name(self) -> str:
-        """docker0 as scripts and firewalls know it, unless a dockerd or another engine beside this one owns it."""
-        names = itertools.chain(["docker0"], (f"longshore{number}" for number in itertools.count()))
-        return next(name for name in names if self._netlink.link(name) is None)
+        network.make_pools()
+        self._forget_pools(network)
+        default.forget_addresses(self._netlink, network, config)
+        network.ipam_config, network.pools = [], []
+        self._assign_pools(network, {"Config": config})
 
     def _bridge_rule(self, network: Network) -> BridgeRule:
         subnet = next((str(p.subnet) for p in network.pools if p.subnet.version == 4), "")
@@ -222,6 +199,9 @@ class NetworkService:
         if link is not None:
             with contextlib.suppress(NetlinkError):
                 self._netlink.delete_link(link.index)
+        self._forget_pools(network)
+
+    def _forget_pools(self, network: Network) -> None:
         for pool in network.pools:
             with contextlib.suppress(NetlinkError):
                 self._netlink.delete_route(pool.subnet, kind="unreachable", metric=_UNREACHABLE_METRIC)
@@ -276,10 +256,13 @@ class NetworkService:
         network.attachable = bool(body.get("Attachable"))
         network.config_only = bool(body.get("ConfigOnly"))
         network.config_from = (body.get("ConfigFrom") or {}).get("Network") or ""
-        network.options = {str(k): str(v) for k, v in sorted((body.get("Options") or {}).items())}
+        options = {str(k): str(v) for k, v in (body.get("Options") or {}).items()}
+        if not network.config_from:
+            options = {**self._configuration.network_options.get(driver, {}), **options}
         network.labels = {str(k): str(v) for k, v in sorted((body.get("Labels") or {}).items())}
-        network.enable_ipv4 = body.get("EnableIPv4") is not False
-        network.enable_ipv6 = bool(body.get("EnableIPv6"))
+        network.enable_ipv4 = enabled(body, options, 4, True)
+        network.enable_ipv6 = enabled(body, options, 6, False)
+        network.options = dict(sorted(options.items()))
         given = body.get("IPAM") or {}
         problems = ipam_errors(given.get("Config") or [], network.enable_ipv6)
         for entry in given.get("Config") or []:
