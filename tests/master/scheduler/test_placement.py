@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_bench import node, pod
 
-from fake_api import eventually
+from fake_api import FakeAPI, eventually
+from longshore.client.informer import InformerFactory
 from longshore.client.resources import (
     CSI_DRIVERS,
     CSI_STORAGE_CAPACITIES,
@@ -22,7 +23,9 @@ from longshore.client.resources import (
     STORAGE_CLASSES,
 )
 from longshore.master.scheduler.counters import Counters, by_domain, spread_back
+from longshore.master.scheduler.framework import CycleState, Handle
 from longshore.master.scheduler.nodes import NodeTable
+from longshore.master.scheduler.plugins.resources import NodeResourcesBalancedAllocation, NodeResourcesFit
 from longshore.master.scheduler.podinfo import PodInfo, pod_requests
 from longshore.master.scheduler.terms import AffinityTerm
 
@@ -332,3 +335,55 @@ async def test_a_claim_goes_where_its_driver_has_room(bench: Any) -> None:
     has("b", "100Gi", maximumVolumeSize="50Gi")
     notes = lambda: bench.api.all(PERSISTENT_VOLUME_CLAIMS)[0]["metadata"].get("annotations") or {}  # noqa: E731
     await eventually(lambda: notes().get("volume.kubernetes.io/selected-node") == "n1")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    strategy=st.sampled_from(("LeastAllocated", "MostAllocated", "RequestedToCapacityRatio")),
+    nodes=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 16), st.integers(0, 4)), min_size=1, max_size=4),
+    there=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 5000), st.integers(0, 9), st.integers(0, 2)), max_size=6
+    ),
+    asked=st.tuples(st.integers(0, 5000), st.integers(0, 9), st.integers(0, 2)),
+)
+def test_one_node_gets_the_score_that_it_has_among_many(
+    strategy: str, nodes: list[Any], there: list[Any], asked: tuple[int, int, int]
+) -> None:
+    """What is kept of a class is renewed node by node, or column by column: both must say the same."""
+    resources = [{"name": "cpu", "weight": 3}, {"name": "memory", "weight": 1}, {"name": "a/gpu", "weight": 2}]
+    shape = [{"utilization": 0, "score": 0}, {"utilization": 70, "score": 10}, {"utilization": 100, "score": 3}]
+    args = {"resources": resources, "type": strategy, "requestedToCapacityRatio": {"shape": shape}}
+    handle = Handle(FakeAPI(), InformerFactory(FakeAPI()), table := NodeTable(), Counters(table, lambda _: {}), None)  # type: ignore[arg-type]
+
+    def made(name: str, milli: int, gigas: int, gpus: int) -> PodInfo:
+        wanted = {"cpu": f"{milli}m", "memory": f"{gigas}Gi", "a/gpu": str(gpus)}
+        requests = {k: v for k, v in wanted.items() if v.rstrip("mGi") != "0"}
+        return PodInfo(pod(name, container={"resources": {"requests": requests}}))
+
+    for index, (cpu, memory, gpus) in enumerate(nodes):
+        table.set_node(node(f"n{index}", cpu=str(cpu), memory=f"{memory}Gi", more={"a/gpu": str(gpus)}))
+    for index, (where, *size) in enumerate(there):
+        if where < len(nodes):
+            table.add_pod(made(f"p{index}", *size), f"n{where}")
+    info, state, rows = made("new", *asked), CycleState(), table.all_rows()
+    for plugin in (
+        NodeResourcesFit(handle, {"scoringStrategy": args}),
+        NodeResourcesBalancedAllocation(handle, {"resources": resources}),
+    ):
+        each = [plugin.score(state, info, table.rows[i]) for i in rows.tolist()]
+        assert plugin.score_rows(state, info, rows).tolist() == each
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=60), st.lists(st.integers(0, 60), max_size=10))
+def test_rows_that_changed_are_known(moves: list[tuple[int, bool]], asked: list[int]) -> None:
+    table = NodeTable()
+    for number, (which, stays) in enumerate(moves):
+        name = f"n{which}"
+        if stays or name not in table.by_name:
+            table.set_node(node(name))
+        else:
+            table.remove_node(name)
+        for since in (*asked, number):
+            plain = [i for i in table.all_rows().tolist() if table.changed[i] > since]
+            if since <= table.generation:
+                assert sorted(table.changed_since(since).tolist()) == plain

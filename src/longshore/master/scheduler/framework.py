@@ -66,7 +66,7 @@ class Status:
 
     @classmethod
     def skip(cls) -> Status:
-        return cls(Code.SKIP)
+        return SKIP
 
     @classmethod
     def error(cls, *reasons: str) -> Status:
@@ -75,6 +75,9 @@ class Status:
     @property
     def message(self) -> str:
         return ", ".join(self.reasons)
+
+
+SKIP = Status(Code.SKIP)  # the one answer of most plugins for most pods
 
 
 class Action(Enum):

@@ -19,6 +19,7 @@ Rows = Array  # int64: indexes of rows
 Mask = Array  # bool, one a row
 
 START_ROWS = 16
+JOURNAL = 4096  # changes that are remembered one by one, at least
 
 
 class NodeRow:
@@ -73,6 +74,7 @@ class NodeTable:
         self.changed: Array = np.zeros(START_ROWS, dtype=np.int64)  # generation of a row's last change of any kind
         self.static_changed: Array = np.zeros(START_ROWS, dtype=np.int64)  # ... of its node object
         self.static_generation = 0
+        self._journal: list[int] = []  # the row of each of the last changes
         self._labels: dict[str, LabelColumn] = {}
         self.prefer_no_schedule = 0  # nodes with such a taint
         self.pods_with_anti: dict[str, tuple[PodInfo, NodeRow]] = {}
@@ -136,8 +138,19 @@ class NodeTable:
     def _touch(self, index: int, *, static: bool = False) -> None:
         self.generation += 1
         self.changed[index] = self.generation
+        self._journal.append(index)
+        if len(self._journal) > 2 * JOURNAL:
+            del self._journal[:JOURNAL]
         if static:
             self.static_changed[index] = self.static_generation = self.generation
+
+    def changed_since(self, generation: int) -> Rows:
+        """The rows of nodes that changed after a generation."""
+        count = self.generation - generation
+        if count > min(len(self._journal), self.size // 8):
+            return np.nonzero((self.changed > generation) & self.valid)[0]
+        recent = set(self._journal[len(self._journal) - count :])
+        return np.array([index for index in recent if self.valid[index]], dtype=np.int64)
 
     def touch(self, name: str) -> None:
         """Something about a node has changed that the table does not hold (who is promised room on it)."""

@@ -45,6 +45,7 @@ class Diagnosis:
 
 
 CLASSES_KEPT = 128
+FEW_ROWS = 3  # one after the other in plain Python they cost less than in columns
 
 NOT_CHOSEN = Status(Code.UNRESOLVABLE, ("node(s) didn't satisfy plugin(s) [NodeAffinity]",), "NodeAffinity")
 
@@ -123,6 +124,10 @@ class Profile:
         self._scoped = {
             scope: [p for p in self.filters if p.filter_scope == scope] for scope in ("static", "node", "cluster")
         }
+        # Some plugins know only columns.
+        self._filters_one = frozenset(p.name for p in self.filters if overrides(p, "filter"))
+        self._scores_one = frozenset(p.name for p, _ in self.scores if overrides(p, "score"))
+        self._plain = frozenset(p.name for p, _ in self.scores if not overrides(p, "normalize"))
         self._recent: OrderedDict[PodClass, None] = OrderedDict()
         self._diagnosed: tuple[tuple[int, int], PodClass | None, Diagnosis | None] = ((-1, -1), None, None)
 
@@ -156,9 +161,10 @@ class Profile:
             rows = table.all_rows()
         elif kept.generation >= newest:
             rows = None
+        elif static:
+            rows = np.nonzero((table.static_changed > kept.generation) & table.valid)[0]
         else:
-            changed = table.static_changed if static else table.changed
-            rows = np.nonzero((changed > kept.generation) & table.valid)[0]
+            rows = table.changed_since(kept.generation)
         kept.generation = table.generation
         return rows if rows is not None and len(rows) else None
 
@@ -166,10 +172,15 @@ class Profile:
         kept = self._kept(pod.cls, scope)
         rows = self._refresh(kept, static=scope == "static", dtype="bool")
         if rows is not None:
+            plugins = [p for p in self._scoped[scope] if p.name not in state.skipped_filters]
+            if len(rows) <= FEW_ROWS and all(p.name in self._filters_one for p in plugins):
+                for index in rows.tolist():
+                    node = self.table.rows[index]
+                    kept.column[index] = node is not None and _first_refusal(plugins, state, pod, node) is None
+                return kept.column
             fits: Mask = np.ones(len(rows), dtype=np.bool_)
-            for plugin in self._scoped[scope]:
-                if plugin.name not in state.skipped_filters:
-                    fits &= plugin.filter_rows(state, pod, rows)
+            for plugin in plugins:
+                fits &= plugin.filter_rows(state, pod, rows)
             kept.column[rows] = fits
         return kept.column
 
@@ -285,16 +296,30 @@ class Profile:
     def total(self, state: CycleState, pod: PodInfo, rows: Array) -> Scores:
         """The weighted sums of all scores on the rows."""
         total: Scores = np.zeros(len(rows), dtype=np.float64)
-        for plugin, weight in self.scores:
-            if plugin.name in state.skipped_scores:
-                continue
+        active = [(p, w) for p, w in self.scores if p.name not in state.skipped_scores]
+        for static in (True, False):
+            scope = "static" if static else "node"
+            plain = [(p, w) for p, w in active if p.score_scope == scope and p.name in self._plain]
+            if plain:
+                total += self._sum(state, pod, plain, static)[rows]
+        for plugin, weight in active:
             if plugin.score_scope == "cluster":
-                scores = plugin.score_rows(state, pod, rows)
-            else:
-                kept = self._kept(pod.cls, "score " + plugin.name)
-                stale = self._refresh(kept, static=plugin.score_scope == "static", dtype="float32")  # half the room
-                if stale is not None:
-                    kept.column[stale] = plugin.score_rows(state, pod, stale)
-                scores = kept.column[rows].astype(np.float64)
-            total += weight * plugin.normalize(state, pod, scores)
+                total += weight * plugin.normalize(state, pod, plugin.score_rows(state, pod, rows))
+            elif plugin.name not in self._plain:
+                column = self._sum(state, pod, [(plugin, 1)], plugin.score_scope == "static")
+                total += weight * plugin.normalize(state, pod, column[rows].astype(np.float64))
         return total
+
+    def _sum(self, state: CycleState, pod: PodInfo, plugins: list[tuple[Plugin, int]], static: bool) -> Array:
+        """The weighted sum of what some plugins say of all rows, as it comes; kept a class."""
+        kept = self._kept(pod.cls, "score " + " ".join(p.name for p, _ in plugins))
+        stale = self._refresh(kept, static=static, dtype="float32")  # half the room
+        if stale is None:
+            return kept.column
+        if len(stale) <= FEW_ROWS and all(p.name in self._scores_one for p, _ in plugins):
+            for index in stale.tolist():
+                node = self.table.rows[index]
+                kept.column[index] = sum(w * p.score(state, pod, node) for p, w in plugins) if node is not None else 0.0
+        else:
+            kept.column[stale] = sum(w * p.score_rows(state, pod, stale) for p, w in plugins)
+        return kept.column

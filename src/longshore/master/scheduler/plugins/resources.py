@@ -6,6 +6,8 @@ requested_to_capacity_ratio, balanced_allocation), described behaviour.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from longshore.client.store import Object
@@ -36,6 +38,17 @@ def after(handle: Handle, pod: PodInfo, name: str, rows: Rows, *, filled: bool) 
         which = 0 if name == CPU else 1
         return allocatable, table.filled[which, rows] + pod.cls.filled[which]
     return allocatable, table.requested[column, rows] + pod.cls.requests.get(name, 0)
+
+
+def after_on(handle: Handle, pod: PodInfo, name: str, node: NodeRow, *, filled: bool) -> tuple[int, int]:
+    """after for one node."""
+    table, index = handle.table, node.index
+    column = table.column(name)
+    allocatable = int(table.allocatable[column, index])
+    if filled and name in (CPU, MEMORY):
+        which = 0 if name == CPU else 1
+        return allocatable, int(table.filled[which, index]) + pod.cls.filled[which]
+    return allocatable, int(table.requested[column, index]) + pod.cls.requests.get(name, 0)
 
 
 class NodeResourcesFit(Plugin):
@@ -110,6 +123,32 @@ class NodeResourcesFit(Plugin):
         result = total / np.where(weights > 0, weights, 1)
         return np.round(result) if self.kind == "RequestedToCapacityRatio" else np.floor(result)
 
+    def score(self, state: CycleState, pod: PodInfo, node: NodeRow) -> float:
+        total = weights = 0
+        for name, weight in self.resources:
+            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
+                continue
+            allocatable, requested = after_on(self.handle, pod, name, node, filled=True)
+            if allocatable <= 0:
+                continue
+            if self.kind == "MostAllocated":
+                part = min(requested, allocatable) * 100 // allocatable
+            elif self.kind == "RequestedToCapacityRatio":
+                part = self._shaped(100 if requested > allocatable else requested * 100 // allocatable)
+                if not part:
+                    continue
+            else:
+                part = 0 if requested > allocatable else (allocatable - requested) * 100 // allocatable
+            total += part * weight
+            weights += weight
+        if self.kind == "RequestedToCapacityRatio":
+            return float(round(total / weights)) if weights else 0.0
+        return float(total // weights) if weights else 0.0
+
+    def _shaped(self, utilization: int) -> int:
+        xs, ys = [p[0] for p in self.shape] or [0.0], [p[1] for p in self.shape] or [0.0]
+        return int(np.floor(np.interp(utilization, xs, ys)))
+
     def queue_hint(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if event.kind == "Node":
             row = self.handle.table.by_name.get((event.new or {"metadata": {"name": ""}})["metadata"]["name"])
@@ -152,3 +191,15 @@ class NodeResourcesBalancedAllocation(Plugin):
         else:
             spread = np.std(np.vstack(fractions), axis=0)
         return np.floor((1 - spread) * 100)
+
+    def score(self, state: CycleState, pod: PodInfo, node: NodeRow) -> float:
+        fractions = []
+        for name in self.resources:
+            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
+                continue
+            allocatable, requested = after_on(self.handle, pod, name, node, filled=False)
+            fractions.append(min(requested / allocatable, 1.0) if allocatable > 0 else 0.0)
+        if len(fractions) < 2:
+            return 100.0
+        spread = abs(fractions[0] - fractions[1]) / 2 if len(fractions) == 2 else float(np.std(fractions))
+        return float(math.floor((1 - spread) * 100))

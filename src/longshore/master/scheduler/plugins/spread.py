@@ -48,6 +48,8 @@ class PodTopologySpread(Plugin):
         self.system = args.get("defaultingType", "System") == "System"
         self.defaults: list[Object] = SYSTEM_DEFAULTS if self.system else list(args.get("defaultConstraints") or ())
         self.services = handle.informers.informer(SERVICES)
+        self._services_seen = 0
+        self.services.on(*(self._service_seen,) * 3)
         self.workloads = {
             r.kind: handle.informers.informer(r) for r in (REPLICA_SETS, STATEFUL_SETS, REPLICATION_CONTROLLERS)
         }
@@ -68,12 +70,8 @@ class PodTopologySpread(Plugin):
 
     def _default_selector(self, pod: PodInfo) -> Object | None:
         """The selector of the workload that the pod belongs to: its Services' and its controller's together."""
-        labels: dict[str, str] = {}
+        labels = self._selected_by(pod).copy()
         expressions: list[Object] = []
-        for service in self.services.store.list(pod.namespace):
-            chosen = service["spec"].get("selector")
-            if chosen and map_matcher(chosen)(pod.cls.labels):
-                labels.update(chosen)
         owner = controller_of(pod.pod)
         informer = self.workloads.get(owner["kind"]) if owner is not None else None
         if owner is not None and informer is not None:
@@ -85,6 +83,21 @@ class PodTopologySpread(Plugin):
                 labels.update(selector.get("matchLabels") or {})
                 expressions.extend(selector.get("matchExpressions") or ())
         return {"matchLabels": labels, "matchExpressions": expressions} if labels or expressions else None
+
+    def _selected_by(self, pod: PodInfo) -> dict[str, str]:
+        """The selectors of the Services that select the pod, together; kept a class."""
+        known: tuple[int, dict[str, str]] | None = pod.cls.cache.get((id(self), "services"))
+        if known is None or known[0] != self._services_seen:
+            labels: dict[str, str] = {}
+            for service in self.services.store.list(pod.namespace):
+                chosen = service["spec"].get("selector")
+                if chosen and map_matcher(chosen)(pod.cls.labels):
+                    labels.update(chosen)
+            known = pod.cls.cache[id(self), "services"] = (self._services_seen, labels)
+        return known[1]
+
+    def _service_seen(self, *_: Object) -> None:
+        self._services_seen += 1
 
     # -- counts ------------------------------------------------------------------------------------------------------------
 
