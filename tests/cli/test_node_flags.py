@@ -27,6 +27,8 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
             "--max-pods", "8", "--eviction-soft", "memory.available<1Gi,nodefs.available<5%",
             "--eviction-soft-grace-period", "memory.available=1m,nodefs.available=2m", "--shutdown-grace-period=30s",
             "--allowed-unsafe-sysctls", "kernel.msg*,net.*",
+            "--cpu-manager-policy-options", "full-pcpus-only=true", "--topology-manager-scope", "pod",
+            "--reserved-memory", "0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=2Gi",
         ),
         tmp_path,
     )  # fmt: skip
@@ -35,6 +37,11 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         "maxPods": 8, "podPidsLimit": 9, "evictionSoft": {"memory.available": "1Gi", "nodefs.available": "5%"},
         "evictionSoftGracePeriod": {"memory.available": "1m", "nodefs.available": "2m"}, "shutdownGracePeriod": "30s",
         "allowedUnsafeSysctls": ["kernel.msg*", "net.*"],
+        "cpuManagerPolicyOptions": {"full-pcpus-only": "true"}, "topologyManagerScope": "pod",
+        "reservedMemory": [
+            {"numaNode": 0, "limits": {"memory": "1Gi", "hugepages-2Mi": "4Mi"}},
+            {"numaNode": 1, "limits": {"memory": "2Gi"}},
+        ],
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ _FLAGS = {
     "container-log-max-files": ("containerLogMaxFiles", "N"),
     "container-log-max-size": ("containerLogMaxSize", "SIZE"),
     "cpu-manager-policy": ("cpuManagerPolicy", "none|static"),
+    "cpu-manager-policy-options": ("cpuManagerPolicyOptions", "OPTION=true,..."),
     "eviction-hard": ("evictionHard", "SIGNAL<AMOUNT,..."),
     "eviction-soft": ("evictionSoft", "SIGNAL<AMOUNT,..."),
     "eviction-soft-grace-period": ("evictionSoftGracePeriod", "SIGNAL=DURATION,..."),
@@ -44,12 +45,17 @@ _FLAGS = {
     "image-gc-low-threshold": ("imageGCLowThresholdPercent", "N"),
     "kube-reserved": ("kubeReserved", "RESOURCE=AMOUNT,..."),
     "max-pods": ("maxPods", "N"),
+    "memory-manager-policy": ("memoryManagerPolicy", "None|Static"),
     "pod-manifest-path": ("staticPodPath", "FOLDER"),
     "pod-max-pids": ("podPidsLimit", "N"),
     "reserved-cpus": ("reservedSystemCPUs", "0-2,7"),
+    "reserved-memory": ("reservedMemory", "NODE:KIND=AMOUNT,..."),
     "shutdown-grace-period": ("shutdownGracePeriod", "DURATION"),
     "shutdown-grace-period-critical-pods": ("shutdownGracePeriodCriticalPods", "DURATION"),
     "system-reserved": ("systemReserved", "RESOURCE=AMOUNT,..."),
+    "topology-manager-policy": ("topologyManagerPolicy", "none|best-effort|restricted|single-numa-node"),
+    "topology-manager-policy-options": ("topologyManagerPolicyOptions", "OPTION=VALUE,..."),
+    "topology-manager-scope": ("topologyManagerScope", "container|pod"),
 }
 
 
@@ -59,6 +65,8 @@ def _value(form: str, text: str) -> Any:
         return int(text)
     if form == "A,B":
         return [part.strip() for part in text.split(",") if part.strip()]
+    if form.startswith("NODE:"):
+        return _reservations(text)
     if "=" in form or "<" in form:
         sign = "=" if "=" in form else "<"
         pairs = [part.partition(sign) for part in text.split(",") if part.strip()]
@@ -66,6 +74,15 @@ def _value(form: str, text: str) -> Any:
             raise ValueError(f"{text!r} is not {form}")
         return {name.strip(): value.strip() for name, _, value in pairs}
     return text
+
+
+def _reservations(text: str) -> list[dict[str, Any]]:
+    """ "0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=1Gi" as reservedMemory. Raises ValueError."""
+    found = []
+    for part in filter(None, text.split(";")):
+        node, _, amounts = part.partition(":")
+        found.append({"numaNode": int(node), "limits": _value("KIND=AMOUNT,...", amounts)})
+    return found
 
 
 def kubelet_settings(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:

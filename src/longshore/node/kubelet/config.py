@@ -51,7 +51,17 @@ class Config:
     eviction_soft: dict[str, str] = field(default_factory=dict)
     eviction_soft_grace: dict[str, float] = field(default_factory=dict)
     cpu_manager_policy: str = "none"
+    cpu_manager_options: dict[str, str] = field(default_factory=dict)
     reserved_system_cpus: str = ""
+    memory_manager_policy: str = "None"
+    #: (NUMA node, kind -> amount) of what is nobody's own
+    reserved_memory: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    topology_manager_policy: str = "none"
+    topology_manager_scope: str = "container"
+    topology_manager_options: dict[str, str] = field(default_factory=dict)
+    #: where the kernel tells what the machine is made of
+    sys_root: Path = Path("/sys")
+    feature_gates: dict[str, bool] = field(default_factory=dict)
     swap_behavior: str = "NoSwap"
     rotate_certificates: bool = False
     server_tls_bootstrap: bool = False

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from typing import Any
 import orjson
 
 from longshore.machinery.grpc import Client, RpcError, Server, Status
-from longshore.node.kubelet.resources import amount, is_sidecar
+from longshore.node.kubelet.placement import devices as placing
+from longshore.node.kubelet.placement.errors import AllocationError
+from longshore.node.kubelet.placement.hints import Hint, Hints
+from longshore.node.kubelet.resources import amount, is_sidecar, pod_total
 from longshore.wire.cri import cri
 from longshore.wire.protobuf import Schema
 
@@ -37,7 +40,9 @@ Empty:
 DevicePluginOptions: 1 pre_start_required bool, 2 get_preferred_allocation_available bool
 RegisterRequest: 1 version string, 2 endpoint string, 3 resource_name string, 4 options DevicePluginOptions
 ListAndWatchResponse: 1 devices *Device
-Device: 1 ID string, 2 health string
+Device: 1 ID string, 2 health string, 3 topology TopologyInfo
+TopologyInfo: 1 nodes *NUMANode
+NUMANode: 1 ID int64
 PreStartContainerRequest: 1 devices_ids *string
 PreStartContainerResponse:
 PreferredAllocationRequest: 1 container_requests *ContainerPreferredAllocationRequest
@@ -66,16 +71,17 @@ def schema() -> Schema:
     return _schema
 
 
-class DeviceError(Exception):
+class DeviceError(AllocationError):
     """A container cannot have its devices; the text is upstream's."""
 
 
 @dataclass(slots=True)
 class _Resource:
-    """One resource name: its plugin, when there is one, and its devices (id -> healthy)."""
+    """One resource name: its plugin, when there is one, its devices (id -> healthy) and the NUMA nodes that they are near."""
 
     endpoint: Path | None = None
     devices: dict[str, bool] = field(default_factory=dict)
+    homes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     prepare: bool = False
     prefers: bool = False
     task: asyncio.Task[None] | None = None
@@ -98,7 +104,9 @@ class DeviceManager:
         self._resources: dict[str, _Resource] = {}
         #: pod uid -> container -> resource
         self._grants: dict[str, dict[str, dict[str, _Grant]]] = {}
-        self._lock = asyncio.Lock()
+        #: what init containers of a pod leave to those after them: uid -> resource -> ids
+        self._passing: dict[str, dict[str, list[str]]] = {}
+        self._dirty = False
         self._load()
 
     # -- plugins -----------------------------------------------------------------------------------------------------
@@ -143,6 +151,7 @@ class DeviceManager:
         try:
             async for answer in client.stream("ListAndWatch"):
                 fresh = {str(d.ID): d.health == "Healthy" for d in answer.devices}
+                resource.homes = {str(d.ID): tuple(int(n.ID) for n in d.topology.nodes) for d in answer.devices}
                 if fresh != resource.devices:
                     resource.devices = fresh
                     await asyncio.to_thread(self._save)
@@ -170,66 +179,98 @@ class DeviceManager:
         """Resource -> the ids that a container has."""
         return {resource: list(grant.ids) for resource, grant in self._grants.get(uid, {}).get(name, {}).items()}
 
+    def homes(self, name: str, device: str) -> tuple[int, ...]:
+        """The NUMA nodes that a device is near."""
+        resource = self._resources.get(name)
+        return resource.homes.get(device, ()) if resource else ()
+
     # -- pods --------------------------------------------------------------------------------------------------------
 
-    async def allocate(self, pod: Pod) -> None:
-        """Choose the devices of all containers of a pod. Raises DeviceError; then the pod has none."""
+    def hints(self, pod: Pod, container: Mapping[str, Any]) -> Hints:
+        """The NUMA nodes on which a container's devices could be."""
         uid = pod["metadata"]["uid"]
-        if not self._resources:
-            return
-        async with self._lock:
-            try:
-                passing: dict[str, list[str]] = {}
-                for container in pod["spec"].get("initContainers") or ():
-                    for name, ids in (await self._container(uid, container, passing)).items():
-                        # What an init container had, the containers after it may have; a sidecar keeps its own.
-                        kept = [] if is_sidecar(container) else ids
-                        rest = [i for i in passing.get(name, ()) if i not in ids]
-                        passing[name] = rest + kept
-                for container in pod["spec"]["containers"]:
-                    for name, ids in (await self._container(uid, container, passing)).items():
-                        passing[name] = [i for i in passing.get(name, ()) if i not in ids]
-            except (DeviceError, RpcError) as error:
-                self._grants.pop(uid, None)
-                text = error.message if isinstance(error, RpcError) else str(error)
-                raise DeviceError(f"Allocate failed due to {text}, which is unexpected") from error
-            finally:
-                await asyncio.to_thread(self._save)
+        own = self.of_container(uid, container["name"])
+        passing = self._passing.get(uid, {})
+        return {n: self._hints(n, count, own.get(n, []), passing.get(n, [])) for n, count in self._asked(container)}
 
-    async def _container(self, uid: str, container: Mapping[str, Any], passing: Mapping[str, list[str]]) -> dict[str, list[str]]:  # fmt: skip
-        found: dict[str, list[str]] = {}
+    def pod_hints(self, pod: Pod) -> Hints:
+        """The NUMA nodes on which all devices of a pod could be."""
+        uid, spec = pod["metadata"]["uid"], pod["spec"]
+        wanted: dict[str, int] = {}
+        for container in (*(spec.get("initContainers") or ()), *spec["containers"]):
+            wanted |= {name: 0 for name, _ in self._asked(container) if name not in wanted}
+        mine = {n: [i for c in self._grants.get(uid, {}) for i in self.of_container(uid, c).get(n, ())] for n in wanted}
+        return {n: self._hints(n, pod_total(pod, n, "limits"), sorted(set(mine[n])), []) for n in wanted}
+
+    def _hints(self, name: str, count: int, own: list[str], reusable: list[str]) -> list[Hint] | None:
+        resource = self._resources[name]
+        if not any(resource.homes.values()):
+            return None
+        if own:
+            return placing.hints(resource.homes, own, (), count) if len(own) == count else []
+        free = [d for d in self._free(name) if d not in reusable]
+        if len(free) + len(reusable) < count:
+            return []
+        return placing.hints(resource.homes, free, reusable, count)
+
+    def _asked(self, container: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """What of the devices that are known here a container asks for."""
         for name, text in ((container.get("resources") or {}).get("limits") or {}).items():
-            resource, count = self._resources.get(name), 0
-            if resource is None or not (count := amount(text)):
-                continue
+            if name in self._resources and (count := amount(text)):
+                yield name, count
+
+    def _free(self, name: str) -> list[str]:
+        taken = {i for c in self._grants.values() for g in c.values() if name in g for i in g[name].ids}
+        return sorted(i for i, healthy in self._resources[name].devices.items() if healthy and i not in taken)
+
+    async def allocate(self, pod: Pod, container: Mapping[str, Any], place: Hint) -> None:
+        """Choose a container's devices, those of a place first. Raises DeviceError. `save` writes it down."""
+        uid, spec = pod["metadata"]["uid"], pod["spec"]
+        passing = self._passing.setdefault(uid, {})
+        is_init = container in (spec.get("initContainers") or ())
+        for name, count in self._asked(container):
             granted = self._grants.setdefault(uid, {}).setdefault(container["name"], {})
             if name not in granted:
-                ids = await self._choose(name, resource, count, passing.get(name, []))
-                assert resource.endpoint is not None
-                request = {"container_requests": [{"devices_ids": ids}]}
-                answer = await self._call(resource.endpoint, "Allocate", request)
-                if len(answer.container_responses) != 1:
-                    raise DeviceError("no containers return in allocation response")
-                granted[name] = _Grant(ids, answer.container_responses[0].SerializeToString())
-            found[name] = granted[name].ids
-        return found
+                try:
+                    granted[name] = await self._grant(name, count, passing.get(name, []), place)
+                except RpcError as error:
+                    raise DeviceError(error.message) from error
+                self._dirty = True
+            # What an init container had, the containers after it may have; a sidecar keeps its own.
+            ids = granted[name].ids
+            rest = [i for i in passing.get(name, ()) if i not in ids]
+            passing[name] = rest + (ids if is_init and not is_sidecar(container) else [])
 
-    async def _choose(self, name: str, resource: _Resource, count: int, reused: list[str]) -> list[str]:
+    async def _grant(self, name: str, count: int, reused: list[str], place: Hint) -> _Grant:
+        resource = self._resources[name]
+        ids = await self._choose(name, resource, count, reused, place)
+        assert resource.endpoint is not None
+        answer = await self._call(resource.endpoint, "Allocate", {"container_requests": [{"devices_ids": ids}]})
+        if len(answer.container_responses) != 1:
+            raise DeviceError("no containers return in allocation response")
+        return _Grant(ids, answer.container_responses[0].SerializeToString())
+
+    async def _choose(self, name: str, resource: _Resource, count: int, reused: list[str], place: Hint) -> list[str]:
         if resource.endpoint is None:
             raise DeviceError(f"no healthy devices present; cannot allocate unhealthy devices {name}")
-        taken = {i for c in self._grants.values() for g in c.values() if name in g for i in g[name].ids}
-        free = sorted(i for i, healthy in resource.devices.items() if healthy and i not in taken)
         must = [i for i in reused if resource.devices.get(i)][:count]
-        available = must + [i for i in free if i not in must]
-        if len(available) < count:
-            raise DeviceError(f"requested number of devices unavailable for {name}. Requested: {count}, Available: {len(available)}")  # fmt: skip
-        if resource.prefers and count < len(available):
-            asked = {"available_deviceIDs": available, "must_include_deviceIDs": must, "allocation_size": count}
-            answer = await self._call(resource.endpoint, "GetPreferredAllocation", {"container_requests": [asked]})
-            for one in answer.container_responses:
-                wished = [i for i in one.deviceIDs if i in available and i not in must]
-                available = must + wished + [i for i in available if i not in must and i not in wished]
-        return available[:count]
+        free = [i for i in self._free(name) if i not in must]
+        if len(must) + len(free) < count:
+            raise DeviceError(f"requested number of devices unavailable for {name}. Requested: {count}, Available: {len(must) + len(free)}")  # fmt: skip
+        near, far = placing.at_place(resource.homes, free, place.mask)
+        # Where the place has enough of them the plugin chooses among these, else it is asked about what is missing.
+        for pool in (near, far):
+            if len(must) < count <= len(must) + len(pool) and resource.prefers and count < len(must) + len(pool):
+                pool = await self._preferred(resource.endpoint, must, pool, count)
+            must += pool[: count - len(must)]
+        return must
+
+    async def _preferred(self, endpoint: Path, must: list[str], pool: list[str], count: int) -> list[str]:
+        """A pool in the order that the plugin wishes."""
+        asked = {"available_deviceIDs": must + pool, "must_include_deviceIDs": must, "allocation_size": count}
+        answer = await self._call(endpoint, "GetPreferredAllocation", {"container_requests": [asked]})
+        wished = [i for one in answer.container_responses for i in one.deviceIDs if i in pool]
+        return wished + [i for i in pool if i not in wished]
 
     async def _call(self, endpoint: Path, name: str, fields: dict[str, Any]) -> Any:
         client = Client(schema().DevicePlugin, path=endpoint)
@@ -269,8 +310,15 @@ class DeviceManager:
 
     def forget(self, uid: str) -> None:
         """The pod has ended: its devices are free."""
+        self._passing.pop(uid, None)
         if self._grants.pop(uid, None) is not None:
             self._save()
+
+    async def save(self) -> None:
+        """Write down what was chosen since."""
+        if self._dirty:
+            self._dirty = False
+            await asyncio.to_thread(self._save)
 
     def keep(self, uids: set[str]) -> None:
         """Free the devices of all pods but these (some were deleted while the kubelet was away)."""

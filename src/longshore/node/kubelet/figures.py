@@ -16,8 +16,10 @@ from typing import Any
 
 from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.http import Request, Response
+from longshore.node.kubelet import placementfigures
 from longshore.node.kubelet.kubelet import Kubelet
 from longshore.node.kubelet.runtime import CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID
+from longshore.node.kubelet.textformat import line
 from longshore.node.kubelet.volumefigures import VolumeFigures
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,20 +29,6 @@ _DISK_SECONDS = 60.0
 
 def stamp(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def line(name: str, labels: dict[str, str], value: float, when: int = 0) -> str:
-    """One sample of the text format. when: milliseconds since 1970."""
-    shown = ",".join(f'{k}="{_escape(v)}"' for k, v in labels.items())
-    return (
-        f"{name}{{{shown}}} {value:.10g}" + (f" {when}" if when else "")
-        if shown
-        else f"{name} {value:.10g}" + (f" {when}" if when else "")
-    )
 
 
 def _cpu_seconds() -> float:
@@ -340,6 +328,7 @@ class Figures:
             line("process_resident_memory_bytes", {}, int(process[21]) * os.sysconf("SC_PAGE_SIZE")),
             "# TYPE process_start_time_seconds gauge", line("process_start_time_seconds", {}, self._started),
         ]  # fmt: skip
+        out += placementfigures.lines(kubelet.placement)
         claims = [v for w in running for v in await self.volumes.of(w.pod, "") if "pvcRef" in v]
         for field, name in _VOLUME_METRICS.items():
             out.append(f"# TYPE kubelet_volume_stats_{name} gauge")

@@ -19,11 +19,10 @@ from longshore.client.rest import Client, is_not_found
 from longshore.machinery.cgroups import remove as remove_cgroup
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import RpcError
-from longshore.node.kubelet import admission, cgroups, cpumanager, podspec, resources, shutdown
+from longshore.node.kubelet import admission, cgroups, podspec, resources, shutdown
 from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
-from longshore.node.kubelet.cpumanager import CpuError, render
-from longshore.node.kubelet.devices import DeviceError, DeviceManager
+from longshore.node.kubelet.devices import DeviceManager
 from longshore.node.kubelet.dra import ClaimError, ClaimManager
 from longshore.node.kubelet.events_source import PodEvents
 from longshore.node.kubelet.handlers import Handlers
@@ -31,6 +30,9 @@ from longshore.node.kubelet.images import ImageManager
 from longshore.node.kubelet.kill import Killer
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
+from longshore.node.kubelet.placement.cpusets import render
+from longshore.node.kubelet.placement.errors import AllocationError
+from longshore.node.kubelet.placement.manager import placement
 from longshore.node.kubelet.plugins import Plugins
 from longshore.node.kubelet.podresources import PodResources
 from longshore.node.kubelet.podstatus import StatusMaker
@@ -92,8 +94,8 @@ class Kubelet(StatusMaker):
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came, self.tokens.get)
         self.claims = ClaimManager(config.root, client)
         self.claims.arrived = self._return_claims
-        self.cpus = cpumanager.manager(config)
-        self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims, self.cpus)
+        self.placement = placement(config, self.devices)
+        self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims, self.placement)
         self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi, "DRAPlugin": self.claims})
         cluster = ClusterVolumes(client, config.node_name, self.pod_event)
         self.volumes = VolumeManager(
@@ -111,8 +113,8 @@ class Kubelet(StatusMaker):
         self.messages = TerminationMessages()
         self.mirrors = Mirrors(client, self._node)
         self.allocations = Allocations(config, runtime, lambda: self.memory_capacity, self.pod_event)
-        if self.cpus is not None:
-            self.allocations.pinned = self.cpus.pinned
+        if self.placement.cpus is not None:
+            self.allocations.pinned = self.placement.cpus.pinned
         self.syncer = Syncer(
             Services(
                 config=config,
@@ -132,15 +134,16 @@ class Kubelet(StatusMaker):
                 devices=self.devices,
                 users=self._users_of,
                 claims=self.claims,
-                cpus=self.cpus,
+                placement=self.placement,
             )
         )
         self._handlers_of: dict[str, str] = {}
         self.cleaner = Cleaner(config, runtime, self.killer, self.volumes, self.is_wanted)
         self.pleg = PodEvents(runtime, self._runtime_changed, self._gap)
 
-    def _release_cpus(self, uid: str) -> None:
-        if self.cpus is not None and self.cpus.release(uid):
+    def _release(self, uid: str) -> None:
+        """What was the pod's alone is free."""
+        if self.placement.release(uid) and self.placement.cpus is not None:
             self.spawn(self._share_cpus(), "shared CPUs")
 
     def _running_pods(self) -> list[Pod]:
@@ -189,8 +192,8 @@ class Kubelet(StatusMaker):
             self.spawn(self.plugins.run(), "plugins")
             self.devices.keep(set(self.pods))
             self._return_claims()
-            for uid in (self.cpus.users() if self.cpus is not None else set()) - set(self.pods):
-                self._release_cpus(uid)
+            for uid in self.placement.users() - set(self.pods):
+                self._release(uid)
             self.spawn(self.devices.run(), "device plugins")
             self.spawn(self.pod_resources.run(), "pod resources")
             await self.cleaner.everything()
@@ -441,26 +444,24 @@ class Kubelet(StatusMaker):
                 return "RuntimeClassNotFound", f'runtimeclass.node.k8s.io "{name}" not found'
         refused = admission.refusal(pod, self._others(pod["metadata"]["uid"]), self._node(), self.config)
         if refused is None:
+            cpus = self.placement.cpus
+            shared = cpus.shared if cpus is not None else set()
             try:
-                await self.devices.allocate(pod)
-            except DeviceError as error:
-                return "UnexpectedAdmissionError", str(error)
-        if refused is None and self.cpus is not None:
-            try:
-                if await asyncio.to_thread(self.cpus.allocate, pod):
-                    self.spawn(self._share_cpus(), "shared CPUs")
-            except CpuError as error:
-                self.devices.forget(pod["metadata"]["uid"])
-                return "UnexpectedAdmissionError", f"Allocate failed due to {error}, which is unexpected"
+                await self.placement.admit(pod)
+            except AllocationError as error:
+                return error.reason, error.message
+            if cpus is not None and cpus.shared != shared:
+                self.spawn(self._share_cpus(), "shared CPUs")
         return refused
 
     async def _share_cpus(self) -> None:
         """Containers without CPUs of their own run on what is left."""
-        assert self.cpus is not None
-        linux = cri.LinuxContainerResources(cpuset_cpus=render(self.cpus.shared))
+        cpus = self.placement.cpus
+        assert cpus is not None
+        linux = cri.LinuxContainerResources(cpuset_cpus=render(cpus.shared))
         for state in (await self.runtime.pods()).values():
             for known in state.running():
-                if state.uid in self.workers and not self.cpus.of_container(state.uid, known.name):
+                if state.uid in self.workers and not cpus.of_container(state.uid, known.name):
                     try:
                         await self.runtime.call("UpdateContainerResources", container_id=known.id, linux=linux)
                     except RpcError as error:
@@ -507,8 +508,7 @@ class Kubelet(StatusMaker):
         self.workers.pop(uid, None)
         self.syncer.forget(uid)
         self.tokens.forget(uid)
-        self.devices.forget(uid)
-        self._release_cpus(uid)
+        self._release(uid)
         self.allocations.forget(uid)
         self.users.forget(uid)
         self.disruptions.pop(uid, None)

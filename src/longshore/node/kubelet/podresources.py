@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from longshore.machinery.grpc import RpcError, Server, Status
-from longshore.node.kubelet.cpumanager import CpuManager
 from longshore.node.kubelet.devices import DeviceManager
 from longshore.node.kubelet.dra import ClaimManager
+from longshore.node.kubelet.placement.manager import Placement
+from longshore.node.kubelet.placement.memory import Block
 from longshore.node.kubelet.resources import is_sidecar
 from longshore.wire.protobuf import Schema
 
@@ -58,10 +59,10 @@ class PodResources:
         pods: Callable[[], Iterable[Pod]],
         devices: DeviceManager,
         claims: ClaimManager,
-        cpus: CpuManager | None = None,
+        placement: Placement,
     ) -> None:
-        """root: the kubelet's. pods(): those whose containers may run. cpus: None where no CPU is anybody's own."""
-        self._cpus = cpus
+        """root: the kubelet's. pods(): those whose containers may run."""
+        self._cpus, self._memory = placement.cpus, placement.memory
         self._socket, self._pods = root / "pod-resources" / "kubelet.sock", pods
         self._devices, self._claims = devices, claims
 
@@ -94,8 +95,15 @@ class PodResources:
         for name, ids in self._devices.healthy().items():
             # One entry a device, as each may be of another NUMA node.
             for device in ids:
-                answer.devices.add(resource_name=name, device_ids=[device])
+                self._add_device(answer, name, device)
+        if self._memory is not None:
+            _add_memory(answer, self._memory.allocatable)
         return answer
+
+    def _add_device(self, answer: Any, name: str, device: str) -> None:
+        entry = answer.devices.add(resource_name=name, device_ids=[device])
+        for node in self._devices.homes(name, device):
+            entry.topology.nodes.add(ID=node)
 
     def _pod(self, pod: Pod) -> Any:
         metadata, spec = pod["metadata"], pod["spec"]
@@ -105,7 +113,10 @@ class PodResources:
             if self._cpus is not None:
                 entry.cpu_ids.extend(sorted(self._cpus.of_container(metadata["uid"], container["name"])))
             for name, ids in self._devices.of_container(metadata["uid"], container["name"]).items():
-                entry.devices.add(resource_name=name, device_ids=ids)
+                for device in ids:
+                    self._add_device(entry, name, device)
+            if self._memory is not None:
+                _add_memory(entry, self._memory.of_container(metadata["uid"], container["name"]))
             for claim, devices in self._claims.of_container(pod, container):
                 own = entry.dynamic_resources.add(claim_name=claim, claim_namespace=metadata["namespace"])
                 for driver, pool, device, names in devices:
@@ -113,3 +124,10 @@ class PodResources:
                     for name in names:
                         resource.cdi_devices.add(name=name)
         return found
+
+
+def _add_memory(answer: Any, blocks: Iterable[Block]) -> None:
+    for block in blocks:
+        entry = answer.memory.add(memory_type=block.kind, size=block.size)
+        for node in block.nodes:
+            entry.topology.nodes.add(ID=node)

@@ -85,6 +85,31 @@ def _swap(value: Any) -> str:
     return behavior
 
 
+def _gates(value: Any) -> dict[str, bool]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a map")
+    unused = sorted(set(value) - _GATES)
+    if unused:
+        log.warning("kubelet configuration: featureGates %s have no effect here", ", ".join(unused))
+    return {str(name): _flag(on) for name, on in value.items()}
+
+
+def _reserved_memory(value: Any) -> list[tuple[int, dict[str, str]]]:
+    """reservedMemory: what of each NUMA node is nobody's own, each sort named once."""
+    found: list[tuple[int, dict[str, str]]] = []
+    for entry in value:
+        number, limits = int(entry["numaNode"]), _table(entry["limits"])
+        for kind, text in limits.items():
+            if kind != "memory" and not kind.startswith("hugepages-"):
+                raise ValueError(f'the limit type "{kind}" for NUMA node {number} is not supported, only [memory hugepages-<HugePageSize>] is accepted')  # fmt: skip
+            if not quantity.parse(text).nanos:
+                raise ValueError(f'reserved memory may not be zero for NUMA node {number} and resource "{kind}"')
+            if any(node == number and kind in other for node, other in found):
+                raise ValueError(f'the reserved memory has a duplicate value for NUMA node {number} and resource "{kind}"')  # fmt: skip
+        found.append((number, limits))
+    return found
+
+
 def _periods(value: Any) -> list[tuple[int, float]]:
     return sorted((int(e["priority"]), float(e["shutdownGracePeriodSeconds"])) for e in value)
 
@@ -102,15 +127,18 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "containerLogMaxFiles": ("container_log_max_files", _number),
     "containerLogMaxSize": ("container_log_max_size", _bytes),
     "cpuManagerPolicy": ("cpu_manager_policy", _one_of("none", "static")),
+    "cpuManagerPolicyOptions": ("cpu_manager_options", _table),
     "cpuCFSQuota": ("cpu_cfs_quota", _flag),
     "evictionHard": ("eviction_hard", _thresholds),
     "evictionSoft": ("eviction_soft", _thresholds),
     "evictionSoftGracePeriod": ("eviction_soft_grace", _graces),
+    "featureGates": ("feature_gates", _gates),
     "imageGCHighThresholdPercent": ("image_gc_high_percent", _number),
     "imageGCLowThresholdPercent": ("image_gc_low_percent", _number),
     "imageMinimumGCAge": ("image_minimum_age", _seconds),
     "kubeReserved": ("kube_reserved", _table),
     "maxPods": ("max_pods", _number),
+    "memoryManagerPolicy": ("memory_manager_policy", _one_of("None", "Static")),
     "memorySwap": ("swap_behavior", _swap),
     "nodeLeaseDurationSeconds": ("lease_seconds", _number),
     "nodeStatusReportFrequency": ("status_report_seconds", _seconds),
@@ -118,6 +146,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "podPidsLimit": ("pod_pids_limit", _number),
     "registerNode": ("register_node", _flag),
     "registerWithTaints": ("register_with_taints", _taints),
+    "reservedMemory": ("reserved_memory", _reserved_memory),
     "reservedSystemCPUs": ("reserved_system_cpus", str),
     "resolvConf": ("resolv_conf", str),
     "rotateCertificates": ("rotate_certificates", _flag),
@@ -125,7 +154,15 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "shutdownGracePeriodByPodPriority": ("shutdown_periods", _periods),
     "staticPodPath": ("static_pods", Path),
     "systemReserved": ("system_reserved", _table),
+    "topologyManagerPolicy": (
+        "topology_manager_policy",
+        _one_of("none", "best-effort", "restricted", "single-numa-node"),
+    ),
+    "topologyManagerPolicyOptions": ("topology_manager_options", _table),
+    "topologyManagerScope": ("topology_manager_scope", _one_of("container", "pod")),
 }
+#: the feature gates that something here asks for
+_GATES = frozenset(("CPUManagerPolicyAlphaOptions",))
 #: What upstream's kubelet takes and this one has no use for; told in the log, as nothing comes of it.
 _UNUSED = frozenset(
     [
@@ -141,8 +178,6 @@ _UNUSED = frozenset(
         "containerRuntimeEndpoint",
         "contentType",
         "cpuCFSQuotaPeriod",
-        "cpuManagerPolicy",
-        "cpuManagerPolicyOptions",
         "cpuManagerReconcilePeriod",
         "crashLoopBackOff",
         "enableContentionProfiling",
@@ -161,7 +196,6 @@ _UNUSED = frozenset(
         "evictionPressureTransitionPeriod",
         "failCgroupV1",
         "failSwapOn",
-        "featureGates",
         "fileCheckFrequency",
         "hairpinMode",
         "healthzBindAddress",
@@ -182,8 +216,6 @@ _UNUSED = frozenset(
         "makeIPTablesUtilChains",
         "maxOpenFiles",
         "maxParallelImagePulls",
-        "memoryManagerPolicy",
-        "memorySwap",
         "memoryThrottlingFactor",
         "mergeDefaultEvictionSettings",
         "oomScoreAdj",
@@ -198,14 +230,10 @@ _UNUSED = frozenset(
         "readOnlyPort",
         "registryBurst",
         "registryPullQPS",
-        "reservedMemory",
-        "reservedSystemCPUs",
-        "rotateCertificates",
         "runOnce",
         "runtimeRequestTimeout",
         "seccompDefault",
         "serializeImagePulls",
-        "serverTLSBootstrap",
         "showHiddenMetricsForVersion",
         "singleProcessOOMKill",
         "staticPodURL",
@@ -218,9 +246,6 @@ _UNUSED = frozenset(
         "tlsCipherSuites",
         "tlsMinVersion",
         "tlsPrivateKeyFile",
-        "topologyManagerPolicy",
-        "topologyManagerPolicyOptions",
-        "topologyManagerScope",
         "tracing",
         "userNamespaces",
         "volumePluginDir",

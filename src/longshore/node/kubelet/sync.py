@@ -22,13 +22,13 @@ from longshore.node.kubelet import actions, podspec
 from longshore.node.kubelet import runtime as rt
 from longshore.node.kubelet.backoff import BackOff
 from longshore.node.kubelet.config import Config
-from longshore.node.kubelet.cpumanager import CpuManager
 from longshore.node.kubelet.devices import DeviceError, DeviceManager
 from longshore.node.kubelet.dra import ClaimError, ClaimManager
 from longshore.node.kubelet.env import ConfigError, Lookup, environment
 from longshore.node.kubelet.expansion import expand, missing
 from longshore.node.kubelet.images import ImageError, ImageManager, go_code
 from longshore.node.kubelet.kill import HookFailed, Killer
+from longshore.node.kubelet.placement.manager import Placement
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.runtime import EXITED, PodState, Runtime
 from longshore.node.kubelet.userns import UserNamespaceError
@@ -72,7 +72,7 @@ class Services:
     devices: DeviceManager
     users: Callable[[Pod], Any | None]
     claims: ClaimManager
-    cpus: CpuManager | None
+    placement: Placement
 
 
 @dataclass(slots=True)
@@ -359,8 +359,8 @@ class Syncer:
                 pod, container, services.memory_capacity(), config.cpu_cfs_quota, config.swap_behavior
             )
         )
-        if services.cpus is not None:
-            found.linux.resources.cpuset_cpus = services.cpus.cpuset(metadata["uid"], container["name"])
+        own = services.placement.cpuset(metadata["uid"], container["name"])
+        found.linux.resources.cpuset_cpus, found.linux.resources.cpuset_mems = own
         found.linux.security_context.CopyFrom(
             podspec.security_context(pod, container, config.root, image_user=user, target=target)
         )
