@@ -183,7 +183,7 @@ def get(view: View, shown: str, path: str) -> Iterator[bytes]:
     from longshore.engine.images.pack import Packer
 
     root, inside, _ = view.locate(_check(path), follow=path.endswith(("/", "/.")))
-    dot = path == "." or path.rstrip("/").endswith("/.")
+    dot = posixpath.basename(path.rstrip("/")) == "."
     follow = path.endswith(("/", "/."))
     try:
         fd = _open(root, inside + ("/" if path.endswith("/") and inside != "/" else ""), follow=follow)

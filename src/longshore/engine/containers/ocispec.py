@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
-from longshore.engine.runtime import capabilities, cgroups, seccomp
+from longshore.engine.runtime import capabilities, seccomp
 from longshore.engine.runtime import spec as oci
 from longshore.engine.runtime.users import UnknownUser, User, resolve_user
 
@@ -337,10 +337,11 @@ def _mounts(container: Container, spec: oci.Spec, mounts: list[Json], files: dic
         for mount in spec["mounts"]:
             if mount["destination"] == "/dev/shm":
                 mount["options"] = [o for o in mount["options"] if not o.startswith("size=")] + [size]
-    if cgroups.unified():
-        for mount in spec["mounts"]:
-            if mount["type"] == "cgroup" and host["Privileged"]:
-                mount["options"] = [o for o in mount["options"] if o != "ro"]
+    writable = container.security_options.get("writable_cgroups", host["Privileged"])
+    for mount in spec["mounts"]:
+        if mount["type"] == "cgroup":
+            others = [option for option in mount["options"] if option != "ro"]
+            mount["options"] = others if writable else ["ro", *others]
     for destination, options in (host.get("Tmpfs") or {}).items():
         try:
             words = mountspec.tmpfs_data(options or "")

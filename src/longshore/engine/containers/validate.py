@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from longshore.engine.errors import InvalidParameter, SystemFailure
+from longshore.engine.networks import model as network_model
 from longshore.engine.runtime import capabilities, cgroups
 
 from . import logoptions, mountspec, signals
@@ -404,6 +405,9 @@ def parse_security_options(options: list[str] | None, *, no_new_privileges: bool
         if option == "no-new-privileges":
             result["no_new_privileges"] = True
             continue
+        if option == "writable-cgroups":
+            result["writable_cgroups"] = True
+            continue
         if option == "disable":
             continue
         name, separator, value = option.partition("=")
@@ -418,14 +422,18 @@ def parse_security_options(options: list[str] | None, *, no_new_privileges: bool
         elif name == "seccomp":
             result["seccomp"] = value
         elif name == "no-new-privileges":
-            if value.lower() not in ("1", "t", "true", "0", "f", "false"):
-                raise SystemFailure(f'invalid --security-opt 2: "{option}"')
-            result["no_new_privileges"] = value.lower() in ("1", "t", "true")
+            result["no_new_privileges"] = _truth(option, value)
         elif name == "writable-cgroups":
-            result["writable_cgroups"] = value.lower() in ("1", "t", "true")
+            result["writable_cgroups"] = _truth(option, value)
         else:
             raise SystemFailure(f'invalid --security-opt 2: "{option}"')
     return result
+
+
+def _truth(option: str, value: str) -> bool:
+    if value not in network_model.TRUE + network_model.FALSE:
+        raise SystemFailure(f'invalid --security-opt 2: "{option}"')
+    return value in network_model.TRUE
 
 
 def check_storage_options(options: Json | None) -> None:
