@@ -105,6 +105,18 @@ async def preemption(nodes: int, pods: int) -> float:
     return pods / (time.process_time() - started)
 
 
+async def settled(client: Any) -> None:
+    """Return when no controller writes to the nodes any more: their ranges and annotations cost as much as many pods."""
+    from longshore.client.resources import NODES
+
+    before, still = None, 0
+    while still < 3:
+        await asyncio.sleep(1)
+        listed = await client.list(NODES, resource_version="0")
+        now = max((int(n["metadata"]["resourceVersion"]) for n in listed["items"]), default=0)
+        before, still = now, still + 1 if now == before else 0
+
+
 async def live(nodes: int, pods: int) -> float:
     """Pods bound a second, from the creation of the first to the binding of the last, by our processes."""
     from live import Live
@@ -127,7 +139,7 @@ async def live(nodes: int, pods: int) -> float:
                 await client.patch(NODES, name, {"status": status}, kind="strategic", subresource="status")
 
             await asyncio.gather(*(add(i) for i in range(nodes)))
-            await asyncio.sleep(3)
+            await settled(client)
             container = {"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "100m"}}}
 
             async def make(number: int) -> None:

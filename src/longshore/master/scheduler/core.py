@@ -143,8 +143,9 @@ class Scheduler:
         if pod["spec"].get("nodeName"):
             self._place(pod)
         elif self._is_ours(pod) and not is_deleting(pod):
-            self._nominate(PodInfo(pod))
-            self.queue.add(pod)
+            info = PodInfo(pod)
+            self._nominate(info)
+            self.queue.add(info)
 
     def _pod_changed(self, old: Object, new: Object) -> None:
         if old["metadata"].get("uid") != new["metadata"].get("uid"):
@@ -165,8 +166,9 @@ class Scheduler:
             self.queue.delete(key)
             self._unnominate(key)
         elif key not in self.assumed:
-            self._nominate(PodInfo(new))
-            self.queue.update(old, new)
+            info = PodInfo(new)
+            self._nominate(info)
+            self.queue.update(info)
 
     def _pod_gone(self, pod: Object) -> None:
         key = key_of(pod)
@@ -182,9 +184,10 @@ class Scheduler:
 
     def _place(self, pod: Object) -> None:
         """A pod has a node, by us or by another hand."""
-        info, node = PodInfo(pod), pod["spec"]["nodeName"]
-        key = info.key
-        confirmed = self.assumed.pop(key, None) is not None
+        key, node = key_of(pod), pod["spec"]["nodeName"]
+        assumed = self.assumed.pop(key, None)
+        confirmed = assumed is not None
+        info = assumed.as_bound(pod) if assumed is not None else PodInfo(pod)
         self._unnominate(key)
         before = self.placed.get(key)
         old: PodInfo | None = None

@@ -227,13 +227,25 @@ class PodInfo:
 
     __slots__ = ("attempts", "cls", "key", "pod", "since", "unschedulable_by")
 
-    def __init__(self, pod: Object) -> None:
+    def __init__(self, pod: Object, cls: PodClass | None = None) -> None:
+        """cls: the pod's class, where it is known."""
         self.pod = pod
         self.key = key_of(pod)
-        self.cls = class_of(pod)
+        self.cls = cls if cls is not None else class_of(pod)
         self.attempts = 0
         self.since = 0.0  # when it came into the queue (loop time)
         self.unschedulable_by: frozenset[str] = frozenset()
+
+    def as_bound(self, pod: Object) -> PodInfo:
+        """This pod as it came back with a node: of the same class when nothing else has changed, which is quickly seen."""
+        before, spec = self.pod["spec"], pod["spec"]
+        if (
+            len(spec) == len(before) + ("nodeName" not in before)
+            and all(value == before.get(key) for key, value in spec.items() if key != "nodeName")
+            and pod["metadata"].get("labels") == self.pod["metadata"].get("labels")
+        ):
+            return PodInfo(pod, self.cls)
+        return PodInfo(pod)
 
     @property
     def name(self) -> str:

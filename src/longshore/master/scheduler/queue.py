@@ -10,7 +10,6 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from longshore.client.store import Object, key_of
 from longshore.master.scheduler.framework import ClusterEvent, Status
 from longshore.master.scheduler.podinfo import PodInfo
 
@@ -64,26 +63,23 @@ class SchedulingQueue:
 
     # -- what comes in ---------------------------------------------------------------------------------------------------
 
-    def add(self, pod: Object) -> None:
+    def add(self, info: PodInfo) -> None:
         """A pod without a node is there."""
-        key = key_of(pod)
-        if key in self._where or key in self._in_flight:
-            self.update(pod, pod)
+        if info.key in self._where or info.key in self._in_flight:
+            self.update(info)
             return
-        info = PodInfo(pod)
         info.since = self._now()
         self._activate(info)
 
-    def update(self, old: Object, pod: Object) -> None:
+    def update(self, info: PodInfo) -> None:
         """A waiting pod has changed. Only what may matter for placing it moves it."""
-        key = key_of(pod)
+        key, pod = info.key, info.pod
         entry = self._where.get(key)
         if entry is None:
             if key not in self._in_flight:
-                self.add(pod)
+                self.add(info)
             return
         queue, before, number = entry
-        info = PodInfo(pod)
         info.attempts, info.since, info.unschedulable_by = before.attempts, before.since, before.unschedulable_by
         changed = before.cls is not info.cls or before.pod["spec"] != pod["spec"]
         self._where[key] = (queue, info, number)
