@@ -52,6 +52,23 @@ async def test_several_platforms_in_one_layout(kit: Kit) -> None:
         await kit.build(text, platform="a/b/c/d")
 
 
+async def test_a_layout_as_output_and_as_context(kit: Kit) -> None:
+    answer, _ = await kit.build("FROM busybox\nENV MADE=here\nCOPY Dockerfile /f\n", exporter="oci", opt__tar="false")
+    digest = answer["containerimage.digest"]
+    manifest = json.loads(kit.content.blobs[digest])
+    assert {layer["digest"] for layer in manifest["layers"]} < set(kit.content.blobs)
+    before = {image.id for image in kit.store.images()}
+    context = {"context:base": f"oci-layout://abcd:tag@{digest}", **QUIET}
+    text = 'FROM base AS one\nRUN test "$MADE" = here && test -f /f\nFROM busybox\nCOPY --from=base /f /g\nCOPY --from=one /f /h\n'
+    await kit.build(text, name="out", **context)
+    assert "[context base] OCI load from client" in kit.names
+    assert before < {image.id for image in kit.store.images()}
+    await kit.build("FROM busybox AS base\nRUN false\nFROM base\nRUN test -f /f\n", name="out", **context)
+    for wrong in ("oci-layout://abcd:tag", f"oci-layout://abcd@sha256:{'0' * 64}"):
+        with pytest.raises(RpcError, match="base: "):
+            await kit.build(text, name="out", **{"context:base": wrong})
+
+
 async def test_a_base_of_another_platform_comes_from_the_registry(kit: Kit, registry: Start) -> None:
     host = await registry()
     for arch in ("amd64", "arm64"):

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def describe(
-    store: ImageStore, entries: Sequence[Entry], annotations: Mapping[str, Mapping[str, str]]
+    store: ImageStore, entries: Sequence[Entry], annotations: Mapping[str, Mapping[str, str]], *, single: bool = True
 ) -> tuple[Document, list[tuple[Entry, Document, Document | None]]]:
     """The topmost document of an archive (an index, or one image's manifest), and the manifests below it.
 
-    annotations: those of "index" and of "manifest".
+    annotations: those of "index" and of "manifest". single: one image needs no index.
     """
     made: list[tuple[Entry, Document, Document | None]] = []
     for entry in entries:
@@ -38,9 +38,31 @@ def describe(
         document = manifests.of_image(entry.image, layers, annotations=annotations.get("manifest"))
         attested = manifests.of_statements(entry.statements, document.digest) if entry.statements else None
         made.append((entry, document, attested))
-    if len(made) == 1 and made[0][2] is None:
+    if single and len(made) == 1 and made[0][2] is None:
         return made[0][1], made
     return manifests.of_index(made, annotations.get("index")), made
+
+
+def blobs(
+    store: ImageStore, top: Document, made: Sequence[tuple[Entry, Document, Document | None]]
+) -> Iterator[tuple[str, int, Iterator[bytes]]]:
+    """(digest, length, content) of all that a layout of some images holds, each once, what needs others after them."""
+    told: set[str] = set()
+    for entry, document, attested in made:
+        for layer in reversed(store.layers.stack(entry.image.chain)):
+            if layer.diff not in told:
+                told.add(layer.diff)
+                size = layer.tar_size or sum(len(data) for data in store.layers.tar(layer))
+                yield layer.diff, size, store.layers.tar(layer)
+        small = {**document.blobs, document.digest: document.body}
+        if attested is not None:
+            small |= {**attested.blobs, attested.digest: attested.body}
+        for digest, data in small.items():
+            if digest not in told:
+                told.add(digest)
+                yield digest, len(data), iter((data,))
+    if top.digest not in told:
+        yield top.digest, len(top.body), iter((top.body,))
 
 
 def archive(
@@ -56,10 +78,7 @@ def archive(
 
     Raises (before the first piece) SystemFailure.
     """
-    notes = annotations or {}
-    top, made = describe(store, entries, notes)
-    if not single and len(made) == 1 and made[0][2] is None:
-        top = manifests.of_index(made, notes.get("index"))
+    top, made = describe(store, entries, annotations or {}, single=single)
     lease = store.lease()
     lease.add(*(entry.image.chain for entry in entries if entry.image.chain))
     return top, _write(store, top, made, names, docker, lease)
@@ -77,22 +96,8 @@ def _write(
     with lease:
         yield tar.header(tar.Entry("blobs/", tar.DIRECTORY, 0o755, mtime=now))
         yield tar.header(tar.Entry("blobs/sha256/", tar.DIRECTORY, 0o755, mtime=now))
-        written: set[str] = set()
-        for entry, document, attested in made:
-            for layer in reversed(store.layers.stack(entry.image.chain)):
-                if layer.diff not in written:
-                    written.add(layer.diff)
-                    size = layer.tar_size or sum(len(data) for data in store.layers.tar(layer))
-                    yield from member(f"blobs/sha256/{layer.diff[7:]}", size, store.layers.tar(layer), 0)
-            small = {**document.blobs, document.digest: document.body}
-            if attested is not None:
-                small |= {**attested.blobs, attested.digest: attested.body}
-            for digest, data in small.items():
-                if digest not in written:
-                    written.add(digest)
-                    yield from member(f"blobs/sha256/{digest[7:]}", len(data), iter((data,)), 0)
-        if top.digest not in written:
-            yield from member(f"blobs/sha256/{top.digest[7:]}", len(top.body), iter((top.body,)), 0)
+        for digest, size, content in blobs(store, top, made):
+            yield from member(f"blobs/sha256/{digest[7:]}", size, content, 0)
         listed = [
             top.descriptor(
                 annotations={"io.containerd.image.name": str(name), "org.opencontainers.image.ref.name": name.tag}

@@ -91,7 +91,7 @@ async def _pull_one(
     progress({"status": f"Pulling from {shown_path}", "id": name.familiar if name.digest else name.tag})
     before = store.find(str(name)) if _named(store, name) else None
     try:
-        image, downloaded = await _image(store, session, body, media, digest, platform, progress)
+        image, downloaded = await fetch_image(store, session, body, media, digest, platform, progress)
     except ClientError as error:
         raise SystemFailure(str(error.args[-1]) if error.args else str(error)) from None
     except OSError as error:
@@ -151,8 +151,8 @@ def choose(manifests: list[dict[str, Any]], platform: str) -> dict[str, Any] | N
     return fitting[0][2] if fitting else None
 
 
-async def _image(
-    store: ImageStore, session: Session, body: bytes, media: str, digest: str, platform: str, progress: Progress
+async def fetch_image(
+    store: ImageStore, session: ImageSource, body: bytes, media: str, digest: str, platform: str, progress: Progress
 ) -> tuple[Image, bool]:
     """The image that a manifest or index means here, and whether a layer had to come."""
     manifest = _decode(body)
@@ -194,7 +194,7 @@ async def _image(
     return image, downloaded
 
 
-async def _config(session: Session, digest: str) -> tuple[bytes, dict[str, Any]]:
+async def _config(session: BlobSource, digest: str) -> tuple[bytes, dict[str, Any]]:
     response = await session.blob(digest)
     raw = await response.read(_CONFIG_LIMIT)
     if digest_of(raw) != digest:
@@ -208,7 +208,7 @@ async def _config(session: Session, digest: str) -> tuple[bytes, dict[str, Any]]
 
 async def _fetch(
     store: ImageStore,
-    session: Session,
+    session: BlobSource,
     config_digest: str,
     entries: list[dict[str, Any]],
     lease: Lease,
@@ -272,7 +272,15 @@ class BlobSource(Protocol):
     """Where layers come from: a registry's session, or another's content."""
 
     async def blob(self, digest: str, *, offset: int = 0) -> Any:
-        """An answer (status, headers, chunks(), close()) with a blob from an offset on."""
+        """An answer (status, headers, chunks(), read(), close()) with a blob from an offset on."""
+        ...
+
+
+class ImageSource(BlobSource, Protocol):
+    """Where images come from."""
+
+    async def manifest(self, reference: str) -> tuple[bytes, str, str]:
+        """(body, media type, digest) of a manifest by its digest, verified."""
         ...
 
 

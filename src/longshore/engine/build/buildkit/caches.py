@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine.build.buildkit.contents import ContentStore, Digested
 from longshore.engine.build.buildkit.progress import Progress, Vertex
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.cache import BuildCache
@@ -26,7 +27,6 @@ from longshore.engine.images.layers import Layer
 from longshore.engine.images.model import Image, encode
 from longshore.engine.images.pull import fetch_layers
 from longshore.engine.images.push import compressed_layer, send_bytes, send_layer
-from longshore.engine.images.streams import pieces
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
@@ -48,30 +48,6 @@ class Step:
 
 
 # -- import --------------------------------------------------------------------------------------------------------------
-
-
-class _ClientAnswer:
-    """A blob of a client's content store as an answer of a registry would be."""
-
-    status = 206
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, source: AsyncIterator[bytes]) -> None:
-        self._source = source
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        return self._source
-
-    async def close(self) -> None:
-        await self._source.aclose()  # type: ignore[attr-defined]
-
-
-class _ClientBlobs:
-    def __init__(self, session: Session, store: str) -> None:
-        self._session, self._store = session, store
-
-    async def blob(self, digest: str, *, offset: int = 0) -> Any:
-        return _ClientAnswer(self._session.read_content(self._store, digest, offset))
 
 
 class Imported:
@@ -162,20 +138,9 @@ async def _from_registry(store: ImageStore, session: Session, attributes: Mappin
 
 
 async def _from_client(store: ImageStore, session: Session, attributes: Mapping[str, str]) -> Imported:
-    place = f"local:{attributes.get('src', '')}"
-
-    async def read(digest: str) -> bytes:
-        held = bytearray()
-        async for data in session.read_content(place, digest):
-            held += data
-            if len(held) > _LIMIT:
-                raise SystemFailure("cache description is too long")
-        if digest_of(bytes(held)) != digest:
-            raise SystemFailure(f"digest mismatch of {digest}")
-        return bytes(held)
-
-    manifest = orjson.loads(await read(references.check_digest(attributes.get("digest", ""))))
-    return await _described(store, _ClientBlobs(session, place), manifest, read)
+    source = ContentStore(session, f"local:{attributes.get('src', '')}")
+    manifest = orjson.loads(await source.read(references.check_digest(attributes.get("digest", ""))))
+    return await _described(store, source, manifest, source.read)
 
 
 async def _described(store: ImageStore, source: Any, manifest: Any, read: Any) -> Imported:
@@ -358,8 +323,7 @@ class _Folder:
     def __init__(self, store: ImageStore, session: Session, attributes: Mapping[str, str]) -> None:
         if not attributes.get("dest"):
             raise InvalidParameter("local cache exporter requires dest")
-        self._store, self._client = store, session
-        self._place = f"local:{attributes['dest']}"
+        self._store, self._place = store, ContentStore(session, f"local:{attributes['dest']}")
         self.shown = "client directory"
 
     async def open(self) -> None:
@@ -367,29 +331,12 @@ class _Folder:
 
     async def layer(self, layer: Layer) -> dict[str, Any]:
         packer = compressed_layer(self._store, layer)
-        source = _Digested(packer)
-        await self._client.write_content(self._place, "", source)
+        source = Digested(packer)
+        await self._place.write("", source)
         return {"mediaType": _GZIP, "digest": packer.digest, "size": packer.size}
 
     async def document(self, data: bytes, digest: str) -> None:
-        async def one() -> AsyncIterator[bytes]:
-            yield data
-
-        await self._client.write_content(self._place, digest, one())
+        await self._place.write_bytes(digest, data)
 
     async def manifest(self, body: bytes, media: str, digest: str) -> None:
         await self.document(body, digest)
-
-
-class _Digested:
-    """A compressed layer as it is made; its digest is known at the end."""
-
-    def __init__(self, packer: Any) -> None:
-        self._packer = packer
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return pieces(iter(self._packer))
-
-    @property
-    def digest(self) -> str:
-        return str(self._packer.digest)

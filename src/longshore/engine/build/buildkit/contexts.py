@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import git, ignore
+from longshore.engine.build.buildkit.contents import ContentStore
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.context import Context, from_tar, from_url, new_folder
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images import references
 from longshore.engine.images.extract import remove_path
+from longshore.engine.images.model import Image
 from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
 
 _LIMIT = 4 << 20
+#: Kinds of contexts that are images.
+IMAGES = ("docker-image", "oci-layout")
 _UPLOAD = "http://buildkit-session/"
 
 
@@ -198,9 +202,18 @@ class Contexts:
             return "git", text
         if kind in ("http", "https"):
             return "http", text
-        if kind not in ("docker-image", "local", "input", "oci-layout"):
+        if kind not in (*IMAGES, "local", "input"):
             raise InvalidParameter(f"unsupported context source {kind} for {name}")
         return kind, rest.removeprefix("//")
+
+    async def layout_image(self, name: str, rest: str, platform: str) -> Image:
+        """The image of an OCI layout of the client's: "STORE[:TAG]@DIGEST". Raises EngineError."""
+        place, at, digest = rest.partition("@")
+        if not at:
+            raise InvalidParameter(f'oci-layout reference "{rest}" has no digest')
+        source = ContentStore(self._session, f"oci:{place.partition(':')[0]}")
+        with self._progress.vertex(f"[context {name}] OCI load from client"):
+            return await source.image(self._store, references.check_digest(digest), platform)
 
     async def folder(self, name: str, kind: str, rest: str) -> Path:
         """The files of a context with a name (local, git, http, input); brought here once. Raises EngineError."""

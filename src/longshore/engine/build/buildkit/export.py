@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.build.buildkit.attributes import host_platform
+from longshore.engine.build.buildkit.contents import ContentStore
 from longshore.engine.build.buildkit.progress import Progress, now
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.context import new_folder
@@ -19,8 +20,8 @@ from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import InvalidParameter
 from longshore.engine.images import references
 from longshore.engine.images.extract import remove_path
-from longshore.engine.images.layout import archive
-from longshore.engine.images.manifests import Entry
+from longshore.engine.images.layout import archive, blobs, describe
+from longshore.engine.images.manifests import Document, Entry
 from longshore.engine.images.model import Image
 from longshore.engine.images.pack import Packer
 from longshore.engine.images.push import push_index
@@ -171,24 +172,37 @@ class Exporter:
         return {}
 
     async def _archive(self, attributes: Mapping[str, str], kind: str, number: int) -> dict[str, str]:
-        if attributes.get("tar", "true") not in _TRUE:
-            raise InvalidParameter(f"{kind} exporter without a tar is not available in this engine")
         entries = self._entries
         if kind == "docker":
             if self._multiple:
                 raise InvalidParameter("docker exporter does not currently support exporting manifest lists")
             entries = [Entry(entry.platform, entry.image) for entry in entries]
         with self._progress.vertex(f"exporting to {'docker' if kind == 'docker' else 'oci'} image format") as vertex:
-            top, source = await in_thread(self._written, entries, kind, attributes)
-            vertex.status("exporting layers", done=True)
+            if attributes.get("tar", "true") in _TRUE:
+                top, source = await in_thread(self._written, entries, kind, attributes)
+                vertex.status("exporting layers", done=True)
+                await self._session.send_stream(pieces(source), number)
+                vertex.status("sending tarball", done=True)
+            else:
+                top = await self._stored(entries, attributes)
+                vertex.status("exporting layers", done=True)
             vertex.status(f"exporting manifest {top.digest}", done=True)
-            await self._session.send_stream(pieces(source), number)
-            vertex.status("sending tarball", done=True)
         descriptor = base64.b64encode(orjson.dumps(top.descriptor())).decode()
         answer = {"containerimage.digest": top.digest, "containerimage.descriptor": descriptor}
         if len(entries) == 1:
             answer["containerimage.config.digest"] = entries[0].image.id
         return answer
+
+    async def _stored(self, entries: list[Entry], attributes: Mapping[str, str]) -> Document:
+        """Put the blobs into the client's folder, which keeps the index of what it has itself."""
+        place = ContentStore(self._session, "export")
+        notes = _annotations(attributes)
+        top, made = await in_thread(lambda: describe(self._store, entries, notes, single=not self._multiple))
+        with self._store.lease() as lease:
+            lease.add(*(entry.image.chain for entry in entries if entry.image.chain))
+            for digest, _, content in blobs(self._store, top, made):
+                await place.write(digest, pieces(content))
+        return top
 
     def _written(self, entries: list[Entry], kind: str, attributes: Mapping[str, str]) -> tuple[Any, Iterator[bytes]]:
         return archive(

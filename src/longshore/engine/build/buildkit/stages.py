@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, instructions
 from longshore.engine.build.buildkit.attributes import normal_platform, platform_values
+from longshore.engine.build.buildkit.contexts import IMAGES
 from longshore.engine.build.buildkit.progress import Vertex
 from longshore.engine.build.checks import Base
 from longshore.engine.build.classic import _inherit, _label
@@ -183,7 +184,7 @@ class Stages:
     def _base_key(self, index: int) -> tuple[str, str] | None:
         kind, rest = self.replaced(index)
         if kind:
-            return (f"{kind}:{rest}", "") if kind == "docker-image" else None
+            return (f"{kind}:{rest}", "") if kind in IMAGES else None
         base = self.base(index)
         if isinstance(base, int) or base == "scratch":
             return None
@@ -203,8 +204,11 @@ class Stages:
         name = rest if kind else str(self.base(index))
         if not kind:
             kind, rest = self.contexts.named(name, self.full_platform)
-            if kind and kind != "docker-image":
+            if kind and kind not in IMAGES:
                 return None
+        if kind == "oci-layout":
+            context = self.program.stages[index].name if self.replaced(index)[0] else name
+            return await self._layout(context, rest, index)
         where = f"[context {name}] load metadata for" if kind else "[internal] load metadata for"
         name = rest if kind else name
         try:
@@ -218,6 +222,13 @@ class Stages:
                 return await self.find(name, self.stage_platform(index))
             except EngineError as error:
                 raise self.frontend.failed(f"{name}: failed to resolve source metadata for {shown}: {error.message}", stage.node.start, stage.node.end) from None  # fmt: skip
+
+    async def _layout(self, name: str, rest: str, index: int) -> Image:
+        stage = self.program.stages[index]
+        try:
+            return await self.contexts.layout_image(name, rest, self.stage_platform(index))
+        except EngineError as error:
+            raise self.frontend.failed(f"{name}: {error.message}", stage.node.start, stage.node.end) from None
 
     async def find(self, name: str, platform: str = "") -> Image:
         """An image from the store, else from its registry with the client's credentials. Raises EngineError."""
@@ -236,6 +247,8 @@ class Stages:
     async def image(self, name: str) -> Image:
         """As find(), a context of that name first."""
         kind, rest = self.contexts.named(name, self.full_platform)
+        if kind == "oci-layout":
+            return await self.contexts.layout_image(name, rest, self.platform)
         return await self.find(rest if kind == "docker-image" else name, self.platform)
 
     def checked_base(self, index: int) -> Base | int | None:
@@ -330,8 +343,9 @@ class Stages:
 
     async def _context_base(self, state: StageState, name: str, kind: str, rest: str, *, index: int) -> None:
         """A stage that is a context: an image's, a definition's result, or files."""
-        if kind == "docker-image":
-            image = await self.find(rest, self.stage_platform(index))
+        if kind in IMAGES:
+            image = await self._bases[self._base_key(index)]  # type: ignore[index]
+            assert image is not None
             _inherit(state, image, image.run_config)
             return
         with self.store.lease() as lease:
@@ -445,7 +459,7 @@ class StageHost:
         if self._stages.other(name, self._index) is not None:
             return None
         kind, rest = self._stages.contexts.named(name, self._stages.full_platform)
-        if kind in ("", "docker-image"):
+        if not kind or kind in IMAGES:
             return None
         return await self._stages.contexts.folder(name, kind, rest)
 
