@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +16,6 @@ from longshore.node.kubelet import (
     admission,
     downward,
     eviction,
-    images,
     nodestatus,
     podspec,
     resources,
@@ -232,24 +229,6 @@ def test_atomic_files(tmp_path: Path) -> None:
     for bad in ("/x", "../x", "a/../b", "..x", ""):
         with pytest.raises(atomic.BadPath):
             atomic.write(tmp_path, {bad: atomic.File(b"")})
-
-
-def test_image_names_and_credentials() -> None:
-    assert [images.default_tag(n) for n in ("a", "a:1", "r:5/a", "a@sha256:x")] == [
-        "a:latest",
-        "a:1",
-        "r:5/a:latest",
-        "a@sha256:x",
-    ]
-    assert images.policy_of({"image": "a"}) == "Always" and images.policy_of({"image": "a:1"}) == "IfNotPresent"
-    auths = {
-        "https://index.docker.io/v1/": {"auth": base64.b64encode(b"u:p").decode()},
-        "r.io/team": {"username": "t", "password": "q"},
-    }
-    secret = {"data": {".dockerconfigjson": base64.b64encode(json.dumps({"auths": auths}).encode()).decode()}}
-    assert images.credentials("busybox", [secret])[0]["username"] == "u"
-    assert images.credentials("r.io/team/app:1", [secret])[0]["username"] == "t"
-    assert images.credentials("r.io/other/app:1", [secret]) == []
 
 
 def test_sandbox_configuration(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, help="a KubeletConfiguration (default DATA-DIR/kubelet.yaml, where it is)"
     )
+    for flag, what in (("config", "a CredentialProviderConfig, or a folder of them"), ("bin-dir", "its programs")):
+        help_text = f"{what} (default DATA-DIR/credential-providers/{'config.yaml' if flag == 'config' else 'bin'})"
+        parser.add_argument(f"--image-credential-provider-{flag}", type=Path, metavar="PATH", help=help_text)
     for flag, (_, form) in _FLAGS.items():
         parser.add_argument(f"--{flag}", metavar=form, help="as upstream's kubelet; goes before the file")
 
@@ -111,6 +114,16 @@ def kubelet_settings(arguments: argparse.Namespace, data: Path) -> dict[str, Any
     return fields
 
 
+def credential_providers(arguments: argparse.Namespace, data: Path) -> tuple[Path | None, Path | None]:
+    """The configuration of image credential providers and the folder of their programs; none where nobody asks for them."""
+    folder = data / "credential-providers"
+    config: Path | None = arguments.image_credential_provider_config
+    programs: Path | None = arguments.image_credential_provider_bin_dir
+    if config is None and (folder / "config.yaml").exists():
+        config = folder / "config.yaml"
+    return config, (programs or folder / "bin") if config else None
+
+
 def run(arguments: argparse.Namespace) -> int:
     layout = layout_of(arguments)
     config = load(layout)
@@ -118,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config is None or node is None:
         raise UserError(f"no node {arguments.node!r} in {layout.data}: `longshore up` makes one")
     settings = kubelet_settings(arguments, layout.data)
+    providers, programs = credential_providers(arguments, layout.data)
     from longshore.client import config as client_config
     from longshore.client.informer import InformerFactory
     from longshore.client.resources import NODES
@@ -170,6 +184,8 @@ def run(arguments: argparse.Namespace) -> int:
                     certificate=certificate,
                     key=key,
                     settings=settings,
+                    image_credential_provider_config=providers,
+                    image_credential_provider_bin_dir=programs,
                 )
             )
             tasks.create_task(

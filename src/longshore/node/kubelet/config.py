@@ -41,6 +41,11 @@ class Config:
     image_gc_high_percent: int = 85
     image_gc_low_percent: int = 80
     image_minimum_age: float = 120.0
+    image_verification: str = "NeverVerifyPreloadedImages"
+    preloaded_allowlist: list[str] = field(default_factory=list)
+    #: a CredentialProviderConfig (file or folder) and the folder of its programs
+    credential_providers: Path | None = None
+    credential_provider_folder: Path | None = None
     eviction_hard: dict[str, str] = field(
         default_factory=lambda: {
             # Upstream's 10 % of a disk is much on a person's own machine, where a full disk is not the cluster's doing.

@@ -1,21 +1,20 @@
-"""Images of containers: present, pulled by policy, backed off from; credentials from the pod's secrets.
+"""Images of containers: present, pulled by policy, backed off from.
 
-Sources: kubernetes pkg/kubelet/images/image_manager.go, pkg/credentialprovider (how .dockerconfigjson entries match).
+Source: kubernetes pkg/kubelet/images/image_manager.go.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import fnmatch
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import orjson
-
 from longshore.machinery.grpc import RpcError, Status
 from longshore.node.kubelet.backoff import BackOff
+from longshore.node.kubelet.pulls.credentials import Login, default_tag
+from longshore.node.kubelet.pulls.keyring import Keyring
+from longshore.node.kubelet.pulls.records import PullRecords
 from longshore.node.kubelet.runtime import Runtime
 from longshore.wire.cri import cri
 
@@ -35,13 +34,6 @@ class ImageError(Exception):
         self.reason, self.message, self.wait = reason, message, wait
 
 
-def default_tag(image: str) -> str:
-    """The name with :latest when it has neither tag nor digest, otherwise as it is."""
-    if "@" in image:
-        return image
-    return image if ":" in image.rpartition("/")[2] else f"{image}:latest"
-
-
 def policy_of(container: Mapping[str, Any]) -> str:
     found = container.get("imagePullPolicy")
     if found:
@@ -49,63 +41,18 @@ def policy_of(container: Mapping[str, Any]) -> str:
     return "Always" if default_tag(container.get("image", "")).endswith(":latest") else "IfNotPresent"
 
 
-def registry_of(image: str) -> str:
-    """The registry's host of an image name."""
-    head, slash, _ = image.partition("/")
-    if slash and ("." in head or ":" in head or head == "localhost"):
-        return head
-    return "index.docker.io"
-
-
-def credentials(image: str, secrets: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Logins of image pull secrets that fit the image, the most specific first."""
-    registry = registry_of(image)
-    path = image.partition("/")[2] if image.startswith(registry) else image
-    wanted = f"{registry}/{path}".partition("@")[0]
-    found: list[tuple[int, dict[str, str]]] = []
-    for secret in secrets:
-        data = secret.get("data") or {}
-        text = data.get(".dockerconfigjson") or data.get(".dockercfg")
-        if not text:
-            continue
-        try:
-            config = orjson.loads(base64.b64decode(text))
-        except ValueError:
-            continue
-        if ".dockerconfigjson" in data:
-            config = config.get("auths") or {}
-        for key, entry in (config or {}).items():
-            pattern = key.removeprefix("https://").removeprefix("http://").rstrip("/")
-            for suffix in ("/v1", "/v2"):
-                pattern = pattern.removesuffix(suffix)
-            if pattern in ("docker.io", "registry-1.docker.io"):
-                pattern = "index.docker.io"
-            host, _, prefix = pattern.partition("/")
-            if fnmatch.fnmatchcase(registry, host) and wanted.partition("/")[2].startswith(prefix):
-                found.append((len(pattern), _login(entry)))
-    return [login for _, login in sorted(found, key=lambda pair: -pair[0]) if login]
-
-
-def _login(entry: Mapping[str, Any]) -> dict[str, str]:
-    user, password = entry.get("username") or "", entry.get("password") or ""
-    if not user and entry.get("auth"):
-        try:
-            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-        except ValueError:
-            return {}
-    found = {"username": user, "password": password}
-    if entry.get("identitytoken"):
-        found["identity_token"] = entry["identitytoken"]
-    return found
-
-
 class ImageManager:
     """Has images present before their containers are made."""
 
-    def __init__(self, runtime: Runtime, tell: Callable[[Pod, Mapping[str, Any], str, str, str], None]) -> None:
-        self._runtime, self._tell = runtime, tell
+    def __init__(
+        self,
+        runtime: Runtime,
+        tell: Callable[[Pod, Mapping[str, Any], str, str, str], None],
+        keyring: Keyring,
+        records: PullRecords,
+    ) -> None:
+        self._runtime, self._tell, self._keyring, self._records = runtime, tell, keyring, records
         self.backoff = BackOff()
-        self._pulls: dict[str, asyncio.Task[str]] = {}
         self._errors: dict[tuple[str, str], str] = {}
         # An image's id is the digest of its configuration: who it runs as never changes.
         self._users: dict[str, tuple[int | None, str]] = {}
@@ -141,11 +88,19 @@ class ImageManager:
             message = f'Failed to inspect image "{image}": {error.message}'
             self._tell(pod, container, "Warning", "InspectFailed", message)
             raise ImageError("ImageInspectError", message) from error
-        if policy != "Always" and present is not None:
+        asked: list[list[Login]] = []
+
+        async def logins() -> list[Login]:
+            if not asked:
+                asked.append(await self._keyring.logins(image, pod, secrets))
+            return asked[0]
+
+        if policy != "Always" and present is not None and not await self._records.must_pull(name, present.id, logins):
             message = f'Container image "{name}" already present on machine and can be accessed by the pod'
             self._tell(pod, container, "Normal", "Pulled", message)
             return str(present.id)
         if policy == "Never":
+            # Also where it is there and the pod may not have it: nobody learns that it is.
             message = f'Container image "{name}" is not present with pull policy of Never'
             self._tell(pod, container, "Warning", "ErrImageNeverPull", message)
             raise ImageError("ErrImageNeverPull", message, 60.0)
@@ -159,7 +114,7 @@ class ImageManager:
         self._tell(pod, container, "Normal", "Pulling", f'Pulling image "{name}"')
         begin = time.monotonic()
         try:
-            reference = await self._pull(image, list(credentials(image, secrets)), config)
+            reference = await self._pull(name, image, await logins(), config)
         except RpcError as error:
             text = f"rpc error: code = {go_code(error.status)} desc = {error.message}"
             self._tell(pod, container, "Warning", "Failed", f'Failed to pull image "{name}": {text}')
@@ -181,17 +136,27 @@ class ImageManager:
         self._tell(pod, container, "Normal", "Pulled", f'Successfully pulled image "{name}" in {span} ({span} including waiting).{size}')  # fmt: skip
         return reference
 
-    async def _pull(self, image: str, logins: list[dict[str, str]], config: Any) -> str:
+    async def _pull(self, name: str, image: str, logins: list[Login], config: Any) -> str:
+        """name: as the pod has it. The image's reference, once one of the logins has been good enough. Raises RpcError."""
+        await asyncio.to_thread(self._records.begin, name)
         problem: RpcError | None = None
-        for login in logins or [{}]:
-            fields: dict[str, Any] = {"image": cri.ImageSpec(image=image), "sandbox_config": config}
-            if login:
-                fields["auth"] = cri.AuthConfig(**login)
-            try:
-                answer = await self._runtime.image_call("PullImage", deadline=None, **fields)
+        try:
+            attempts: list[Login | None] = [*logins]
+            for login in attempts or [None]:
+                fields: dict[str, Any] = {"image": cri.ImageSpec(image=image), "sandbox_config": config}
+                if login is not None:
+                    fields["auth"] = cri.AuthConfig(**login.fields())
+                try:
+                    answer = await self._runtime.image_call("PullImage", deadline=None, **fields)
+                except RpcError as error:
+                    problem = error
+                    continue
+                await asyncio.to_thread(self._records.pulled, name, str(answer.image_ref), login)
+                problem = None
                 return str(answer.image_ref)
-            except RpcError as error:
-                problem = error
+        finally:
+            if problem is not None:
+                await asyncio.to_thread(self._records.failed, name)
         assert problem is not None
         raise problem
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from longshore.client.events import EventRecorder, reference
 from longshore.client.informer import Informer
-from longshore.client.resources import NODES, PODS, SERVICES, Resource
+from longshore.client.resources import NODES, PODS, SERVICE_ACCOUNTS, SERVICES, Resource
 from longshore.client.rest import Client, is_not_found
 from longshore.machinery.cgroups import remove as remove_cgroup
 from longshore.machinery.errors import StatusError
@@ -37,12 +37,15 @@ from longshore.node.kubelet.plugins import Plugins
 from longshore.node.kubelet.podresources import PodResources
 from longshore.node.kubelet.podstatus import StatusMaker
 from longshore.node.kubelet.probes import ProbeManager
+from longshore.node.kubelet.pulls.keyring import Keyring
+from longshore.node.kubelet.pulls.providers import providers
+from longshore.node.kubelet.pulls.records import PullRecords
 from longshore.node.kubelet.resize import Allocations
 from longshore.node.kubelet.runtime import Runtime
 from longshore.node.kubelet.static import Mirrors, StaticPods
 from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
-from longshore.node.kubelet.tokens import TokenManager
+from longshore.node.kubelet.tokens import DEFAULT_SECONDS, TokenManager
 from longshore.node.kubelet.userns import UserNamespaces
 from longshore.node.kubelet.volumes import VolumeError, VolumeManager
 from longshore.node.kubelet.volumes.cluster import ClusterVolumes
@@ -115,11 +118,12 @@ class Kubelet(StatusMaker):
         self.allocations = Allocations(config, runtime, lambda: self.memory_capacity, self.pod_event)
         if self.placement.cpus is not None:
             self.allocations.pinned = self.placement.cpus.pinned
+        self.pull_records = PullRecords(config.root, config.image_verification, config.preloaded_allowlist)
         self.syncer = Syncer(
             Services(
                 config=config,
                 runtime=runtime,
-                images=ImageManager(runtime, self.container_event),
+                images=ImageManager(runtime, self.container_event, self._keyring(), self.pull_records),
                 killer=self.killer,
                 probes=self.probes,
                 volumes=self.volumes,
@@ -145,6 +149,19 @@ class Kubelet(StatusMaker):
         """What was the pod's alone is free."""
         if self.placement.release(uid) and self.placement.cpus is not None:
             self.spawn(self._share_cpus(), "shared CPUs")
+
+    def _keyring(self) -> Keyring:
+        config, folder = self.config.credential_providers, self.config.credential_provider_folder
+        if config is None or folder is None:
+            return Keyring(self.config.root)
+
+        async def token(pod: Pod, audience: str) -> str:
+            return (await self.tokens.get(pod, audience, DEFAULT_SECONDS))[0]
+
+        async def account(namespace: str, name: str) -> Mapping[str, Any]:
+            return await self.client.get(SERVICE_ACCOUNTS, name, namespace)
+
+        return Keyring(self.config.root, providers(config, folder, token, account))
 
     def _running_pods(self) -> list[Pod]:
         return [worker.pod for worker in self.workers.values() if not worker.ending]

@@ -52,6 +52,8 @@ async def serve(
     cgroup_root: str = "",
     node_labels: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    image_credential_provider_config: Path | None = None,
+    image_credential_provider_bin_dir: Path | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Run a node's pods until cancelled; its containers go on then.
@@ -77,6 +79,8 @@ async def serve(
         port=port,
         cgroup_root=cgroup_root or default_cgroup_root(node_name, Path(root_dir)),
         node_labels=dict(node_labels or {}),
+        credential_providers=image_credential_provider_config,
+        credential_provider_folder=image_credential_provider_bin_dir,
     )
     apply(config, settings or {})
     config.root.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -115,6 +119,8 @@ async def serve(
         await _wait_for(runtime)
         await node.ask_runtime()
         await node.ask_images()
+        images = (await runtime.image_call("ListImages")).images
+        await asyncio.to_thread(kubelet.pull_records.settle, images)
         config.port = await http.listen_tcp(address, port, ssl=context)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(kubelet.run())

@@ -12,6 +12,7 @@ from typing import Any
 
 from longshore.machinery import quantity
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.pulls.records import check_allowlist
 
 log = logging.getLogger("longshore.kubelet")
 API_VERSION, KIND = "kubelet.config.k8s.io/v1beta1", "KubeletConfiguration"
@@ -136,6 +137,10 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "imageGCHighThresholdPercent": ("image_gc_high_percent", _number),
     "imageGCLowThresholdPercent": ("image_gc_low_percent", _number),
     "imageMinimumGCAge": ("image_minimum_age", _seconds),
+    "imagePullCredentialsVerificationPolicy": (
+        "image_verification",
+        _one_of("NeverVerify", "NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "AlwaysVerify"),
+    ),
     "kubeReserved": ("kube_reserved", _table),
     "maxPods": ("max_pods", _number),
     "memoryManagerPolicy": ("memory_manager_policy", _one_of("None", "Static")),
@@ -144,6 +149,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "nodeStatusReportFrequency": ("status_report_seconds", _seconds),
     "nodeStatusUpdateFrequency": ("status_update_seconds", _seconds),
     "podPidsLimit": ("pod_pids_limit", _number),
+    "preloadedImagesVerificationAllowlist": ("preloaded_allowlist", _texts),
     "registerNode": ("register_node", _flag),
     "registerWithTaints": ("register_with_taints", _taints),
     "reservedMemory": ("reserved_memory", _reserved_memory),
@@ -202,7 +208,6 @@ _UNUSED = frozenset(
         "healthzPort",
         "httpCheckFrequency",
         "imageMaximumGCAge",
-        "imagePullCredentialsVerificationPolicy",
         "imageServiceEndpoint",
         "iptablesDropBit",
         "iptablesMasqueradeBit",
@@ -223,7 +228,6 @@ _UNUSED = frozenset(
         "podLogsDir",
         "podsPerCore",
         "port",
-        "preloadedImagesVerificationAllowlist",
         "protectKernelDefaults",
         "providerID",
         "qosReserved",
@@ -283,6 +287,9 @@ def apply(config: Config, fields: Mapping[str, Any]) -> None:
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"invalid configuration: {name}: {error}") from error
     _shutdown(config, fields)
+    check_allowlist(config.preloaded_allowlist)
+    if config.preloaded_allowlist and config.image_verification != "NeverVerifyAllowlistedImages":
+        raise ValueError("invalid configuration: can't set `preloadedImagesVerificationAllowlist` if `imagePullCredentialsVerificationPolicy` is not \"NeverVerifyAllowlistedImages\"")  # fmt: skip
     for signal in config.eviction_soft:
         if signal not in config.eviction_soft_grace:
             raise ValueError(f"grace period must be specified for the soft eviction threshold {signal}")

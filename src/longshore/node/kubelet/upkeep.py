@@ -177,6 +177,7 @@ class Upkeep:
             return
         to_free = total * (100 - config.image_gc_low_percent) // 100 - free
         images = (await self.kubelet.runtime.image_call("ListImages")).images
+        await asyncio.to_thread(self.kubelet.pull_records.keep, {image.id for image in images})
         used = {c.image_id or c.image_ref for c in (await self.kubelet.runtime.call("ListContainers")).containers}
         now = time.time()
         freed = 0
