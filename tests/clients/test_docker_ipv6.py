@@ -72,6 +72,20 @@ def test_a_port_is_published_over_both_families(engine: DockerEngine, neighbour:
     engine.docker("network", "rm", "dual")
 
 
+def test_ipv6_reaches_a_container_that_has_none(engine: DockerEngine, neighbour: str) -> None:
+    publish = ["-p", "8088:80", "-p", "[::1]:8089:80"]
+    engine.docker("run", "-d", "--name", "four", *publish, "busybox", "sh", "-c", _SERVER)
+    ways = [("::1", 8088, ""), ("2001:db8:1::1", 8088, ""), ("2001:db8:1::1", 8088, neighbour), ("::1", 8089, "")]
+    for address, port, within in ways:
+        assert fetch(address, port, within).startswith("served"), (address, port)
+    engine.kill()
+    engine.start()
+    for address, port, within in ways:
+        assert fetch(address, port, within).startswith("served"), (address, port)
+    engine.docker("rm", "-f", "four")
+    assert sh("busybox nc -w 1 ::1 8088 </dev/null", check=False) == ""
+
+
 def test_what_leaves_is_masqueraded_unless_told_otherwise(engine: DockerEngine, neighbour: str) -> None:
     for name, options in (("out", ()), ("plain", ("-o", "com.docker.network.bridge.enable_ip_masquerade=false"))):
         engine.docker("network", "create", "--ipv6", *options, name)

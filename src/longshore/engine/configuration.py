@@ -68,7 +68,6 @@ _UNUSED = frozenset(
         "tlscert",
         "tlskey",
         "tlsverify",
-        "userland-proxy",
         "userland-proxy-path",
         "userns-remap",
         "validate",
@@ -88,7 +87,7 @@ class Configuration:
     seccomp_profile (a file, "builtin" or "unconfined"): of containers that say nothing else. runtimes: name to program.
     bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
     binding_address: of the default network; address_pools: (base, size) that networks take their subnets from;
-    network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
+    userland_proxy: whether ports are carried where they cannot be translated; network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
     build_entitlements: what builds may be allowed by who asks for them."""
 
     registry_mirrors: tuple[str, ...] = ()
@@ -127,6 +126,7 @@ class Configuration:
     icc: bool = True
     masquerade: bool = True
     binding_address: str = ""
+    userland_proxy: bool = True
     build_entitlements: frozenset[str] = frozenset({"network.host"})
 
     def registries(self, namespace: int | None = None) -> Registries:
@@ -384,5 +384,6 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "icc": ("icc", _flag),
     "ip-masq": ("masquerade", _flag),
     "ip": ("binding_address", _address),
+    "userland-proxy": ("userland_proxy", _flag),
     "builder": ("build_entitlements", _entitlements),
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from longshore.engine.errors import SystemFailure
 
+from .carrying import Carrier
 from .firewall import PortRule
 
 Json = dict[str, Any]
@@ -25,9 +26,11 @@ def _host_ip(text: str) -> str:
 
 
 class Ports:
-    """The host ports of all containers of this engine."""
+    """The host ports of all containers of this engine. carry: whether what netfilter cannot translate is carried too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, carry: bool = True) -> None:
+        self._carry = carry
+        self._carriers: dict[tuple[str, str, int], Carrier] = {}
         self._held: dict[tuple[str, str, int], list[socket.socket]] = {}
         self._owner: dict[str, list[tuple[str, str, int]]] = {}
 
@@ -126,9 +129,29 @@ class Ports:
         """Let another owner have all ports of one."""
         self._owner.setdefault(other, []).extend(self._owner.pop(owner, []))
 
+    def lead(self, shown: Json, ipv4: str, ipv6: str) -> None:
+        """Where the taken ports of a container (NetworkSettings.Ports) lead: "" for a family that it has no address of."""
+        for port, bindings in shown.items():
+            number, _, protocol = port.partition("/")
+            for binding in bindings or []:
+                host = int(binding["HostPort"] or 0)
+                keys = [(protocol, ip, host) for ip in ("", binding["HostIp"])]
+                key = next((key for key in keys if key in self._held), None)
+                if key is None:
+                    continue
+                address = (ipv6 or ipv4) if ":" in binding["HostIp"] else (ipv4 or ipv6)
+                target = (address, int(number)) if address and self._carry else None
+                if key in self._carriers:
+                    self._carriers[key].target = target
+                else:
+                    self._carriers[key] = Carrier(protocol, self._held[key], target)
+
     def release(self, owner: str) -> None:
         """Give all ports of an owner back."""
         for key in self._owner.pop(owner, []):
+            carrier = self._carriers.pop(key, None)
+            if carrier is not None:
+                carrier.close()
             for sock in self._held.pop(key, []):
                 sock.close()
 

@@ -65,7 +65,7 @@ class NetworkService:
         self._reserved = [ipaddress.ip_network(r) for r in reserved]
         self._networks: dict[str, Network] = {}
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
-        self._ports = ports.Ports()
+        self._ports = ports.Ports(carry=self._configuration.userland_proxy)
         self._firewall = Firewall(name)
         self._netlink = Netlink()
         self.resolvers: Any = None
@@ -488,7 +488,7 @@ class NetworkService:
                 for binding in wanted or []:
                     entries += self._take_port(endpoint, protocol, dict(binding or {}))
                 shown[f"{number}/{protocol}"] = entries or None
-            endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
+            self._lead(endpoint, shown)
             self._firewall.add_ports(endpoint.rules)
         except BaseException as error:
             self._ports.release(endpoint.id)
@@ -518,7 +518,7 @@ class NetworkService:
         self._firewall.remove_ports(source.rules)
         source.rules = []
         self._ports.give(source.id, target.id)
-        target.rules = ports.rules(shown, target.ipv4, target.ipv6)
+        self._lead(target, shown)
         self._firewall.add_ports(target.rules)
 
     def unpublish(self, endpoint: Endpoint) -> None:
@@ -533,11 +533,17 @@ class NetworkService:
         for port, entries in shown.items():
             _, _, protocol = port.partition("/")
             for entry in entries or []:
-                if entry["HostIp"] == "::" or not entry["HostPort"]:
+                both = {**entry, "HostIp": "0.0.0.0"} in entries
+                if (entry["HostIp"] == "::" and both) or not entry["HostPort"]:
                     continue
                 with contextlib.suppress(SystemFailure):
                     self._ports.take(endpoint.id, protocol, entry)
+        self._lead(endpoint, shown)
+
+    def _lead(self, endpoint: Endpoint, shown: Json) -> None:
+        """Let published ports lead to an endpoint: by rules, and what these cannot reach by the sockets that hold the ports."""
         endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
+        self._ports.lead(shown, endpoint.ipv4, endpoint.ipv6)
 
     def release(self, endpoint: Endpoint) -> None:
         """Give addresses and ports of an endpoint back."""
