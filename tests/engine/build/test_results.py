@@ -344,6 +344,51 @@ async def test_definitions(kit: Kit) -> None:
     assert steps[0].record.numCachedSteps == 4
 
 
+async def tree(kit: Kit, definition: Any) -> dict[str, bytes]:
+    """What a definition's result holds."""
+    kit.number += 1
+    request = control.SolveRequest(
+        Ref=f"tree{kit.number}", Session="s1", Definition=definition, Exporters=[control.Exporter(Type="tar")]
+    )
+    await kit.client.call("Solve", request)
+    return members(kit)
+
+
+async def test_differences_and_definitions_in_files(kit: Kit) -> None:
+    pb = schemas.pb
+    old = "mkdir -p /d/e /gone && echo 1 > /d/same && echo 1 > /d/e/was && echo 1 > /turned && touch -d @7 /d/same"
+    new = "mkdir -p /d/e /turned && echo 1 > /d/same && echo 2 > /d/e/is && touch -d @7 /d/same && ln -s is /d/e/l"
+    for name, command in (("old", old), ("new", new)):
+        await kit.build(f"FROM busybox\nRUN {command}\n", name=name, **QUIET)
+    chains = [kit.store.resolve(name).chain for name in ("old", "new")]
+    ours = [pb.Op(source=pb.SourceOp(identifier=f"longshore-layers://{chain}")) for chain in chains]
+    diff = pb.Op(diff=pb.DiffOp(lower=pb.MergeInput(input=0), upper=pb.MergeInput(input=1)))
+    inner = graph((ours[0], []), (ours[1], []), (diff, [(0, 0), (1, 0)]), schema=control)
+    made = await tree(kit, inner)
+    assert made == {
+        "d": b"", "d/e": b"", "d/e/is": b"2\n", "d/e/l": b"", "turned": b"",
+    }  # fmt: skip
+    merge = pb.Op(merge=pb.MergeOp(inputs=[pb.MergeInput(input=0), pb.MergeInput(input=1)]))
+    whole = graph((ours[0], []), (ours[1], []), (diff, [(0, 0), (1, 0)]), (merge, [(0, 0), (2, 0)]), schema=control)
+    found = await tree(kit, whole)
+    assert found["d/same"] == b"1\n" and found["turned"] == b""
+    assert not {"gone", "d/e/was"} & set(found)
+    # The same definition from a file of another one's.
+    write = pb.FileAction(
+        input=-1,
+        secondaryInput=-1,
+        output=0,
+        mkfile=pb.MkFileAction(path="/x", mode=0o600, data=inner.SerializeToString()),
+    )
+    build = pb.Op(
+        build=pb.BuildOp(
+            builder=-1, inputs={"buildkit.llb.definition": pb.BuildInput(input=0)}, attrs={"llbbuild.filename": "x"}
+        )
+    )
+    outer = graph((pb.Op(file=pb.FileOp(actions=[write])), []), (build, [(0, 0)]), schema=control)
+    assert await tree(kit, outer) == made
+
+
 async def test_wrong_definitions(kit: Kit) -> None:
     pb = schemas.pb
     broken = control.Definition()

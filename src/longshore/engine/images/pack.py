@@ -119,35 +119,42 @@ class Packer:
 
     def _folder(self, fd: int, prefix: str) -> Iterator[bytes]:
         for name in sorted(os.listdir(fd)):
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            path = prefix + name
-            if self._layer and is_whiteout(info):
-                mtime = info.st_mtime_ns // 10**9 * 10**9
-                yield tar.header(tar.Entry(f"{prefix}.wh.{name}", mode=0, mtime=mtime))
-                continue
-            entry = _entry(fd, name, path, info)
-            if entry is None:
-                continue
-            if entry.type != tar.DIRECTORY and info.st_nlink > 1:
-                key = (info.st_dev, info.st_ino)
-                first = self._links.setdefault(key, path)
-                if first != path:
-                    entry.type, entry.linkname, entry.size = tar.HARDLINK, first, 0
-                    yield tar.header(entry)
-                    continue
-            if entry.type in (tar.REGULAR, tar.DIRECTORY):
-                entry.xattrs = _kept_xattrs(fd, name)
-            yield tar.header(entry)
-            if entry.type == tar.REGULAR and entry.size:
-                yield from self._content(fd, name, entry.size)
-            elif entry.type == tar.DIRECTORY:
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    if self._layer and _xattr(below, "", OPAQUE_XATTR) == b"y":
-                        yield tar.header(tar.Entry(f"{path}/.wh..wh..opq", mode=0, mtime=entry.mtime))
-                    yield from self._folder(below, path + "/")
-                finally:
-                    os.close(below)
+            try:
+                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # gone meanwhile, or a whiteout that overlayfs lists where nothing lies under it
+            yield from self._member(fd, name, prefix, info)
+
+    def _member(self, fd: int, name: str, prefix: str, info: os.stat_result) -> Iterator[bytes]:
+        """One entry of a folder, with all below it."""
+        path = prefix + name
+        if self._layer and is_whiteout(info):
+            mtime = info.st_mtime_ns // 10**9 * 10**9
+            yield tar.header(tar.Entry(f"{prefix}.wh.{name}", mode=0, mtime=mtime))
+            return
+        entry = _entry(fd, name, path, info)
+        if entry is None:
+            return
+        if entry.type != tar.DIRECTORY and info.st_nlink > 1:
+            key = (info.st_dev, info.st_ino)
+            first = self._links.setdefault(key, path)
+            if first != path:
+                entry.type, entry.linkname, entry.size = tar.HARDLINK, first, 0
+                yield tar.header(entry)
+                return
+        if entry.type in (tar.REGULAR, tar.DIRECTORY):
+            entry.xattrs = _kept_xattrs(fd, name)
+        yield tar.header(entry)
+        if entry.type == tar.REGULAR and entry.size:
+            yield from self._content(fd, name, entry.size)
+        elif entry.type == tar.DIRECTORY:
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                if self._layer and _xattr(below, "", OPAQUE_XATTR) == b"y":
+                    yield tar.header(tar.Entry(f"{path}/.wh..wh..opq", mode=0, mtime=entry.mtime))
+                yield from self._folder(below, path + "/")
+            finally:
+                os.close(below)
 
     def _content(self, fd: int, name: str, size: int) -> Iterator[bytes]:
         """Exactly `size` bytes, whatever happens to the file meanwhile, and the padding."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,6 @@ class Solver:
         shown = graph.names.get(digest, {}).get("llb.customname") or operations.shown_name(operation)
         if kind == "source":
             return [await self._source(operation, shown)]
-        if kind == "build":
-            raise SystemFailure("build operations in a definition are not available in this engine")
         with self.progress.vertex(shown) as vertex:
             bare = schemas.pb.Op()
             bare.CopyFrom(operation)
@@ -271,8 +270,6 @@ class Solver:
             raise
 
     def _adopt(self, folder: Path) -> str:
-        import os
-
         from longshore.engine.images.extract import remove_path
 
         remove_path(folder / "whole")
@@ -281,6 +278,16 @@ class Solver:
             return ""
         diff, size, length = hash_tree(folder / "diff")
         return self.store.layers.adopt(folder, "", diff, size, tar_size=length, lease=self.lease.id).chain
+
+    def packed(self, read: Callable[[int], bytes]) -> str:
+        """A chain of one layer that comes as a tar. In a thread."""
+        folder = self.store.layers.new_folder()
+        try:
+            self.store.layers.extract(folder, read, hashed=False)
+            return self._adopt(folder)
+        except BaseException:
+            self.store.layers.discard(folder)
+            raise
 
     def restack(self, parent: str, layers: list[Layer]) -> str:
         """Layers (lowest first) on top of another chain. In a thread."""

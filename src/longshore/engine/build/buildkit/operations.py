@@ -12,12 +12,16 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf.message import DecodeError
+
 from longshore.engine.build import mounts
+from longshore.engine.build.buildkit import schemas
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
 from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.modes import parse_mode
 from longshore.engine.build.step import Limits, Mount, RunStep, StepRoot
 from longshore.engine.errors import InvalidParameter, SystemFailure
+from longshore.engine.images.difference import Difference
 from longshore.engine.images.extract import remove_tree
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.streams import in_thread
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from longshore.engine.build.buildkit.definitions import Solver
     from longshore.engine.build.buildkit.progress import Vertex
 
+_LLB_BUILDER = -1
+_DEFINITION = "buildkit.llb.definition"
+_DEFINITION_LIMIT = 16 << 20
 _BIND, _SECRET, _SSH, _CACHE, _TMPFS = range(5)
 
 
@@ -62,6 +69,8 @@ async def run(solver: Solver, kind: str, operation: Any, inputs: list[str], vert
     if kind == "merge":
         chains = [_input(inputs, item.input) for item in operation.merge.inputs]
         return [await in_thread(_merge, solver, chains)]
+    if kind == "build":
+        return [await _build(solver, operation.build, inputs)]
     lower = _input(inputs, operation.diff.lower.input) if operation.diff.HasField("lower") else ""
     upper = _input(inputs, operation.diff.upper.input) if operation.diff.HasField("upper") else ""
     return [await in_thread(_difference, solver, lower, upper)]
@@ -93,9 +102,40 @@ def _difference(solver: Solver, lower: str, upper: str) -> str:
         if layer.chain == lower:
             return solver.restack("", layers[::-1])
         layers.append(layer)
-    if not layers and upper == lower:
+    if upper == lower:
         return ""
-    raise SystemFailure("the difference of results that do not build on each other is not available in this engine")
+    before, after = StepRoot(solver.store, lower), StepRoot(solver.store, upper)
+    try:
+        pieces = iter(Difference(before.mount(), after.mount()))
+        return solver.packed(lambda _: next(pieces, b""))
+    finally:
+        after.discard()
+        before.discard()
+
+
+async def _build(solver: Solver, operation: Any, inputs: list[str]) -> str:
+    """Solve the definition that lies in an input's file."""
+    if operation.builder != _LLB_BUILDER:
+        raise SystemFailure("only LLB builder is currently allowed")
+    if _DEFINITION not in operation.inputs:
+        raise SystemFailure(f"no llb definition input {_DEFINITION} found")
+    root = StepRoot(solver.store, _input(inputs, operation.inputs[_DEFINITION].input))
+    name = operation.attrs.get("llbbuild.filename") or _DEFINITION
+
+    def read() -> bytes:
+        try:
+            return rooted.read_file(root.mount(), name, _DEFINITION_LIMIT)
+        except OSError as error:
+            raise SystemFailure(f"open {name}: {(error.strerror or str(error)).lower()}") from None
+        finally:
+            root.discard()
+
+    definition = schemas.control.Definition()
+    try:
+        definition.ParseFromString(await in_thread(read))
+    except DecodeError:
+        raise InvalidParameter("failed to parse llb proto definition") from None
+    return await solver.solve(definition)
 
 
 class _Exec:

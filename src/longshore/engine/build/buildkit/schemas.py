@@ -134,7 +134,8 @@ TmpfsOpt: 1 size int64
 CacheOpt: 1 ID string, 2 sharing int32
 FileOpt: 1 ID string, 2 uid uint32, 3 gid uint32, 4 mode uint32, 5 optional bool
 SourceOp: 1 identifier string, 2 attrs {string:string}
-BuildOp: 1 builder int64
+BuildOp: 1 builder int64, 2 inputs {string:BuildInput}, 4 attrs {string:string}
+BuildInput: 1 input int64
 FileOp: 2 actions *FileAction
 FileAction: 1 input int64, 2 secondaryInput int64, 3 output int64, 4 copy CopyAction @action, 5 mkfile MkFileAction @action,
   6 mkdir MkDirAction @action, 7 rm RmAction @action, 8 symlink SymlinkAction @action
