@@ -53,6 +53,21 @@ async def test_a_template_becomes_the_pods_own_claim_and_goes_with_it(manager: A
     await manager.settle(lambda: not manager.api.all(RESOURCE_CLAIMS), pods=False)
 
 
+async def test_the_claim_for_extended_resources_goes_when_the_pod_ends(manager: Any) -> None:
+    running = pod("p", nodeName="n1")
+    running["status"]["extendedResourceClaimStatus"] = {"resourceClaimName": "special", "requestMappings": []}
+    special = claim("special", "p")
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-of-p", "controller": True}
+    special["metadata"]["ownerReferences"] = [owner]
+    manager.api.put(PODS, running)
+    manager.api.put(RESOURCE_CLAIMS, special)
+    await manager.start("resourceclaim-controller")
+    await manager.settle(lambda: manager.api.all(RESOURCE_CLAIMS), pods=False)
+    assert manager.api.all(RESOURCE_CLAIMS)[0]["status"]["reservedFor"]
+    manager.api.put(PODS, {**running, "status": {**running["status"], "phase": "Succeeded"}})
+    await manager.settle(lambda: not manager.api.all(RESOURCE_CLAIMS), pods=False)
+
+
 async def test_users_come_and_go(manager: Any) -> None:
     manager.api.put(RESOURCE_CLAIMS, claim("c", "gone"))
     manager.api.put(RESOURCE_CLAIMS, claim("shared", "there", "gone"))

@@ -20,10 +20,12 @@ from longshore.client.resources import (
 from longshore.machinery.quantity import parse
 from longshore.master.scheduler.allocation import Allocator, NotAllocatable, Taken
 from longshore.master.scheduler.devices import Inventory, SelectorError
+from longshore.master.scheduler.extended import BackedResources, requests_of
 from longshore.master.scheduler.nodes import NodeRow, NodeTable
 
 Object = dict[str, Any]
 DRIVER = "gpu.example.com"
+GPU = "example.com/gpu"
 
 
 def row(name: str = "n1", **labels: str) -> NodeRow:
@@ -343,3 +345,119 @@ async def test_a_pod_is_bound_when_its_device_is_ready(bench: Any, ready: bool) 
     else:
         await eventually(lambda: bench.why("p") == f"device {DRIVER}/p/a failed to bind: it broke")
         assert "allocation" not in status(bench, "c")
+
+
+# -- extended resources that devices stand behind
+
+
+def asking(count: int, *, name: str = "c", resource: str = GPU, **fields: Any) -> Object:
+    return {"name": name, "image": "i", "resources": {"requests": {"cpu": "1", resource: str(count)}}, **fields}
+
+
+def counts(requests: list[Object]) -> dict[str, int]:
+    return {r["name"]: r["exactly"]["count"] for r in requests}
+
+
+@pytest.mark.parametrize(
+    ("inits", "containers", "requests", "served"),
+    [
+        ([], [asking(2)], {"container-0-request-1": 2}, {("c", 0)}),
+        ([], [asking(1, name="a"), asking(3, name="b")], {"container-0-request-1": 1, "container-1-request-1": 3}, {("a", 0), ("b", 1)}),
+        # An init container that ends takes what later containers will have, and asks for the rest.
+        ([asking(2, name="i")], [asking(2)], {"container-1-request-1": 2}, {("i", 1), ("c", 1)}),
+        ([asking(3, name="i")], [asking(1)], {"container-0-request-1": 2, "container-1-request-1": 1}, {("i", 0), ("i", 1), ("c", 1)}),
+        # Of several of them only the most counts, for they run one after the other.
+        ([asking(1, name="i"), asking(4, name="j")], [], {"container-1-request-1": 4}, {("i", 1), ("j", 1)}),
+        # A sidecar keeps its own, and what started before it may use that.
+        ([asking(1, name="i"), asking(2, name="s", restartPolicy="Always")], [], {"container-1-request-1": 2}, {("i", 1), ("s", 1)}),
+        # ... but not what starts after it.
+        ([asking(2, name="s", restartPolicy="Always"), asking(1, name="i")], [], {"container-0-request-1": 2, "container-1-request-1": 1}, {("i", 1), ("s", 0)}),
+        ([], [asking(0)], {}, set()),
+    ],
+)  # fmt: skip
+def test_what_a_pod_claims_for_its_extended_resources(
+    inits: list[Object], containers: list[Object], requests: dict[str, int], served: set[tuple[str, int]]
+) -> None:
+    spec = {"initContainers": inits, "containers": containers}
+    found, mappings = requests_of({"spec": spec}, {GPU: "gpu"})
+    assert counts(found) == requests and {r["exactly"]["deviceClassName"] for r in found} <= {"gpu"}
+    by_number = {(m["containerName"], int(m["requestName"].split("-")[1])) for m in mappings}
+    assert by_number == served and {m["resourceName"] for m in mappings} <= {GPU}
+
+
+def test_the_newest_class_stands_behind_a_resource() -> None:
+    def named(name: str, made: str) -> Object:
+        return {"metadata": {"name": name, "creationTimestamp": made}, "spec": {"extendedResourceName": GPU}}
+
+    classes = [
+        named("b", "2026-01-02T00:00:00Z"),
+        named("a", "2026-01-02T00:00:00Z"),
+        named("c", "2026-01-01T00:00:00Z"),
+    ]
+    told: list[int] = []
+    backed = BackedResources(classes, lambda: told.append(1))
+    assert backed.get(GPU) == "a" and backed.get("deviceclass.resource.kubernetes.io/c") == "c"
+    assert backed.of(["cpu", GPU]) == {GPU: "a"}
+    backed.refresh()
+    assert told == [1]
+    del classes[:2]
+    backed.refresh()
+    assert backed.get(GPU) == "c" and told == [1, 1]
+
+
+def wanting(name: str, count: int) -> Object:
+    return pod(name, container={"resources": {"requests": {GPU: str(count)}}})
+
+
+async def test_an_extended_resource_is_claimed_where_no_plugin_offers_it(bench: Any) -> None:
+    bench.nodes(node("n1"))
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a"), device("b"), device("c")))
+    await bench.start()
+    bench.pods(wanting("p", 2), wanting("q", 2))
+    await eventually(lambda: "Insufficient " + GPU in bench.why("p") and "Insufficient " + GPU in bench.why("q"))
+    bench.api.put(DEVICE_CLASSES, {**CLASS, "spec": {**CLASS["spec"], "extendedResourceName": GPU}})
+    await eventually(lambda: bench.where("p") or bench.where("q"))
+    first, left = ("p", "q") if bench.where("p") else ("q", "p")
+    (made,) = bench.api.all(RESOURCE_CLAIMS)
+    meta = made["metadata"]
+    assert meta["name"].startswith(first + "-extended-resources-")
+    assert meta["annotations"] == {"resource.kubernetes.io/extended-resource-claim": "true"}
+    uid = bench.get(first)["metadata"]["uid"]
+    assert meta["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Pod", "name": first, "uid": uid, "controller": True}
+    ]
+    assert counts(made["spec"]["devices"]["requests"]) == {"container-0-request-0": 2}
+    assert [r["device"] for r in made["status"]["allocation"]["devices"]["results"]] == ["a", "b"]
+    assert [r["name"] for r in made["status"]["reservedFor"]] == [first]
+    assert bench.get(first)["status"]["extendedResourceClaimStatus"] == {
+        "resourceClaimName": meta["name"],
+        "requestMappings": [{"containerName": "c", "resourceName": GPU, "requestName": "container-0-request-0"}],
+    }
+    await eventually(lambda: "cannot allocate all claims" in bench.why(left))
+    assert len(bench.api.all(RESOURCE_CLAIMS)) == 1
+    # A node whose plugin offers the resource itself needs no claim.
+    bench.nodes(node("n2", more={GPU: "2"}))
+    await eventually(lambda: bench.where(left) == "n2")
+    assert len(bench.api.all(RESOURCE_CLAIMS)) == 1
+
+
+async def test_a_special_claim_goes_when_its_attempt_comes_to_nothing(bench: Any) -> None:
+    bench.nodes(node("n1"))
+    bench.api.put(DEVICE_CLASSES, {**CLASS, "spec": {**CLASS["spec"], "extendedResourceName": GPU}})
+    bench.api.put(RESOURCE_SLICES, slice_of(device("a")))
+    bench.pods(wanting("p", 1))
+    uid = bench.get("p")["metadata"]["uid"]
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid, "controller": True}
+    stale = claim(asks(), name="left")
+    stale["metadata"] |= {
+        "annotations": {"resource.kubernetes.io/extended-resource-claim": "true"}, "ownerReferences": [owner],
+        "finalizers": ["resource.kubernetes.io/delete-protection"],
+    }  # fmt: skip
+    results = [{"request": "r", "driver": DRIVER, "pool": "p", "device": "a"}]
+    bench.api.put(RESOURCE_CLAIMS, {**stale, "status": {"allocation": {"devices": {"results": results}}}})
+    await bench.start()
+    await eventually(lambda: bench.where("p") == "n1")
+    (made,) = bench.api.all(RESOURCE_CLAIMS)
+    assert made["metadata"]["name"] != "left"
+    told = [e for e in bench.events() if "deletion of ResourceClaim completed" in e]
+    assert told

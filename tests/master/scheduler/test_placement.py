@@ -387,3 +387,14 @@ def test_rows_that_changed_are_known(moves: list[tuple[int, bool]], asked: list[
             plain = [i for i in table.all_rows().tolist() if table.changed[i] > since]
             if since <= table.generation:
                 assert sorted(table.changed_since(since).tolist()) == plain
+
+
+async def test_a_pod_goes_where_the_kubelet_can_do_what_it_needs(bench: Any) -> None:
+    bench.nodes(node("n1"))
+    rule = {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [3]}}
+    await bench.start()
+    bench.pods(pod("p", container={"restartPolicy": "Never", "restartPolicyRules": [rule]}), pod("plain"))
+    await eventually(lambda: "1 node(s) didn't match Pod's required features" in bench.why("p"))
+    await eventually(lambda: bench.where("plain"))
+    bench.nodes(node("n1", declaredFeatures=["RestartAllContainersOnContainerExits"]))
+    await eventually(lambda: bench.where("p") == "n1")

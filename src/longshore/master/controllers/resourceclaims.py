@@ -30,7 +30,7 @@ class ResourceClaimController(Controller):
         self.templates = self.watch(RESOURCE_CLAIM_TEMPLATES, add=self._template)
 
     def _pod(self, pod: Object) -> None:
-        if not pod["spec"].get("resourceClaims"):
+        if not pod["spec"].get("resourceClaims") and not (pod.get("status") or {}).get("extendedResourceClaimStatus"):
             return
         self.queue.add("pod:" + key_of(pod))
         for name in self._names(pod).values():
@@ -45,7 +45,7 @@ class ResourceClaimController(Controller):
 
     @staticmethod
     def _names(pod: Object) -> dict[str, str]:
-        """The pod's claims by their names in the pod."""
+        """The pod's claims by their names in the pod; the one for its extended resources by ""."""
         made = {
             s["name"]: s["resourceClaimName"]
             for s in (pod.get("status") or {}).get("resourceClaimStatuses") or ()
@@ -54,6 +54,9 @@ class ResourceClaimController(Controller):
         for entry in pod["spec"].get("resourceClaims") or ():
             if entry.get("resourceClaimName"):
                 made[entry["name"]] = entry["resourceClaimName"]
+        extended = (pod.get("status") or {}).get("extendedResourceClaimStatus")
+        if extended:
+            made[""] = extended["resourceClaimName"]
         return made
 
     async def reconcile(self, key: str) -> float | None:

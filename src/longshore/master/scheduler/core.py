@@ -121,6 +121,7 @@ class Scheduler:
         a, b = old.get("status") or {}, new.get("status") or {}
         relevant = (
             a.get("allocatable") != b.get("allocatable")
+            or a.get("declaredFeatures") != b.get("declaredFeatures")
             or old["metadata"].get("labels") != new["metadata"].get("labels")
             or (old["spec"].get("taints"), old["spec"].get("unschedulable"))
             != (new["spec"].get("taints"), new["spec"].get("unschedulable"))

@@ -31,6 +31,7 @@ from longshore.master.scheduler.podinfo import PodInfo
 
 if TYPE_CHECKING:
     from longshore.master.scheduler.counters import Counters
+    from longshore.master.scheduler.extended import BackedResources
     from longshore.master.scheduler.extender import Extender
 
 MAX_NODE_SCORE = 100
@@ -122,6 +123,7 @@ class Handle:
     fits_with: Callable[[PodInfo, NodeRow, Sequence[PodInfo], Sequence[PodInfo]], bool] = (
         lambda pod, node, add, remove: True
     )
+    backed: BackedResources | None = None  # the extended resources that devices stand behind
     # whether room is all that a pod lacks on a node that refused it for its resources
     only_room: Callable[[CycleState, PodInfo], bool] = lambda state, pod: False
     event: Callable[..., None] = lambda *args, **kwargs: None

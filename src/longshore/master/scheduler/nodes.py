@@ -158,6 +158,11 @@ class NodeTable:
         if row is not None:
             self._touch(row.index)
 
+    def touch_all(self) -> None:
+        """touch for every node."""
+        for row in self.by_name.values():
+            self._touch(row.index)
+
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def set_node(self, node: Object) -> NodeRow:

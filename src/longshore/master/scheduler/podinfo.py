@@ -178,7 +178,7 @@ def ports_collide(a: Port, b: Port) -> bool:
 
 _classes: WeakValueDictionary[bytes, PodClass] = WeakValueDictionary()
 
-_CONTAINER = ("resources", "ports", "image", "restartPolicy")
+_CONTAINER = ("resources", "ports", "image", "restartPolicy", "restartPolicyRules")
 _SPEC = (
     "nodeSelector",
     "affinity",
@@ -191,6 +191,7 @@ _SPEC = (
     "schedulerName",
     "resourceClaims",
     "hostNetwork",
+    "hostUsers",
     "os",
 )
 # Volumes that need nothing of a node say nothing about where a pod fits (and carry random names).

@@ -30,6 +30,9 @@ log = logging.getLogger("longshore.kubelet.node")
 LEASE_NAMESPACE = "kube-node-lease"
 _ARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 MAX_IMAGES = 50
+DECLARED_FEATURES = [
+    "RestartAllContainersOnContainerExits"
+]  # what not every kubelet can: pods that need it come only here
 
 
 def _stamp() -> str:
@@ -276,6 +279,7 @@ class NodeStatus:
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.config.port}},
             "nodeInfo": node_info(self.runtime, self.config),
             "images": self._images,
+            "declaredFeatures": DECLARED_FEATURES,
         }
         volumes = self._volumes()
         if volumes or (self._last or {}).get("volumesInUse"):

@@ -150,6 +150,39 @@ class NodeAffinity(Plugin):
         return bool(meta) and pod.cls.node_terms.match(meta.get("labels") or {}, meta["name"])
 
 
+class NodeDeclaredFeatures(Plugin):
+    """What a pod needs that not every kubelet can: nodes tell in status.declaredFeatures."""
+
+    name = "NodeDeclaredFeatures"
+    filter_scope = "static"
+    wants = frozenset({"Node"})
+
+    @staticmethod
+    def needs(spec: Object) -> set[str]:
+        """The features that a pod needs (component-helpers nodedeclaredfeatures)."""
+        found = set()
+        every = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
+        rules = (rule for container in every for rule in container.get("restartPolicyRules") or ())
+        if any(rule.get("action") == "RestartAllContainers" for rule in rules):
+            found.add("RestartAllContainersOnContainerExits")
+        if spec.get("hostNetwork") and spec.get("hostUsers") is False:
+            found.add("UserNamespacesHostNetworkSupport")
+        return found
+
+    def pre_filter(self, state: CycleState, pod: PodInfo) -> Status | None:
+        return None if self.needs(pod.pod["spec"]) else Status.skip()
+
+    def filter(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
+        declared = ((node.node or {}).get("status") or {}).get("declaredFeatures") or ()
+        if self.needs(pod.pod["spec"]).issubset(declared):
+            return None
+        return Status.unresolvable("node(s) didn't match Pod's required features")
+
+    def queue_hint(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        declared = ((event.new or {}).get("status") or {}).get("declaredFeatures") or ()
+        return self.needs(pod.pod["spec"]).issubset(declared)
+
+
 class NodePorts(Plugin):
     """Host ports that another pod of the node has taken."""
 

@@ -10,12 +10,13 @@ import logging
 from typing import Any
 
 from longshore.client.objects import is_deleting
-from longshore.client.resources import DEVICE_CLASSES, RESOURCE_CLAIMS, RESOURCE_SLICES
+from longshore.client.resources import DEVICE_CLASSES, PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
 from longshore.client.rest import is_conflict, is_not_found
 from longshore.client.store import Object
 from longshore.machinery.errors import StatusError
 from longshore.master.scheduler.allocation import Allocator, NotAllocatable, Taken, choices_of
 from longshore.master.scheduler.devices import Inventory, SelectorError
+from longshore.master.scheduler.extended import BackedResources, is_special_claim_of, requests_of, special_claim
 from longshore.master.scheduler.extender import seconds
 from longshore.master.scheduler.framework import ClusterEvent, CycleState, Handle, Plugin, Status
 from longshore.master.scheduler.nodes import NodeRow
@@ -56,15 +57,24 @@ def users(claim: Object) -> list[Object]:
 
 
 class Wanted:
-    """What one pod needs: its claims, those among them without devices, and the allocations found so far by node."""
+    """What one pod needs: its claims, those among them without devices, the extended resources that devices stand behind
+    (with their classes), and what was found for the chosen node: `given`, claims with their allocations.
 
-    __slots__ = ("claims", "found", "missing", "written")
+    stale: the special claim that an attempt left behind which came to nothing; mappings: which requests of the special
+    claim serve which containers."""
 
-    def __init__(self, claims: list[Object]) -> None:
-        self.claims = claims
+    __slots__ = ("claims", "extended", "given", "mappings", "missing", "stale", "written")
+
+    def __init__(self, claims: list[Object], extended: dict[str, str], stale: Object | None) -> None:
+        self.claims, self.extended, self.stale = claims, extended, stale
         self.missing = [c for c in claims if allocation_of(c) is None]
-        self.found: list[Object] = []
+        self.given: list[tuple[Object, Object]] = []
+        self.mappings: list[Object] = []
         self.written: list[Object] = []  # claims that were reserved for the pod
+
+    def allocation(self, claim: Object) -> Object | None:
+        """What was found for a claim."""
+        return next((found for given, found in self.given if given is claim), None)
 
 
 class DynamicResources(Plugin):
@@ -81,6 +91,8 @@ class DynamicResources(Plugin):
         self.classes = handle.watch(DEVICE_CLASSES)
         self.inventory = Inventory(self.slices.store)
         self.slices.on(*(lambda *objects: self.inventory.changed(),) * 3)
+        self.backed = handle.backed = handle.backed or BackedResources(self.classes.store, handle.table.touch_all)
+        self.classes.on(self.backed.refresh, lambda _, new: self.backed.refresh(new), self.backed.refresh)
         self.seconds = seconds(args.get("bindingTimeout"), BINDING_SECONDS)
         self._waiters: set[asyncio.Event] = set()
         self.claims.on(update=self._seen, delete=lambda claim: self._under_way.pop(claim["metadata"]["uid"], None))
@@ -130,8 +142,8 @@ class DynamicResources(Plugin):
         return freed and (event.new is None or allocation_of(event.new) is None)
 
     def pre_filter(self, state: CycleState, pod: PodInfo) -> Status | None:
-        names = self._names(pod)
-        if not names:
+        names, extended = self._names(pod), self.backed.of(pod.cls.requests)
+        if not names and not extended:
             return Status.skip()
         claims = []
         for local, name, own in names:
@@ -160,7 +172,9 @@ class DynamicResources(Plugin):
                 except NotAllocatable as error:
                     return Status.unresolvable(f"claim {pod.namespace}/{name}: {error}")
             claims.append(claim)
-        state.data[self.name] = Wanted(claims)
+        made = self.claims.store.list(pod.namespace) if extended else ()
+        stale = next((c for c in made if is_special_claim_of(c, pod.uid)), None)
+        state.data[self.name] = Wanted(claims, extended, stale)
         state.data["devices taken"] = None
         return None
 
@@ -169,10 +183,14 @@ class DynamicResources(Plugin):
         found: Taken | None = state.data.get("devices taken")
         if found is None:
             found = Taken()
+            chosen = dict(self._under_way)
             for claim in self.claims.store:
-                allocation = allocation_of(claim) or self._under_way.get(claim["metadata"]["uid"])
+                allocation = allocation_of(claim)
                 if allocation is not None:
                     found.add(allocation)
+                    chosen.pop(claim["metadata"]["uid"], None)
+            for allocation in chosen.values():
+                found.add(allocation)
             state.data["devices taken"] = found
         return found
 
@@ -182,50 +200,72 @@ class DynamicResources(Plugin):
         wanted: Wanted | None = state.data.get(self.name)
         if wanted is None:
             return None
+        if wanted.stale is not None:
+            return Status.unschedulable("cannot schedule extended resource claim")
         for claim in wanted.claims:
             selector = (allocation_of(claim) or {}).get("nodeSelector")
             terms = (selector or {}).get("nodeSelectorTerms") or ()
             if selector and not any(node_term(t)(node.labels, node.name) for t in terms):
                 return Status.unresolvable("resourceclaim not available on the node")
-        found = self._allocate(state, wanted, node)
+        found = self._allocate(state, self._needed(wanted, pod, node)[0], node)
         return found if isinstance(found, Status) else None
 
-    def _allocate(self, state: CycleState, wanted: Wanted, node: NodeRow) -> list[Object] | Status:
-        """An allocation for each missing claim on a node, or why not."""
-        if not wanted.missing:
+    def _needed(self, wanted: Wanted, pod: PodInfo, node: NodeRow) -> tuple[list[Object], list[Object]]:
+        """The claims that need devices on a node, and the mappings of the special one: it asks for what of the extended
+        resources the node does not offer by itself."""
+        table = self.handle.table
+        lacking = {r: c for r, c in wanted.extended.items() if not table.allocatable[table.column(r), node.index]}
+        if not lacking:
+            return wanted.missing, []
+        requests, mappings = requests_of(pod.pod, lacking)
+        return [*wanted.missing, special_claim(pod.pod, requests)], mappings
+
+    def _allocate(self, state: CycleState, claims: list[Object], node: NodeRow) -> list[tuple[Object, Object]] | Status:
+        """The claims with an allocation each on a node, or why not."""
+        if not claims:
             return []
         try:
-            found = Allocator(
-                wanted.missing, self.classes.store.get, self.inventory.pools(node), self._taken(state)
-            ).allocate(node)
+            found = Allocator(claims, self.classes.store.get, self.inventory.pools(node), self._taken(state)).allocate(
+                node
+            )
         except (NotAllocatable, SelectorError) as error:
             return Status.unresolvable(str(error))
-        return Status.unschedulable("cannot allocate all claims") if found is None else found
+        if found is None:
+            return Status.unschedulable("cannot allocate all claims")
+        return list(zip(claims, found, strict=True))
 
     def reserve(self, state: CycleState, pod: PodInfo, node: str) -> Status | None:
         wanted: Wanted | None = state.data.get(self.name)
         if wanted is None:
             return None
         state.data["devices taken"] = None  # extenders may have been asked since the filters ran
-        found = self._allocate(state, wanted, self.handle.table.by_name[node])
+        row = self.handle.table.by_name[node]
+        claims, wanted.mappings = self._needed(wanted, pod, row)
+        found = self._allocate(state, claims, row)
         if isinstance(found, Status):
             return found
-        wanted.found = found
-        for claim, allocation in zip(wanted.missing, found, strict=True):
-            self._under_way[claim["metadata"]["uid"]] = allocation
+        wanted.given = found
+        for claim, allocation in found:
+            self._under_way[self._mark(claim, pod)] = allocation
         return None
+
+    @staticmethod
+    def _mark(claim: Object, pod: PodInfo) -> str:
+        """What a claim goes by until its allocation is seen. A pod's special claim has no uid yet."""
+        return str(claim["metadata"].get("uid") or "extended " + pod.uid)
 
     def unreserve(self, state: CycleState, pod: PodInfo, node: str) -> None:
         wanted: Wanted | None = state.data.get(self.name)
         if wanted is None:
             return
-        for claim in wanted.missing if wanted.found else ():
-            self._under_way.pop(claim["metadata"]["uid"], None)
+        for claim, _ in wanted.given:
+            self._under_way.pop(self._mark(claim, pod), None)
         for claim in wanted.written:
-            task = asyncio.get_running_loop().create_task(self._let_go(claim, pod))
+            work = self._delete(claim) if is_special_claim_of(claim, pod.uid) else self._let_go(claim, pod)
+            task = asyncio.get_running_loop().create_task(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        wanted.found, wanted.written = [], []
+        wanted.given, wanted.written = [], []
 
     async def _let_go(self, claim: Object, pod: PodInfo) -> None:
         """The pod was not bound after all: take it out of the claim's users."""
@@ -244,17 +284,44 @@ class DynamicResources(Plugin):
         wanted: Wanted | None = state.data.get(self.name)
         if wanted is None:
             return None
-        chosen = {c["metadata"]["uid"]: a for c, a in zip(wanted.missing, wanted.found, strict=True)}
         for claim in wanted.claims:
-            if any(r["uid"] == pod.uid for r in users(claim)):
-                continue
-            wanted.written.append(await self._write(claim, chosen.get(claim["metadata"]["uid"]), pod))
+            if not any(r["uid"] == pod.uid for r in users(claim)):
+                wanted.written.append(await self._write(claim, wanted.allocation(claim), pod))
+        if wanted.mappings:
+            await self._write_special(wanted, wanted.given[-1][0], pod)
         problem = await self._ready(wanted.written)
         if problem is None:
             return None
         for claim in wanted.written:
             await self._deallocate(claim)
         return Status.unschedulable(problem)
+
+    async def _write_special(self, wanted: Wanted, special: Object, pod: PodInfo) -> None:
+        """Make the claim for the pod's extended resources, with its devices, and tell it in the pod's status."""
+        made = await self.handle.client.create(RESOURCE_CLAIMS, special)
+        wanted.written.append(made)  # from now on it must not outlive a failure
+        allocation = wanted.allocation(special)
+        # The claim's own uid takes the mark's place, until the informer shows the allocation.
+        self._under_way[made["metadata"]["uid"]] = self._under_way.pop(self._mark(special, pod))
+        wanted.given = [(made if claim is special else claim, found) for claim, found in wanted.given]
+        wanted.written[-1] = written = await self._write(made, allocation, pod)
+        told = {"requestMappings": wanted.mappings, "resourceClaimName": written["metadata"]["name"]}
+        patch = {"metadata": {"uid": pod.uid}, "status": {"extendedResourceClaimStatus": told}}
+        await self.handle.client.patch(PODS, pod.name, patch, pod.namespace, kind="strategic", subresource="status")
+
+    async def _delete(self, claim: Object) -> None:
+        """Take back a special claim with its devices."""
+        meta = claim["metadata"]
+        try:
+            newest = await self.handle.client.get(RESOURCE_CLAIMS, meta["name"], meta["namespace"])
+            kept = [f for f in newest["metadata"].get("finalizers") or () if f != FINALIZER]
+            if kept != (newest["metadata"].get("finalizers") or []):
+                newest = {**newest, "metadata": {**newest["metadata"], "finalizers": kept}}
+                await self.handle.client.update(RESOURCE_CLAIMS, newest)
+            await self.handle.client.delete(RESOURCE_CLAIMS, meta["name"], meta["namespace"], uid=meta["uid"])
+        except (StatusError, OSError, TimeoutError) as error:
+            if not (isinstance(error, StatusError) and is_not_found(error)):
+                log.info("resource claim %s/%s: %s", meta["namespace"], meta["name"], error)
 
     async def _ready(self, claims: list[Object]) -> str | None:
         """Wait until the drivers have made the claims' devices ready; what went wrong, or None."""
@@ -326,4 +393,7 @@ class DynamicResources(Plugin):
                 continue
             await self._deallocate(claim)
             return "", Status.unschedulable("deallocation of ResourceClaim completed")
+        if wanted is not None and wanted.stale is not None:
+            await self._delete(wanted.stale)
+            return "", Status.unschedulable("deletion of ResourceClaim completed")
         return "", Status.unschedulable("no new claims to deallocate")

@@ -21,6 +21,7 @@ DEFAULT: tuple[tuple[type[Plugin], int], ...] = (
     (basic.NodeName, 0),
     (basic.TaintToleration, 3),
     (basic.NodeAffinity, 2),
+    (basic.NodeDeclaredFeatures, 0),
     (basic.NodePorts, 0),
     (resources.NodeResourcesFit, 1),
     (volumes.VolumeRestrictions, 0),

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from longshore.client.store import Object
+from longshore.master.scheduler.extended import backed_by
 from longshore.master.scheduler.framework import (
     Action,
     ClusterEvent,
@@ -57,7 +58,7 @@ class NodeResourcesFit(Plugin):
     name = "NodeResourcesFit"
     filter_scope = "node"
     score_scope = "node"
-    wants = frozenset({"Pod", "Node"})
+    wants = frozenset({"Pod", "Node", "DeviceClass"})
 
     def __init__(self, handle: Handle, args: Object) -> None:
         super().__init__(handle, args)
@@ -83,8 +84,15 @@ class NodeResourcesFit(Plugin):
         fits: Mask = table.pod_count[rows] < table.max_pods[rows]
         for name, value in self._asked(pod):
             column = table.column(name)
-            fits &= table.allocatable[column, rows] - table.requested[column, rows] >= value
+            has_room = table.allocatable[column, rows] - table.requested[column, rows] >= value
+            if self._is_backed(name):
+                has_room |= table.allocatable[column, rows] == 0
+            fits &= has_room
         return fits
+
+    def _is_backed(self, resource: str) -> bool:
+        """Whether devices are claimed for a resource on nodes that do not offer it themselves."""
+        return self.handle.backed is not None and self.handle.backed.get(resource) is not None
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeRow) -> Status | None:
         table, index = self.handle.table, node.index
@@ -93,6 +101,8 @@ class NodeResourcesFit(Plugin):
             reasons.append("Too many pods")
         for name, value in self._asked(pod):
             column = table.column(name)
+            if not table.allocatable[column, index] and self._is_backed(name):
+                continue
             if value > table.allocatable[column, index] - table.requested[column, index]:
                 reasons.append(f"Insufficient {name}")
                 hopeless = hopeless or value > int(table.allocatable[column, index])
@@ -150,6 +160,8 @@ class NodeResourcesFit(Plugin):
         return int(np.floor(np.interp(utilization, xs, ys)))
 
     def queue_hint(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.kind == "DeviceClass":
+            return not backed_by(event.new or {"metadata": {"name": ""}}).isdisjoint(pod.cls.requests)
         if event.kind == "Node":
             row = self.handle.table.by_name.get((event.new or {"metadata": {"name": ""}})["metadata"]["name"])
             return row is not None and self.filter(CycleState(), pod, row) is None
