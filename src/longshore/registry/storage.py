@@ -12,12 +12,13 @@ import hashlib
 import os
 import re
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from longshore.machinery.sqlite import Connections
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blobs(digest TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
@@ -59,34 +60,18 @@ class Storage:
         self.uploads = root / "uploads"
         for folder in (self.uploads, root / "blobs" / "sha256", root / "blobs" / "sha512"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._connections = Connections(root / "registry.db", ("journal_mode=WAL", "synchronous=FULL"))
         with self.write() as connection:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
 
-    def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self.root / "registry.db", isolation_level=None, timeout=30, check_same_thread=False
-            )
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            self._local.connection = connection
-            self._all.append(connection)
-        return connection
-
     def close(self) -> None:
-        for connection in self._all:
-            connection.close()
-        self._all.clear()
-        self._local = threading.local()
+        self._connections.close()
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """One transaction, on disk when the block has ended."""
-        connection = self._connect()
+        connection = self._connections.get()
         try:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -102,10 +87,10 @@ class Storage:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
     def all(self, sql: str, *arguments: object) -> list[Any]:
-        return self._connect().execute(sql, arguments).fetchall()
+        return self._connections.get().execute(sql, arguments).fetchall()
 
     def one(self, sql: str, *arguments: object) -> Any:
-        return self._connect().execute(sql, arguments).fetchone()
+        return self._connections.get().execute(sql, arguments).fetchone()
 
     # -- blobs ---------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ import contextlib
 import errno
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from longshore.machinery.sqlite import Connections
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images(
@@ -60,6 +61,9 @@ def process_start(pid: int) -> int:
         return 0
 
 
+_SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512")
+
+
 class Database:
     """One connection a thread; every write is one `with database.write() as c` transaction.
 
@@ -68,40 +72,21 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
+        self._connections = Connections(path, _SETTINGS)
         # WAL mode and the schema are set under one writer's lock: engines of several nodes may start at once.
-        connection = self._connect()
+        connection = self._connections.get()
         connection.execute("BEGIN IMMEDIATE")
         for statement in filter(str.strip, _SCHEMA.split(";")):
             connection.execute(statement)
         connection.execute("COMMIT")
 
-    def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self._path, isolation_level=None, timeout=30, check_same_thread=False)
-            connection.execute("PRAGMA busy_timeout=30000")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA cache_size=-512")
-            self._local.connection = connection
-            with self._lock:
-                self._all.append(connection)
-        return connection
-
     def close(self) -> None:
-        with self._lock:
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
-        self._local = threading.local()
+        self._connections.close()
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """One transaction; rolled back when the block raises. durable: on disk when the block has ended."""
-        connection = self._connect()
+        connection = self._connections.get()
         if not durable:
             connection.execute("PRAGMA synchronous=NORMAL")
         try:
@@ -122,11 +107,11 @@ class Database:
                 connection.execute("PRAGMA synchronous=FULL")
 
     def all(self, sql: str, *arguments: object) -> list[Any]:
-        return self._connect().execute(sql, arguments).fetchall()
+        return self._connections.get().execute(sql, arguments).fetchall()
 
     def one(self, sql: str, *arguments: object) -> Any:
         """The first row or None."""
-        return self._connect().execute(sql, arguments).fetchone()
+        return self._connections.get().execute(sql, arguments).fetchone()
 
 
 def own_process() -> tuple[int, int]:
