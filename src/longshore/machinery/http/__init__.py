@@ -7,7 +7,7 @@ from .client import Client, ClientResponse
 from .errors import ClientError, ConnectError, ProtocolError
 from .flow import Duplex, tunnel
 from .headers import Headers
-from .message import BodyTooLarge, BodyWriter, Handler, Peer, Request, RequestTimeout, Response
+from .message import BodyTooLarge, BodyWriter, Chunk, Handler, Peer, Request, RequestTimeout, Response
 from .receiving import pour
 from .server import Server, bind, plain_error
 from .tls import accept_any_certificate, client_context, server_context
@@ -15,6 +15,7 @@ from .tls import accept_any_certificate, client_context, server_context
 __all__ = [
     "BodyTooLarge",
     "BodyWriter",
+    "Chunk",
     "Client",
     "ClientError",
     "ClientResponse",

@@ -98,6 +98,16 @@ class Response:
         return cls(status, orjson.dumps(value), headers, "application/json")
 
 
+class Chunk:
+    """Octets for the bodies of several streaming answers, framed once for all of them."""
+
+    __slots__ = ("data", "framed")
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.framed = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+
+
 class BodyWriter:
     """The body of a streaming answer: chunked, or raw where the length was given or the peer speaks HTTP/1.0."""
 
@@ -129,6 +139,11 @@ class BodyWriter:
     def writelines(self, data: Sequence[bytes]) -> None:
         """Queues the pieces as one chunk."""
         self.write(data[0] if len(data) == 1 else b"".join(data))
+
+    def send(self, chunk: Chunk) -> None:
+        """Queues a chunk that other answers get too."""
+        if not (self._muted or self._finished or self._connection.lost):
+            self._connection.transport.write(chunk.framed if self._chunked else chunk.data)
 
     async def drain(self) -> None:
         """Back-pressure; raises ConnectionResetError when the peer has gone."""

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from longshore.machinery.sorted_keys import SortedKeys
 from longshore.master.apiserver import keys as store_keys
+from longshore.master.apiserver.fanout import Fanout
 
 log = logging.getLogger("longshore.apiserver.cache")
-JOIN_SECONDS = 0.001
-JOIN_SECONDS_MOST = 0.05
-JOIN_TIMES = 4  # so much longer than a delivery takes is the pause before the next: at most a fifth of the loop's time
 RING_EVENTS = 1024
 RING_BYTES = 4 * 1024 * 1024
 _METADATA = b'"metadata":'
@@ -97,16 +94,6 @@ class CacheEvent:
         self.forms: dict[Any, bytes] = {}
 
 
-class EventSink(Protocol):
-    def offer(self, event: CacheEvent) -> None: ...
-
-    def flush(self) -> None:
-        """All events of a batch have been offered."""
-
-    def expire(self) -> None:
-        """The cache is replaced: the watch must end."""
-
-
 class ResourceCache:
     """The objects of one resource, sorted by key, with a ring of recent events."""
 
@@ -120,10 +107,7 @@ class ResourceCache:
         self.ring_floor = 0  # events after this version are all in the ring
         self.version = 0  # of the newest event or of the load
         self.generation = 0
-        self.sinks: list[EventSink] = []
-        self.flushed = 0.0  # when its watchers last got something
-        self.pause = JOIN_SECONDS  # how long they then get nothing, so that events go out together
-        self.flushing: asyncio.TimerHandle | None = None
+        self.fanout = Fanout()
         self.loading: list[tuple[bytes, int, bytes | None]] | None = None
         self.listeners: list[Callable[[CacheEvent], None]] = []
         self._head = head
@@ -213,7 +197,6 @@ class Hub:
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._watch: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._dirty: set[EventSink] = set()
         self.failed: asyncio.Future[None] | None = None
 
     def add(self, cache: ResourceCache) -> None:
@@ -265,8 +248,7 @@ class Hub:
     def detach(self, folder: str) -> None:
         cache = self.caches.pop(folder, None)
         if cache is not None:
-            for sink in list(cache.sinks):
-                sink.expire()
+            cache.fanout.expire()
 
     async def _pump(self) -> None:
         try:
@@ -287,14 +269,13 @@ class Hub:
                     except (ValueError, KeyError):
                         log.exception("an unreadable value at %r is left out", kv.key)
                         continue
-                    if made is not None and cache.sinks:
-                        for sink in cache.sinks:
-                            sink.offer(made)
+                    if made is not None and cache.fanout.channels:
+                        cache.fanout.offer(made)
                         touched.append(cache)
                 self.version = max(self.version, batch.revision)
                 self._wake()
                 for cache in dict.fromkeys(touched):
-                    self._deliver(cache)
+                    cache.fanout.deliver()
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -303,29 +284,6 @@ class Hub:
                 self.failed.set_exception(error)
                 self.failed.exception()
             raise
-
-    def _deliver(self, cache: ResourceCache) -> None:
-        """Have the watchers send what they were offered.
-
-        An event that comes alone goes out at once. In a stream of them, those of a few milliseconds go out together:
-        a write to each watcher costs more than its content (100 watchers 1.5 to 2 ms, so one delivery in 10 ms).
-        """
-        if cache.flushing is not None:
-            return
-        loop = asyncio.get_running_loop()
-        wait = cache.flushed + cache.pause - loop.time()
-        if wait > 0:
-            cache.flushing = loop.call_later(wait, self._flush, cache)
-        else:
-            self._flush(cache)
-
-    def _flush(self, cache: ResourceCache) -> None:
-        cache.flushing = None
-        began = time.thread_time()
-        for sink in list(cache.sinks):
-            sink.flush()
-        cache.flushed = asyncio.get_running_loop().time()
-        cache.pause = min(JOIN_SECONDS + JOIN_TIMES * (time.thread_time() - began), JOIN_SECONDS_MOST)
 
     def _wake(self) -> None:
         if not self._waiters:

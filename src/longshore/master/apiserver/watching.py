@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import orjson
 
 from longshore.machinery.errors import Cause, StatusError, expired, gone
-from longshore.machinery.http import Response
+from longshore.machinery.http import Chunk, Response
 from longshore.master.apiserver import options, rendering
 from longshore.master.apiserver.cache import CacheEvent, Hub, Item, with_version
 from longshore.master.apiserver.call import Call
@@ -49,15 +49,36 @@ class Watch:
             self._key = (*self._key, call.request.param("includeObject"))
         self._columns = form.kind == "Table"
         self._namespace = call.namespace + "/" if call.namespace else ""
+        self.channel: Hashable = id(self) if self._columns or self.endpoint.foreign else self._asked()
+
+    def _asked(self) -> Hashable:
+        """What decides on the octets that this watch is sent."""
+        request = self.call.request
+        selectors = request.param("labelSelector"), request.param("fieldSelector")
+        return self._key, self._namespace, self.call.name, selectors
 
     # The cache's side.
 
-    def offer(self, event: CacheEvent) -> None:
+    def line(self, event: CacheEvent) -> bytes | None:
+        """What an event is to the client; None where it is nothing, or must be converted first."""
         if self.endpoint.foreign:
             self.pending.append(event)
             self.ready.set()
-        else:
-            self._take(event)
+            return None
+        return self._line(event)
+
+    def catch_up(self, event: CacheEvent) -> None:
+        """Take an event of before the watch joined its channel."""
+        self._queue(self.line(event))
+
+    def send(self, chunk: Chunk) -> None:
+        # Written at once, without waking the stream's task: most of what a delivery costs besides encryption.
+        writer = self.writer
+        if writer is not None and not self.lines and not self.ended and writer.clear:
+            writer.send(chunk)
+        elif not self.ended:
+            self._queue(chunk.data)
+            self.ready.set()
 
     async def convert(self) -> None:
         """Encode the events that had to wait for a webhook."""
@@ -72,7 +93,7 @@ class Watch:
                     await conversions.fill(self.endpoint.version, [event.item])
                 elif event.previous is not None and not conversions.knows(event.previous, self.endpoint.version):
                     await conversions.fill(self.endpoint.version, [event.previous])
-                self._take(event)
+                self._queue(self._line(event))
 
     async def _left(self, conversions: Any, event: CacheEvent) -> bool:
         """Convert what the selectors look at; whether the event was that an object left the selection, now told."""
@@ -87,14 +108,14 @@ class Watch:
             self._queue(self.encode_tree("DELETED", shown))
         return True
 
-    def _take(self, event: CacheEvent) -> None:
+    def _line(self, event: CacheEvent) -> bytes | None:
         item = event.item
         if self._namespace and not item.key.startswith(self._namespace):
-            return
+            return None
         if self.chosen:
             kind = self._transition(event)
             if not kind:
-                return
+                return None
             if kind == "DELETED" and event.type != "DELETED":
                 # It left the selection: the client gets what it last saw, at the version of the change.
                 assert event.previous is not None
@@ -102,33 +123,24 @@ class Watch:
                 left = Item(
                     item.key, event.version, _VERSION_TEXT.sub(b'"resourceVersion":"%d"' % event.version, body, 1)
                 )
-                self._queue(self.encode(kind, left))
-                return
+                return self.encode(kind, left)
             if kind != event.type:
-                self._queue(self.encode(kind, item))
-                return
+                return self.encode(kind, item)
         key = self._key
         line = event.forms.get(key) if not self._columns else None
         if line is None:
             line = self.encode(event.type, item)
             if not self._columns:
                 event.forms[key] = line
-        self._queue(line)
-
-    def flush(self) -> None:
-        # Written at once, without waking the stream's task: most of what a delivery costs besides encryption.
-        writer = self.writer
-        if self.lines and writer is not None and not self.pending and not self.ended and writer.clear:
-            lines, self.lines, self.size = self.lines, [], 0
-            writer.writelines(lines)
-        elif self.lines:
-            self.ready.set()
+        return line
 
     def expire(self) -> None:
         self.ended = True
         self.ready.set()
 
-    def _queue(self, line: bytes) -> None:
+    def _queue(self, line: bytes | None) -> None:
+        if line is None:
+            return
         self.lines.append(line)
         self.size += len(line)
         if self.size > MAX_BACKLOG:
@@ -228,8 +240,7 @@ class Watcher:
             await self._stream(watch, writer, limit, late)
         finally:
             self.open -= 1
-            with contextlib.suppress(ValueError):
-                cache.sinks.remove(watch)
+            cache.fanout.leave(watch)
         return None
 
     def _check(self, call: Call, initial: bool | None) -> None:
@@ -262,7 +273,7 @@ class Watcher:
                 await hub.fresh()
             elif version and not await hub.reached(version):
                 raise too_large(version, hub.version)
-            cache.sinks.append(watch)
+            cache.fanout.join(watch)
             watch.sent = hub.version
             lines = self._state(watch) if initial else []
             if initial and watch.bookmarks:
@@ -271,16 +282,16 @@ class Watcher:
         if version == 0:
             if text != "0" and not hub.current():
                 await hub.fresh()
-            cache.sinks.append(watch)
+            cache.fanout.join(watch)
             watch.sent = hub.version
             return self._state(watch), False
         events = cache.since(version)
         if events is None:
             return await self._from_store(watch, version), False
-        cache.sinks.append(watch)
+        cache.fanout.join(watch)
         watch.sent = version
         for event in events:
-            watch.offer(event)
+            watch.catch_up(event)
         lines, watch.lines, watch.size = watch.lines, [], 0
         return lines, False
 
@@ -312,12 +323,12 @@ class Watcher:
             async for batch in past:
                 reached = max(reached, batch.revision)
                 for event in batch.events:
-                    watch.offer(_from_history(event, cut))
+                    watch.catch_up(_from_history(event, cut))
                 held = cache.since(reached)
                 if held is not None:
-                    cache.sinks.append(watch)
+                    cache.fanout.join(watch)
                     for newer in held:
-                        watch.offer(newer)
+                        watch.catch_up(newer)
                     break
                 past.request_progress()
         except Exception as error:
@@ -330,7 +341,8 @@ class Watcher:
         return lines
 
     async def _stream(self, watch: Watch, writer: Any, limit: float, late: bool) -> None:
-        loop = asyncio.get_running_loop()
+        loop, cache = asyncio.get_running_loop(), watch.endpoint.cache
+        assert cache is not None
         end = loop.time() + limit
         next_mark = loop.time() + BOOKMARK_SECONDS * random.uniform(0.8, 1.0)
         watch.writer = writer
@@ -356,6 +368,9 @@ class Watcher:
                     writer.writelines(lines)
                     await writer.drain()
                 elif watch.bookmarks and loop.time() >= next_mark and not watch.ended:
+                    cache.fanout.settle()
+                    if watch.lines:
+                        continue
                     next_mark = loop.time() + BOOKMARK_SECONDS
                     writer.write(watch.bookmark(self.hub.version))
         except ConnectionResetError:
