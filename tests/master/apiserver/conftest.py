@@ -33,10 +33,11 @@ class Answer:
 class Running:
     """A started server and an administrator's connection to it."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, data: Path | None = None) -> None:
+        """data: the folder of a server that ran before."""
         self.folder = folder
         self.kubeconfig = folder / "admin.kubeconfig"
-        self.data = folder / "data"
+        self.data = data or folder / "data"
         command = [sys.executable, "-m", "longshore.master.apiserver", "--data-dir", str(self.data), "--secure-port", "0",
                    "--write-kubeconfig", str(self.kubeconfig), *flags]  # fmt: skip
         self.log = (folder / "log").open("wb")
@@ -81,13 +82,13 @@ class Running:
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Any]:
-    """Starts a server of the test's own: start_server(*flags)."""
+    """Starts a server of the test's own: start_server(*flags, data=...)."""
     started: list[Running] = []
 
-    def start(*flags: str) -> Running:
+    def start(*flags: str, data: Path | None = None) -> Running:
         folder = tmp_path / f"server{len(started)}"
         folder.mkdir()
-        started.append(Running(folder, *flags))
+        started.append(Running(folder, *flags, data=data))
         return started[-1]
 
     yield start

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--disable-admission-plugins", default="")
     add("--admission-control-config-file", type=Path)
     add("--encryption-provider-config", type=Path)
+    add("--encryption-provider-config-automatic-reload", type=boolean, nargs="?", const=True, default=False)
     add("--etcd-compaction-interval", type=whole_seconds, default=300)
     add("--event-ttl", type=whole_seconds, default=3600)
     add("--max-requests-inflight", type=int, default=400)
@@ -130,6 +131,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[Config, pki.KeyPair
     config.admission_config = args.admission_control_config_file
     config.audit = audit_flags.options(args)
     config.encryption_config = args.encryption_provider_config
+    config.encryption_reload = args.encryption_provider_config_automatic_reload
     config.event_ttl = args.event_ttl
     config.compaction_seconds = float(args.etcd_compaction_interval)
     config.max_in_flight, config.max_mutating_in_flight = (

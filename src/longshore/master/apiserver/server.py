@@ -56,12 +56,14 @@ from longshore.master.apiserver.metrics import Metrics
 from longshore.master.apiserver.negotiation import negotiate
 from longshore.master.apiserver.openapi import OpenAPI
 from longshore.master.apiserver.reads import Reader
+from longshore.master.apiserver.reloading import Reloading
 from longshore.master.apiserver.scheme import KNOWN_GROUPS, Scheme
 from longshore.master.apiserver.watching import Watcher
 from longshore.master.apiserver.writes import Writer
 
 if TYPE_CHECKING:
     from longshore.master.apiserver.audit.auditor import Auditor
+    from longshore.master.apiserver.encryption.controller import Encryption
 
 log = logging.getLogger("longshore.apiserver")
 PRIVILEGED = "system:masters"
@@ -107,6 +109,7 @@ class Config:
     admission_config: Path | None = None
     audit: AuditOptions = field(default_factory=AuditOptions)
     encryption_config: Path | None = None
+    encryption_reload: bool = False
     compaction_seconds: float = 300.0
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -126,10 +129,12 @@ class APIServer:
     """One API server on a store. Use: start(), handle() for each request, close()."""
 
     def __init__(self, store: Any, config: Config) -> None:
+        self.encryption: Encryption | None = None
         if config.encryption_config is not None:
-            from longshore.master.apiserver.encryption import Configuration, EncryptedStore
+            from longshore.master.apiserver.encryption.controller import Encryption
 
-            store = EncryptedStore(store, Configuration.load(config.encryption_config))
+            self.encryption = Encryption(store, config.encryption_config, automatic=config.encryption_reload)
+            store = self.encryption.store
         self.store = store
         self.config = config
         self.scheme = Scheme()
@@ -165,6 +170,14 @@ class APIServer:
     def set_admission(self, plugins: Sequence[AdmissionPlugin]) -> None:
         self.admission.set(plugins)
 
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Call something when the server closes."""
+
+        async def close() -> None:
+            call()
+
+        self.closers.append(close)
+
     def spawn(self, work: Any, name: str) -> None:
         """Run something for as long as the server runs."""
         task = asyncio.create_task(work, name=name)
@@ -179,6 +192,11 @@ class APIServer:
         """Load the caches, make what must be there."""
         from longshore.master.apiserver.assembly import assemble
 
+        if self.encryption is not None:
+            await self.encryption.start()
+            self.closers.append(self.encryption.close)
+            if self.encryption.checked:
+                self.health.add("kms-providers", self.encryption.check)
         await self.hub.start()
         await assemble(self)
         assert self.access is not None and self.allocator is not None
@@ -589,6 +607,9 @@ async def serve(
     server.discovery.server_address = f"{config.advertise[0]}:{bound}"
     try:
         await server.start()
+        reloading = Reloading(server, context)
+        reloading.start()
+        server.on_close(reloading.close)
         await http.listen_tcp(host, port, ssl=context, sock=sock)
         log.info("serving on %s:%d after %.0f ms", host, bound, (time.monotonic() - began) * 1000)
         if ready is not None:

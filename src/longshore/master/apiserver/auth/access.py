@@ -79,31 +79,42 @@ class Access:
 
             kinds.append(OIDC(**options.oidc))
         anonymous = Anonymous(options.anonymous, None)
+        self._anonymous: Anonymous | None = None
+        # Where the issuers of the configuration file stand among the kinds of tokens: from, to.
+        self._issuers = (len(kinds), len(kinds))
         if options.authentication_config is not None:
             from .configuration import authentication
 
             issuers, said = authentication(options.authentication_config)
             kinds += issuers
-            anonymous = said or anonymous
+            self._issuers = (self._issuers[0], len(kinds))
+            self._anonymous, anonymous = said, said or anonymous
         if options.token_webhook is not None:
             from .webhooks import TokenWebhook
 
             kinds.append(TokenWebhook(options.token_webhook))
         certificates = proxies = None
+        self.authorities: list[Authorities] = []
         if options.proxy_ca is not None:
-            proxies = RequestHeaders(Authorities(options.proxy_ca), options.proxy_names)
+            self.authorities.append(Authorities(options.proxy_ca))
+            proxies = RequestHeaders(self.authorities[-1], options.proxy_names)
         if options.client_ca is not None:
-            certificates = ClientCertificates(Authorities(options.client_ca))
+            self.authorities.append(Authorities(options.client_ca))
+            certificates = ClientCertificates(self.authorities[-1])
         self.authentication = Authentication(
             certificates=certificates, proxies=proxies, tokens=Tokens(kinds), anonymous=anonymous
         )
         self.rbac: RBAC | None = None
+        self._modes: dict[str, Authorizer] = {}
         modes: Sequence[str | Authorizer] = options.modes
         if options.authorization_config is not None:
             from .configuration import authorization
 
             modes = authorization(options.authorization_config)
-        self.authorization = Authorization([self._mode(m) if isinstance(m, str) else m for m in modes])
+        for mode in modes:
+            if isinstance(mode, str):
+                self._modes[mode] = self._mode(mode)
+        self.authorization = Authorization([self._modes[m] if isinstance(m, str) else m for m in modes])
         self.reviews = Reviews(self.authentication, self.authorization, audiences)
         self.plugins: list[AdmissionPlugin] = []
         if self.rbac is not None:
@@ -124,6 +135,37 @@ class Access:
 
             return AuthorizationWebhook(self.options.authorization_webhook)
         raise ValueError(f"unknown authorization mode {mode} specified")
+
+    async def reload_authentication(self) -> None:
+        """Takes the AuthenticationConfiguration as it is now. ValueError or OSError, and nothing changes."""
+        from .configuration import authentication
+
+        assert self.options.authentication_config is not None
+        issuers, anonymous = authentication(self.options.authentication_config)
+        if anonymous != self._anonymous:
+            raise ValueError("anonymous: Forbidden: changed from initial configuration file")
+        start, end = self._issuers
+        self.authentication.tokens.kinds[start:end] = issuers
+        self._issuers = (start, start + len(issuers))
+
+    async def reload_authorization(self) -> None:
+        """Takes the AuthorizationConfiguration as it is now. ValueError or OSError, and nothing changes."""
+        from .configuration import authorization
+
+        assert self.options.authorization_config is not None
+        made: list[Authorizer] = []
+        for mode in authorization(self.options.authorization_config):
+            if not isinstance(mode, str):
+                made.append(mode)
+            elif mode in self._modes:
+                made.append(self._modes[mode])
+            elif mode in ("Node", "RBAC"):
+                raise ValueError(
+                    f"authorizer type {mode} is not allowed if it was not enabled at initial server startup"
+                )
+            else:
+                made.append(self._mode(mode))
+        self.authorization.authorizers[:] = made
 
     async def bootstrap(self) -> None:
         """Makes the roles and bindings that must be there. The namespaces exist by then."""
