@@ -10,7 +10,7 @@ import pytest
 from longshore.cli.main import UserError
 from longshore.cli.parts.registry import size_of
 from longshore.machinery.http import Client
-from longshore.registry.service import Quota
+from longshore.registry.blobs import Quota
 
 from .test_protocol import Remote, digest, errors
 

@@ -11,9 +11,11 @@ from longshore.machinery.http import pour
 from longshore.registry import manifests
 from longshore.registry.errors import AnswerCut, RegistryError
 from longshore.registry.storage import Manifest, digest_of
+from longshore.registry.urls import VERSION
 
 if TYPE_CHECKING:
     from longshore.machinery.http import Request, Response
+    from longshore.registry.blobs import BlobEndpoints
     from longshore.registry.service import Service
     from longshore.registry.upstream import Upstream
 
@@ -58,10 +60,10 @@ async def manifest(
     return found
 
 
-async def blob(service: Service, upstream: Upstream, request: Request, name: str, digest: str) -> Response | None:
+async def blob(
+    endpoints: BlobEndpoints, upstream: Upstream, request: Request, name: str, digest: str
+) -> Response | None:
     """Hand a blob on while it is kept. A digest that does not fit cuts the answer, and nothing is kept."""
-    from longshore.registry.service import VERSION
-
     if request.method == "HEAD":
         head = await upstream.get(name, f"blobs/{digest}", method="HEAD", timeout=30)
         await head.read(0)
@@ -80,21 +82,21 @@ async def blob(service: Service, upstream: Upstream, request: Request, name: str
     writer = await request.start(200, headers)
     if request.method == "HEAD":
         return None
-    upload_id = service.uploads.begin(name)
-    upload = await service.uploads.get(name, upload_id)
+    upload_id = endpoints.uploads.begin(name)
+    upload = await endpoints.uploads.get(name, upload_id)
 
     async def handed_on() -> AsyncIterator[bytes]:
         async for data in response.chunks():
             writer.write(data)
             await writer.drain()
-            service.sent.inc(len(data))
+            endpoints.sent.inc(len(data))
             yield data
 
     try:
-        await service.uploads.append(upload, lambda keep: pour(handed_on(), keep))
-        await service.uploads.finish(upload_id, upload, digest)
+        await endpoints.uploads.append(upload, lambda keep: pour(handed_on(), keep))
+        await endpoints.uploads.finish(upload_id, upload, digest)
     except BaseException as error:
-        service.uploads.forget(upload_id, upload)
+        endpoints.uploads.forget(upload_id, upload)
         await response.close()
         if isinstance(error, RegistryError | OSError) and not isinstance(error, ConnectionError):
             raise AnswerCut(f"blob {digest} from the upstream: {error}") from None

@@ -10,6 +10,7 @@ import orjson
 from longshore.machinery.http import Request, Response
 from longshore.registry import manifests
 from longshore.registry.errors import RegistryError
+from longshore.registry.urls import base_url
 
 if TYPE_CHECKING:
     from longshore.registry.service import Service
@@ -59,7 +60,7 @@ async def handle(service: Service, request: Request) -> Response | None:
     """GET / and /repository/NAME. Raises RegistryError."""
     if request.method not in ("GET", "HEAD"):
         raise RegistryError("UNSUPPORTED")
-    base = service.base(request)
+    base = base_url(request)
     host = html.escape(base.partition("://")[2])
     if request.path in ("/", "/index.html"):
         user = await service.access.check(request, "", (), base)

@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from longshore.machinery.http import Response, Server
 from longshore.registry.auth import Access, Passwords
+from longshore.registry.blobs import Quota
 from longshore.registry.errors import RegistryError
-from longshore.registry.service import Quota, Service
+from longshore.registry.service import Service
 from longshore.registry.storage import Storage
 from longshore.registry.upstream import Upstream
 

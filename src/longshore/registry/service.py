@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import logging
-import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -18,10 +15,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from longshore.machinery.http import BodyTooLarge, Request, Response
 from longshore.registry import manifests, mirror, page
 from longshore.registry.auth import Access
-from longshore.registry.errors import AnswerCut, RegistryError
+from longshore.registry.blobs import BlobEndpoints, Quota
+from longshore.registry.errors import RegistryError
 from longshore.registry.storage import Manifest, Storage, digest_of, is_digest
-from longshore.registry.uploads import Room, Uploads
 from longshore.registry.upstream import Upstream
+from longshore.registry.urls import VERSION, base_url
 
 log = logging.getLogger("longshore.registry")
 
@@ -34,18 +32,9 @@ _ROUTE = re.compile(
     r"|(?P<blobs>blobs)/(?P<digest>[^/]+)|(?P<tags>tags)/list|(?P<referrers>referrers)/(?P<subject>[^/]+))",
     re.DOTALL,
 )
-VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 _PAGE = 1000
 
 Answer = Response | None
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """Repositories whose names fit a glob may each hold blobs of `size` bytes."""
-
-    repository: str
-    size: int
 
 
 class Service:
@@ -66,23 +55,20 @@ class Service:
         upstream: Upstream | None = None,
         metrics: CollectorRegistry | None = None,
     ) -> None:
-        self.quotas = tuple(quotas)
         self.upstream = upstream
         self.storage = storage
         self.access = access or Access()
         self.read_only = read_only or upstream is not None
-        self.uploads = Uploads(storage, limit=blob_limit)
         self.metrics = metrics or CollectorRegistry()
+        self.blobs = BlobEndpoints(
+            storage, self.access, upstream=upstream, limit=blob_limit, quotas=quotas, metrics=self.metrics
+        )
         self._requests = Counter(
             "registry_http_requests",
             "Requests by route, method and code.",
             ["handler", "method", "code"],
             registry=self.metrics,
         )
-        self._received = Counter(
-            "registry_storage_blob_bytes_received", "Bytes of blobs taken in.", registry=self.metrics
-        )
-        self.sent = Counter("registry_storage_blob_bytes_sent", "Bytes of blobs handed out.", registry=self.metrics)
         self._duration = Histogram(
             "registry_http_request_duration_seconds", "Time to answer.", ["handler"], registry=self.metrics
         )
@@ -149,16 +135,16 @@ class Service:
             label, argument = "blob-upload", found["upload"]
             if argument:
                 table = {
-                    "GET": self._upload_status,
-                    "PATCH": self._patch_upload,
-                    "PUT": self._finish_upload,
-                    "DELETE": self._cancel_upload,
+                    "GET": self.blobs.status,
+                    "PATCH": self.blobs.append,
+                    "PUT": self.blobs.finish,
+                    "DELETE": self.blobs.cancel,
                 }
             else:
-                table = {"POST": self._begin_upload}
+                table = {"POST": self.blobs.begin}
         elif found["blobs"]:
             label, argument = "blob", found["digest"]
-            table = {"GET": self._get_blob, "HEAD": self._get_blob, "DELETE": self._delete_blob}
+            table = {"GET": self.blobs.get, "HEAD": self.blobs.get, "DELETE": self.blobs.delete}
         elif found["tags"]:
             label, argument = "tags", None
             table = {"GET": self._tags}
@@ -176,22 +162,15 @@ class Service:
         actions = {"GET": ("pull",), "HEAD": ("pull",), "DELETE": ("delete",)}.get(request.method, ("pull", "push"))
         if "/blobs/uploads" in request.path and request.method in ("GET", "DELETE"):
             actions = ("pull", "push")
-        await self.access.check(request, name, actions, self.base(request))
+        await self.access.check(request, name, actions, base_url(request))
         if self.read_only and request.method not in ("GET", "HEAD"):
             raise RegistryError("UNSUPPORTED", "the registry is read-only")
         return await handler(request, name, argument)
 
-    @staticmethod
-    def base(request: Request) -> str:
-        """This registry's URL as the client reached it (through a proxy that says so)."""
-        scheme = request.headers.get("X-Forwarded-Proto") or ("https" if request.peer.tls else "http")
-        host = request.headers.get("X-Forwarded-Host") or request.headers.get("Host") or "localhost"
-        return f"{scheme.partition(',')[0].strip()}://{host.partition(',')[0].strip()}"
-
     # -- the registry itself -------------------------------------------------------------------------------------
 
     async def _base(self, request: Request) -> Answer:
-        await self.access.check(request, "", (), self.base(request))
+        await self.access.check(request, "", (), base_url(request))
         if request.method not in ("GET", "HEAD"):
             raise RegistryError("UNSUPPORTED")
         return Response(200, b"{}", content_type="application/json")
@@ -216,7 +195,7 @@ class Service:
     async def _catalog(self, request: Request) -> Answer:
         if request.method != "GET":
             raise RegistryError("UNSUPPORTED")
-        user = await self.access.check(request, "", (), self.base(request))
+        user = await self.access.check(request, "", (), base_url(request))
         limit = self._limit(request)
         found = self.storage.repositories(request.param("last"), limit + 1)
         headers: list[tuple[str, str]] = []
@@ -347,200 +326,6 @@ class Service:
             raise RegistryError("MANIFEST_UNKNOWN", {"Reference": reference})
         return Response(202)
 
-    # -- blobs ---------------------------------------------------------------------------------------------------
-
-    async def _get_blob(self, request: Request, name: str, digest: str) -> Answer:
-        if not is_digest(digest):
-            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
-        size = self.storage.blob_size(name, digest, touch=request.method == "HEAD")
-        if size is None and self.upstream is not None:
-            return await mirror.blob(self, self.upstream, request, name, digest)
-        if size is None:
-            raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
-        headers = [
-            ("Docker-Content-Digest", digest),
-            ("ETag", f'"{digest}"'),
-            ("Accept-Ranges", "bytes"),
-            ("Cache-Control", "max-age=31536000"),
-            ("Content-Type", "application/octet-stream"),
-            VERSION,
-        ]
-        if f'"{digest}"' in (request.headers.get("If-None-Match") or ""):
-            return Response(304, b"", headers[:2])
-        first, last, status = 0, size - 1, 200
-        wanted = request.headers.get("Range")
-        if wanted:
-            span = parse_range(wanted, size)
-            if span is not None:
-                first, last = span
-                status = 206
-                headers.append(("Content-Range", f"bytes {first}-{last}/{size}"))
-        headers.append(("Content-Length", str(last - first + 1)))
-        writer = await request.start(status, headers)
-        if request.method == "HEAD":
-            return None
-        fd = os.open(self.storage.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            wanted_size = last + 1 - first
-            sent = await writer.send_file(fd, first, wanted_size)
-            self.sent.inc(sent)
-            if sent < wanted_size:
-                raise AnswerCut(f"blob {digest} is shorter than it should be")
-        finally:
-            os.close(fd)
-        return None
-
-    async def _delete_blob(self, request: Request, name: str, digest: str) -> Answer:
-        if not is_digest(digest):
-            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
-        if not self.storage.unlink(name, digest):
-            raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
-        return Response(202)
-
-    # -- uploads -------------------------------------------------------------------------------------------------
-
-    async def _begin_upload(self, request: Request, name: str, _: Any) -> Answer:
-        mount = request.param("mount")
-        if mount:
-            source = request.param("from")
-            if not is_digest(mount):
-                raise RegistryError("DIGEST_INVALID", {"digest": mount[:200]})
-            room = self._room(name)
-            if room is not None and self.storage.blob_size(name, mount) is None:
-                room(self.storage.size_of(mount))
-            if await self._may_mount(request, source) and self.storage.mount(name, source, mount):
-                headers = [("Location", f"/v2/{name}/blobs/{mount}"), ("Docker-Content-Digest", mount)]
-                return Response(201, b"", headers)
-        digest = request.param("digest")
-        if digest and not is_digest(digest):
-            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200]})
-        upload_id = self.uploads.begin(name)
-        if not digest:
-            return self._accepted(name, upload_id, 0)
-        upload = await self.uploads.get(name, upload_id)
-        return await self._complete(request, name, upload_id, upload, digest)
-
-    async def _may_mount(self, request: Request, source: str) -> bool:
-        """Blobs of repositories that the user may not read are not to be had by mounting them."""
-        if self.access.open:
-            return True
-        if not source:
-            return False
-        try:
-            await self.access.check(request, source, ("pull",), self.base(request))
-        except RegistryError:
-            return False
-        return True
-
-    @staticmethod
-    def _accepted(name: str, upload_id: str, offset: int, status: int = 202) -> Response:
-        return Response(
-            status,
-            b"",
-            (
-                ("Location", f"/v2/{name}/blobs/uploads/{upload_id}"),
-                ("Range", f"0-{max(0, offset - 1)}"),
-                ("Docker-Upload-UUID", upload_id),
-            ),
-        )
-
-    async def _upload_status(self, request: Request, name: str, upload_id: str) -> Answer:
-        upload = await self.uploads.get(name, upload_id)
-        return self._accepted(name, upload_id, upload.offset, 204)
-
-    async def _patch_upload(self, request: Request, name: str, upload_id: str) -> Answer:
-        upload = await self.uploads.get(name, upload_id)
-        async with upload.lock:
-            self._in_order(request, name, upload_id, upload.offset)
-            before = upload.offset
-            try:
-                await self._append(request, upload_id, upload)
-            finally:
-                self._received.inc(upload.offset - before)
-            length = request.content_length
-            if length is not None and upload.offset - before != length:
-                raise RegistryError("SIZE_INVALID")
-        return self._accepted(name, upload_id, upload.offset)
-
-    async def _append(self, request: Request, upload_id: str, upload: Any) -> None:
-        """Add the request's body. What a broken connection left is kept for a resume, what a full disk left is not."""
-        try:
-            await self.uploads.append(upload, request.receive, self._room(upload.repository))
-        except RegistryError as error:
-            if error.code == "DENIED":
-                self.uploads.forget(upload_id, upload)
-            raise
-        except ConnectionError:
-            raise
-        except OSError:
-            self.uploads.forget(upload_id, upload)
-            raise
-
-    def _room(self, name: str) -> Room | None:
-        """A check of an upload's length against its repository's quota; None where it has none."""
-        quota = next((quota for quota in self.quotas if fnmatch.fnmatchcase(name, quota.repository)), None)
-        if quota is None:
-            return None
-        used = self.storage.usage(name)
-
-        def check(size: int) -> None:
-            if used + size > quota.size:
-                detail = {"repository": name, "quota": quota.size, "used": used}
-                raise RegistryError("DENIED", detail, message=f"quota of {quota.size} bytes exceeded")
-
-        return check
-
-    def _in_order(self, request: Request, name: str, upload_id: str, offset: int) -> None:
-        """A chunk that does not begin where the upload ends is refused, with where it ends. Raises RegistryError."""
-        text = request.headers.get("Content-Range")
-        if not text:
-            return
-        found = re.fullmatch(r"(?:bytes\s+)?(\d+)-(\d+)(?:/(?:\d+|\*))?", text.strip())
-        length = request.content_length
-        good = found is not None and int(found[1]) == offset and int(found[2]) >= int(found[1]) - 1
-        if good and found is not None and length is not None and length != int(found[2]) - int(found[1]) + 1:
-            raise RegistryError("SIZE_INVALID")
-        if not good:
-            raise RegistryError("RANGE_INVALID", headers=tuple(self._accepted(name, upload_id, offset).headers))
-
-    async def _finish_upload(self, request: Request, name: str, upload_id: str) -> Answer:
-        upload = await self.uploads.get(name, upload_id)
-        digest = request.param("digest")
-        if not is_digest(digest):
-            raise RegistryError("DIGEST_INVALID", {"digest": digest[:200] or "missing"})
-        return await self._complete(request, name, upload_id, upload, digest)
-
-    async def _complete(self, request: Request, name: str, upload_id: str, upload: Any, digest: str) -> Answer:
-        async with upload.lock:
-            self._in_order(request, name, upload_id, upload.offset)
-            before = upload.offset
-            await self._append(request, upload_id, upload)
-            self._received.inc(upload.offset - before)
-            await self.uploads.finish(upload_id, upload, digest)
-        headers = [("Location", f"/v2/{name}/blobs/{digest}"), ("Docker-Content-Digest", digest)]
-        return Response(201, b"", headers)
-
-    async def _cancel_upload(self, request: Request, name: str, upload_id: str) -> Answer:
-        upload = await self.uploads.get(name, upload_id)
-        async with upload.lock:
-            self.uploads.forget(upload_id, upload)
-        return Response(204)
-
     def close(self) -> None:
-        self.uploads.close()
+        self.blobs.uploads.close()
         self.storage.close()
-
-
-def parse_range(text: str, size: int) -> tuple[int, int] | None:
-    """(first, last) of one byte range; None: send all (several ranges, another unit). Raises RegistryError(416)."""
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", text.strip())
-    if not found or not (found[1] or found[2]):
-        return None
-    if found[1]:
-        first = int(found[1])
-        last = min(int(found[2]), size - 1) if found[2] else size - 1
-    else:
-        first, last = max(0, size - int(found[2])), size - 1
-    if first >= size or last < first:
-        raise RegistryError("RANGE_INVALID", headers=(("Content-Range", f"bytes */{size}"),))
-    return first, last

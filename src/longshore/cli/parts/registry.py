@@ -83,8 +83,8 @@ def _access(arguments: argparse.Namespace) -> Access | None:
 
 def run(arguments: argparse.Namespace) -> int:
     from longshore.machinery.http import server_context
+    from longshore.registry.blobs import Quota
     from longshore.registry.server import serve
-    from longshore.registry.service import Quota
     from longshore.registry.upstream import Upstream
 
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
