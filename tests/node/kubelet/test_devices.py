@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from longshore.client.resources import NODES
+from longshore.client.resources import NODES, PODS
 from longshore.machinery.grpc import Client, RpcError, Server
 from longshore.node.kubelet import devices, podresources
 
@@ -188,10 +188,22 @@ async def test_a_restart_gives_nothing_away_twice(node: Node, plugin: Plugin) ->
 
 
 async def test_health_and_the_end_of_a_plugin(node: Node, plugin: Plugin) -> None:
-    await plugin.set("a", "Unhealthy")
+    await node.create("watched", toys(1))
+    await node.ready("watched")
+    (mine,) = plugin.allocated[-1]
+    await plugin.set(mine, "Unhealthy")
     await shows(node, "3", "1")
-    await plugin.set("a", "Healthy")
+
+    async def told(state: str) -> bool:
+        (container,) = (await node.client.get(PODS, "watched", "default"))["status"]["containerStatuses"]
+        want = [{"name": NAME, "resources": [{"resourceID": mine, "health": state}]}]
+        return container.get("allocatedResourcesStatus") == want
+
+    await node.until(lambda: told("Unhealthy"))
+    await plugin.set(mine, "Healthy")
     await shows(node, "3", "2")
+    await node.until(lambda: told("Healthy"))
+    await node.delete("watched")
     await plugin.stop()
     await shows(node, "0", "0")
     await plugin.start()

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from longshore.client.resources import EVENTS, PODS, RESOURCE_CLAIMS
 from longshore.machinery.grpc import Client, RpcError, Server
-from longshore.node.kubelet import dra, plugins, podresources
+from longshore.node.kubelet import dra, drahealth, plugins, podresources
 
 from .conftest import Node
 
@@ -30,6 +30,7 @@ class Driver:
         self.prepared: list[str] = []
         self.returned: list[str] = []
         self.messages = dra.schema(dra.SERVICES["v1.DRAPlugin"])
+        self.health: asyncio.Queue[Any] = asyncio.Queue()
         self.server: Server | None = None
 
     async def start(self) -> None:
@@ -37,7 +38,11 @@ class Driver:
         self.socket = folder / "dra.sock"
         registration = plugins.schema()
         self.registration = registration
-        self.server = Server((self.messages.DRAPlugin, self), (registration.Registration, self))
+        self.server = Server(
+            (self.messages.DRAPlugin, self),
+            (registration.Registration, self),
+            (drahealth.schema().DRAResourceHealth, self),
+        )
         folder.mkdir(parents=True, exist_ok=True)
         await self.server.listen_unix(self.socket)
 
@@ -52,6 +57,17 @@ class Driver:
     async def notify_registration_status(self, request: Any) -> Any:
         assert request.plugin_registered, request.error
         return self.registration.RegistrationStatusResponse()
+
+    def well(self, device: str, state: int, message: str = "", seconds: int = 0) -> None:
+        one = {
+            "device": {"pool_name": "p", "device_name": device}, "health": state, "message": message,
+            "health_check_timeout_seconds": seconds,
+        }  # fmt: skip
+        self.health.put_nowait(drahealth.schema().NodeWatchResourcesResponse(devices=[one]))
+
+    async def node_watch_resources(self, _: Any) -> AsyncIterator[Any]:
+        while True:
+            yield await self.health.get()
 
     async def node_prepare_resources(self, request: Any) -> Any:
         answer = self.messages.NodePrepareResourcesResponse()
@@ -161,6 +177,28 @@ async def test_a_claim_is_prepared_given_and_returned(node: Node, driver: Driver
 
     await node.until(returned)
     await node.client.delete(RESOURCE_CLAIMS, "both", "default")
+
+
+async def test_how_devices_are_is_told(node: Node, driver: Driver) -> None:
+    await claim(node, "watched")
+    more = {"resourceClaims": [{"name": "toys", "resourceClaimName": "watched"}]}
+    await node.create("watches", uses("watched", "r-one"), **more)
+    await node.ready("watches")
+
+    async def told(state: str, **words: str) -> bool:
+        (container,) = (await node.client.get(PODS, "watches", "default"))["status"]["containerStatuses"]
+        health = {"resourceID": "example.test/toy=one", "health": state, **words}
+        return container.get("allocatedResourcesStatus") == [{"name": "claim:toys/r-one", "resources": [health]}]
+
+    await node.until(lambda: told("Unknown"))
+    driver.well("one", 1)
+    await node.until(lambda: told("Healthy"))
+    driver.well("one", 2, "too hot", seconds=1)
+    await node.until(lambda: told("Unhealthy", message="too hot"))
+    # What a driver says is believed for so long only.
+    await node.until(lambda: told("Unknown"))
+    await node.delete("watches")
+    await node.client.delete(RESOURCE_CLAIMS, "watched", "default")
 
 
 async def test_what_a_driver_says_is_told(node: Node, driver: Driver) -> None:

@@ -125,4 +125,12 @@ async def test_log_options(node: Node) -> None:
     own = await kubectl("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/metrics")
     assert "kubelet_running_pods" in own
     assert '"maxPods":110' in await kubectl("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/configz")
+    checkpoint = f"/api/v1/nodes/{node.name}/proxy/checkpoint/default"
+    for path, words in (
+        ("absent/main", "pod does not exist"),
+        ("crash/other", "container other does not exist"),
+        ("crash/main?timeout=x", "cannot parse value of timeout parameter"),
+        ("crash/main", "checkpointing of default/crash/main failed (rpc error: code = Unimplemented"),
+    ):
+        assert words in await kubectl("create", "--raw", f"{checkpoint}/{path}", "-f", "/dev/null", code=1), path
     await kubectl("delete", "pod", "crash", "waits", "--wait=true")

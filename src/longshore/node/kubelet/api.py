@@ -17,6 +17,7 @@ from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.http import Client, ClientError, Request, Response, tunnel
 from longshore.node.kubelet import logs
 from longshore.node.kubelet.auth import Gate
+from longshore.node.kubelet.images import go_code
 from longshore.node.kubelet.kubelet import Kubelet
 from longshore.node.kubelet.resources import all_containers
 from longshore.node.kubelet.runtime import RUNNING, PodState
@@ -291,21 +292,27 @@ class KubeletApi:
             return text(405, "405: Method Not Allowed")
         pod = self._find(namespace, name)
         if pod is None:
-            return text(404, "pod does not exist\n")
-        known = (await self._state(pod)).latest(container)
-        if known is None:
-            return text(404, f"container {container} does not exist\n")
-        stamp = datetime.now().strftime("%Y-%m-%dT%H:%M:%S%z")
-        folder = self.kubelet.config.root / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        location = folder / f"checkpoint-{name}_{namespace}-{container}-{stamp}.tar"
+            return text(404, "pod does not exist")
+        if all(c["name"] != container for c in all_containers(pod)):
+            return text(404, f"container {container} does not exist")
         try:
-            await self.kubelet.runtime.call("CheckpointContainer", container_id=known.id, location=str(location))
-        except RpcError as error:
-            if error.status is Status.UNIMPLEMENTED:
-                return text(404, "404 page not found\n")
-            return text(500, f"checkpointing of {namespace}/{name}/{container} failed ({error.message})\n")
-        return Response.json({"items": [str(location)]})
+            timeout = int((request.query.get("timeout") or ["0"])[-1])
+        except ValueError:
+            return text(404, "cannot parse value of timeout parameter")
+        problem = f"container {container} not found"
+        known = (await self._state(pod)).latest(container)
+        if known is not None:
+            stamp = datetime.now().astimezone().strftime("%Y-%m-%dT%H:%M:%S%z")
+            folder = self.kubelet.config.root / "checkpoints"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            location = str(folder / f"checkpoint-{name}_{namespace}-{container}-{stamp}.tar")
+            fields: dict[str, Any] = {"container_id": known.id, "location": location, "timeout": timeout}
+            try:
+                await self.kubelet.runtime.call("CheckpointContainer", **fields)
+                return Response.json({"items": [location]})
+            except RpcError as error:
+                problem = f"rpc error: code = {go_code(error.status)} desc = {error.message}"
+        return text(500, f"checkpointing of {namespace}/{name}/{container} failed ({problem})")
 
 
 def _log_options(request: Request) -> logs.Options:

@@ -98,8 +98,8 @@ class _Grant:
 class DeviceManager:
     """The node's devices."""
 
-    def __init__(self, root: Path, changed: Callable[[], None]) -> None:
-        """root: the kubelet's. changed(): there are other devices than before."""
+    def __init__(self, root: Path, changed: Callable[[str], None]) -> None:
+        """root: the kubelet's. changed(resource): its devices are others than before, or otherwise."""
         self._folder, self._file, self._changed = root / "device-plugins", root / "devices.json", changed
         self._resources: dict[str, _Resource] = {}
         #: pod uid -> container -> resource
@@ -155,7 +155,7 @@ class DeviceManager:
                 if fresh != resource.devices:
                     resource.devices = fresh
                     await asyncio.to_thread(self._save)
-                    self._changed()
+                    self._changed(name)
         except RpcError as error:
             log.warning("device plugin of %s: %s", name, error.message)
         finally:
@@ -164,7 +164,7 @@ class DeviceManager:
             # Without its plugin no device can be given; it registers anew when it comes back.
             resource.endpoint = None
             resource.devices = dict.fromkeys(resource.devices, False)
-            self._changed()
+            self._changed(name)
 
     def figures(self) -> tuple[dict[str, str], dict[str, str]]:
         """(capacity, allocatable) by resource; a resource that once was there stays, with none of it."""
@@ -178,6 +178,15 @@ class DeviceManager:
     def of_container(self, uid: str, name: str) -> dict[str, list[str]]:
         """Resource -> the ids that a container has."""
         return {resource: list(grant.ids) for resource, grant in self._grants.get(uid, {}).get(name, {}).items()}
+
+    def is_healthy(self, name: str, device: str) -> bool:
+        """Whether a device is well; one that its plugin does not tell of any more counts as well."""
+        resource = self._resources.get(name)
+        return resource is None or resource.devices.get(device, True)
+
+    def users(self, name: str) -> set[str]:
+        """The uids of pods that have devices of a resource."""
+        return {uid for uid, own in self._grants.items() if any(name in granted for granted in own.values())}
 
     def homes(self, name: str, device: str) -> tuple[int, ...]:
         """The NUMA nodes that a device is near."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from longshore.client.rest import Client as ApiClient
 from longshore.client.rest import is_not_found
 from longshore.machinery.errors import StatusError
 from longshore.machinery.grpc import Client, RpcError
+from longshore.node.kubelet.drahealth import DeviceHealths
 from longshore.node.kubelet.plugins import PluginRefused
 from longshore.wire.cri import cri
 from longshore.wire.protobuf import Schema
@@ -116,6 +117,9 @@ class ClaimManager:
         self._drivers: dict[str, list[_Driver]] = {}
         self._claims: dict[tuple[str, str], _Claim] = {}
         self._lock = asyncio.Lock()
+        self.health = DeviceHealths(self._health_changed)
+        #: told of the pods whose devices are otherwise than before
+        self.pods_changed: Callable[[set[str]], None] = lambda _: None
         #: told when a driver has come
         self.arrived: Callable[[], None] = lambda: None
         self._load()
@@ -130,13 +134,25 @@ class ClaimManager:
         # While a driver is renewed two instances may be there; the newest is asked.
         others = [d for d in self._drivers.get(name, ()) if d.endpoint != endpoint]
         self._drivers[name] = [*others, _Driver(endpoint, package)]
+        self.health.follow(name, endpoint)
         self.arrived()
 
     async def deregister(self, name: str, endpoint: Path) -> None:
         """A driver has gone."""
+        self.health.leave(name, endpoint)
         left = [d for d in self._drivers.pop(name, ()) if d.endpoint != endpoint]
         if left:
             self._drivers[name] = left
+
+    def _health_changed(self, driver: str, devices: set[tuple[str, str]]) -> None:
+        users = {
+            uid
+            for claim in self._claims.values()
+            if any((pool, name) in devices for _, _, pool, name in claim.devices.get(driver, ()))
+            for uid in claim.pods
+        }
+        if users:
+            self.pods_changed(users)
 
     def _driver(self, name: str) -> _Driver:
         if name not in self._drivers:
@@ -260,6 +276,17 @@ class ClaimManager:
                 devices = found.setdefault(name, [])
                 devices += [d for d in claim.of_request(request) if d not in devices]
         return list(found.items())
+
+    def devices_of(self, pod: Pod, container: Mapping[str, Any]) -> Iterator[tuple[str, str, list[tuple[str, str, str, list[str]]]]]:  # fmt: skip
+        """(the claim's name in the pod, request, its devices) of each claim that a container names."""
+        try:
+            names = dict(claims_of(pod))
+        except ClaimError:
+            return
+        for entry in (container.get("resources") or {}).get("claims") or ():
+            claim = self._claims.get((pod["metadata"]["namespace"], names.get(entry["name"], "")))
+            if claim is not None:
+                yield entry["name"], entry.get("request") or "", claim.of_request(entry.get("request") or "")
 
     async def unprepare(self, uid: str) -> None:
         """A pod has ended: give back the claims that it was the last to use. Raises ClaimError."""

@@ -88,15 +88,16 @@ class Kubelet(StatusMaker):
             self.handlers, changed=self.nudge, event=self.container_event, pod_ip=self.pod_ip, told=self._told
         )
         self.killer = Killer(runtime, self.handlers, self.container_event, self.pod_ip)
-        self.objects = ObjectCache(client, self._objects_changed)
+        self.objects = ObjectCache(client, self._nudge_all)
         self.tokens = TokenManager(client)
         self.statuses = StatusManager(client, api_pod=self.api_pod, finished=self.is_finished)
         #: told when the node's devices or its readiness are others; set by whoever keeps the node's status
         self.devices_changed: Callable[[], None] = lambda: None
-        self.devices = DeviceManager(config.root, lambda: self.devices_changed())
+        self.devices = DeviceManager(config.root, self._devices_changed)
         self.csi = CsiVolumes(client, config.node_name, config.root, self._driver_came, self.tokens.get)
         self.claims = ClaimManager(config.root, client)
         self.claims.arrived = self._return_claims
+        self.claims.pods_changed = self._nudge_all
         self.placement = placement(config, self.devices)
         self.pod_resources = PodResources(config.root, self._running_pods, self.devices, self.claims, self.placement)
         self.plugins = Plugins(config.root / "plugins_registry", {"CSIPlugin": self.csi, "DRAPlugin": self.claims})
@@ -222,6 +223,7 @@ class Kubelet(StatusMaker):
                 task.cancel()
             await self.probes.close()
             await self.objects.close()
+            self.claims.health.close()
             await self.statuses.close()
             await self.handlers.close()
 
@@ -331,9 +333,13 @@ class Kubelet(StatusMaker):
         if worker is not None:
             worker.nudge()
 
-    def _objects_changed(self, uids: set[str]) -> None:
+    def _nudge_all(self, uids: set[str]) -> None:
         for uid in uids:
             self.nudge(uid)
+
+    def _devices_changed(self, resource: str) -> None:
+        self.devices_changed()
+        self._nudge_all(self.devices.users(resource))
 
     def _runtime_changed(self, uid: str) -> None:
         for wake in self.followers.get(uid, ()):

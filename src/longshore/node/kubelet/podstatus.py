@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longshore.node.kubelet import podspec, resources, status
+from longshore.node.kubelet import podspec, resourcehealth, resources, status
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.devices import DeviceManager
+from longshore.node.kubelet.dra import ClaimManager
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.resize import Allocations
@@ -32,6 +34,8 @@ class StatusMaker:
     messages: TerminationMessages
     allocations: Allocations
     disruptions: dict[str, str]
+    devices: DeviceManager
+    claims: ClaimManager
 
     def addresses(self, pod: Pod, ips: list[str]) -> dict[str, Any]:
         """hostIP, hostIPs, podIP, podIPs for a pod whose sandbox has these addresses."""
@@ -66,6 +70,7 @@ class StatusMaker:
                 message=self.messages.read,
             )  # fmt: skip
         self._mark_ready(pod, state, lists)
+        resourcehealth.tell(pod, lists["containerStatuses"], self.devices, self.claims)
         everything = lists["initContainerStatuses"] + lists["containerStatuses"]
         ended = terminal or before.get("phase") in ("Succeeded", "Failed")
         phase = status.phase(pod, everything, ended)

@@ -17,6 +17,7 @@ from typing import Any
 from longshore.machinery import mounts, quantity, rooted
 from longshore.node.kubelet.volumes import atomic
 from longshore.node.kubelet.volumes.csi import CsiError, CsiVolumes
+from longshore.node.kubelet.volumes.localdevices import DeviceError, LocalDevices
 from longshore.node.kubelet.volumes.payload import PayloadError, Sources, collect
 
 log = logging.getLogger("longshore.kubelet.volumes")
@@ -62,7 +63,7 @@ class VolumeManager:
     ) -> None:
         """root: the kubelet's. memory: allocatable bytes of the node, for volumes in memory. grown(pod, claim, volume):
         the volume's file system is as large as the volume now."""
-        self._csi, self._grown = csi, grown
+        self._csi, self._grown, self._local_devices = csi, grown, LocalDevices(root)
         self._root, self._sources, self._claims, self._node, self._memory = root, sources, claims, node_name, memory
         #: uid -> when to look at the pod's volumes again (seconds since 1970), for tokens
         self.due: dict[str, float] = {}
@@ -85,7 +86,7 @@ class VolumeManager:
                 continue
             try:
                 mounted, again = await self._one(pod, volume)
-            except (VolumeError, PayloadError, CsiError, atomic.BadPath) as error:
+            except (VolumeError, PayloadError, CsiError, DeviceError, atomic.BadPath) as error:
                 problems.append(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}')
                 continue
             except OSError as error:
@@ -202,6 +203,13 @@ class VolumeManager:
                 await asyncio.to_thread(_block_device, source)
                 return MountedVolume(name, source, readonly, device=True, claim=claim_name), 0.0
             target = self.folder(pod["metadata"]["uid"]) / "kubernetes.io~local-volume" / volume["metadata"]["name"]
+            if not source.exists():
+                raise VolumeError(f'local volume path "{source}" does not exist')
+            if stat.S_ISBLK(os.stat(source).st_mode):
+                source = await self._local_devices.stage(
+                    volume["metadata"]["name"], source, spec["local"].get("fsType") or "",
+                    spec.get("mountOptions") or (), readonly=readonly,
+                )  # fmt: skip
             await asyncio.to_thread(self._local, source, target, gid)
             return MountedVolume(name, target, readonly, claim=claim_name), 0.0
         if "csi" in spec:
@@ -224,12 +232,6 @@ class VolumeManager:
             await self._grown(pod, claim, volume)
 
     def _local(self, source: Path, target: Path, gid: int | None) -> None:
-        if not source.exists():
-            raise VolumeError(f'local volume path "{source}" does not exist')
-        if stat.S_ISBLK(os.stat(source).st_mode):
-            raise VolumeError(
-                f'local volume "{source}" is a block device, which cannot be mounted as a file system here'
-            )
         target.mkdir(parents=True, exist_ok=True)
         if not mounts.is_mounted(target):
             mounts.bind(source, target)
@@ -278,6 +280,7 @@ class VolumeManager:
         """
         await self._csi.release(uid)
         await asyncio.to_thread(self._remove, uid)
+        await self._local_devices.release()
 
     def _remove(self, uid: str) -> None:
         self.due.pop(uid, None)
