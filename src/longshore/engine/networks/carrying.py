@@ -2,104 +2,130 @@
 
 Connections to [::1] (the kernel routes no translated loopback traffic of IPv6), and over IPv6 to a container that has only an
 IPv4 address (or the reverse), are the ones that reach the socket which holds a port: all others are translated before.
-So this costs nothing until somebody comes that way. Bytes are spliced from socket to socket and never seen here.
-Source: docker-proxy's behaviour; splice(2).
+So this costs nothing until somebody comes that way. Source: docker-proxy's behaviour.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
+import errno
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
-
-log = logging.getLogger("longshore.engine.networks")
 
 #: An address and a port inside a container.
 Target = tuple[str, int]
 
 _PIECE = 1 << 16
-_SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _BACKLOG = 128
 _ACCEPT_AT_ONCE = 32
 _CONNECT_SECONDS = 30.0
 # As docker-proxy: how long answers to a datagram are waited for, and how many peers are kept.
 _DATAGRAM_SECONDS, _PEERS = 90.0, 1024
 _RESET = struct.pack("ii", 1, 0)
+# What is read is written at once, or copied: one buffer serves all connections of the loop's thread.
+_buffer = bytearray(1 << 18)
+_view = memoryview(_buffer)
 
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-class _Stream:
-    """One direction of a connection: what arrives at `source` goes to `sink`; its end is passed on."""
+class _Connection:
+    """A connection that came to a held port, and its counterpart in the container."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, ended: Callable[[], None]) -> None:
+    def __init__(self, client: socket.socket, target: Target, open: set[_Connection]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._source, self._sink, self._ended = source, sink, ended
-        self._out, self._in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._held = 0
-        self._writing = False
-        self.done = False
-        self._loop.add_reader(source.fileno(), self._readable)
-
-    def _readable(self) -> None:
-        try:
-            read = os.splice(self._source.fileno(), self._in, _PIECE, flags=_SPLICE)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._fail()
-            return
-        if read == 0:
-            with contextlib.suppress(OSError):
-                self._sink.shutdown(socket.SHUT_WR)
+        self._client, self._all = client, open
+        self._server = socket.socket(
+            _family(target[0]), socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
+        for sock in (client, self._server):
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        open.add(self)
+        self._left: dict[socket.socket, bytes] = {}
+        self._reading: set[socket.socket] = set()
+        self._timer = self._loop.call_later(_CONNECT_SECONDS, self.close)
+        if self._server.connect_ex(target) not in (0, errno.EINPROGRESS):
             self.close()
-            self._ended()
+        else:
+            self._loop.add_writer(self._server.fileno(), self._connected)
+
+    def _connected(self) -> None:
+        self._timer.cancel()
+        self._loop.remove_writer(self._server.fileno())
+        if self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.close()
             return
-        self._held += read
-        self._write()
+        self._read(self._server, self._client)
+        self._read(self._client, self._server)
+        # What was asked is often there already.
+        self._move(self._client, self._server)
 
-    def _fail(self) -> None:
-        """Neither side hears the other any more."""
-        for sock in (self._source, self._sink):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        self.close()
-        self._ended()
+    def _read(self, source: socket.socket, sink: socket.socket) -> None:
+        self._reading.add(source)
+        self._loop.add_reader(source.fileno(), self._move, source, sink)
 
-    def _write(self) -> None:
+    def _stop_reading(self, source: socket.socket) -> None:
+        self._reading.discard(source)
+        self._loop.remove_reader(source.fileno())
+
+    def _move(self, source: socket.socket, sink: socket.socket) -> None:
         try:
-            while self._held:
-                self._held -= os.splice(self._out, self._sink.fileno(), self._held, flags=_SPLICE)
+            count = source.recv_into(_buffer)
         except BlockingIOError:
-            if not self._writing:
-                self._writing = True
-                self._loop.remove_reader(self._source.fileno())
-                self._loop.add_writer(self._sink.fileno(), self._write)
             return
         except OSError:
-            self._fail()
+            self.close()
             return
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._sink.fileno())
-            self._loop.add_reader(self._source.fileno(), self._readable)
+        if not count:
+            self._stop_reading(source)
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_WR)
+            if not self._reading and not self._left:
+                self.close(reset=False)
+            return
+        try:
+            sent = sink.send(_view[:count])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < count:
+            # Nothing more is taken from one side until the other has got this.
+            self._left[sink] = bytes(_view[sent:count])
+            self._stop_reading(source)
+            self._loop.add_writer(sink.fileno(), self._flush, source, sink)
 
-    def close(self) -> None:
-        if self.done:
+    def _flush(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            self._left[sink] = self._left[sink][sink.send(self._left[sink]) :]
+        except BlockingIOError:
             return
-        self.done = True
-        self._loop.remove_reader(self._source.fileno())
-        if self._writing:
-            self._loop.remove_writer(self._sink.fileno())
-        os.close(self._in)
-        os.close(self._out)
+        except OSError:
+            self.close()
+            return
+        if not self._left[sink]:
+            del self._left[sink]
+            self._loop.remove_writer(sink.fileno())
+            self._read(source, sink)
+
+    def close(self, *, reset: bool = True) -> None:
+        """End both sides; reset: as a connection that broke, or never came about."""
+        if self not in self._all:
+            return
+        self._all.discard(self)
+        self._timer.cancel()
+        for sock in (self._client, self._server):
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            sock.close()
 
 
 class Carrier:
@@ -109,9 +135,8 @@ class Carrier:
         self.target = target
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
-        self._open: set[tuple[socket.socket, socket.socket]] = set()
+        self._open: set[_Connection] = set()
         self._peers: dict[tuple[socket.socket, Any], tuple[socket.socket, asyncio.TimerHandle]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         for sock in sockets:
             sock.setblocking(False)
             if protocol == "tcp":
@@ -128,42 +153,11 @@ class Carrier:
                 client, _ = listener.accept()
             except OSError:
                 return
-            client.setblocking(False)
             if self.target is None:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 client.close()
-                continue
-            task = self._loop.create_task(self._connect(client, self.target))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, client: socket.socket, target: Target) -> None:
-        server = socket.socket(_family(target[0]), socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await self._loop.sock_connect(server, target)
-        except BaseException as error:
-            # The client sees what it would see without us: the connection does not come about.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            client.close()
-            server.close()
-            if not isinstance(error, OSError):
-                raise
-            return
-        for sock in (client, server):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        pair = (client, server)
-        streams: list[_Stream] = []
-
-        def ended() -> None:
-            if all(stream.done for stream in streams) and len(streams) == 2:
-                self._open.discard(pair)
-                client.close()
-                server.close()
-
-        self._open.add(pair)
-        streams.append(_Stream(client, server, ended))
-        streams.append(_Stream(server, client, ended))
+            else:
+                _Connection(client, self.target, self._open)
 
     # ------------------------------------------------------------------ datagrams
 
@@ -206,12 +200,7 @@ class Carrier:
         """Stop; what is being carried ends. The sockets belong to who gave them."""
         for sock in self._sockets:
             self._loop.remove_reader(sock.fileno())
-        for task in self._tasks:
-            task.cancel()
-        for pair in self._open:
-            for sock in pair:
-                # Their streams see the end and let go.
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+        for connection in list(self._open):
+            connection.close()
         for sock, peer in list(self._peers):
             self._forget(sock, peer)
