@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from longshore.api import times
-from longshore.client.selectors import matcher
 from longshore.machinery.errors import Cause, StatusError, bad_request, conflict, not_found, too_many_requests
 from longshore.machinery.http import Response
 from longshore.master.apiserver import bodies, options, rendering
@@ -142,6 +141,8 @@ class PodWrites:
         return call.endpoint.present(item.decode())
 
     def _budget(self, pod: Object) -> Object | None:
+        from longshore.client.selectors import matcher  # the whole client comes with it: with the first eviction
+
         labels = pod["metadata"].get("labels") or {}
         found = []
         for budget in self.api.list("policy", "poddisruptionbudgets", pod["metadata"]["namespace"]):

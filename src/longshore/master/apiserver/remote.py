@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from longshore.client.config import load
 from longshore.machinery.http import Client
 
 ATTEMPTS, FIRST_WAIT, FACTOR, JITTER = 5, 0.5, 1.5, 0.2
@@ -51,6 +50,8 @@ class Remote:
 
     def open(self) -> None:
         """Reads the kubeconfig. ConfigError or OSError."""
+        from longshore.client.config import load  # the whole client comes with it: where there is such a server
+
         config = load(self._file)
         field = config.authorization()
         headers = [("Authorization", field)] if field else []

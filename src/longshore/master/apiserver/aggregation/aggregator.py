@@ -17,7 +17,6 @@ from longshore.api import times
 from longshore.machinery.errors import StatusError
 from longshore.machinery.http import Client, Request, Response
 from longshore.master.apiserver.context import API, Object, UserInfo
-from longshore.master.apiserver.proxying import reverse
 
 from .documents import Documents, fetch
 from .services import GROUP, LOCAL, PASSED, Condition, Remote
@@ -117,6 +116,8 @@ class Aggregator:
             headers = [("X-Content-Type-Options", "nosniff")]
             return Response(503, b"service unavailable\n", headers, "text/plain; charset=utf-8")
         url = base + request.raw_path + (f"?{request.raw_query}" if request.raw_query else "")
+        from longshore.master.apiserver.proxying import reverse  # with the first request that is carried
+
         if request.wants_upgrade:
             return await reverse.upgrade(request, remote.client, url, proxy_headers(user))
         return await reverse.carry(request, remote.client, url, extra=proxy_headers(user))

@@ -30,7 +30,7 @@ Handler = Callable[[Call], Awaitable[Response | None]]
 MAX_ERROR = 50 * 1024
 
 
-class Proxying:
+class Connects:
     """Answers the connect subresources.
 
     admission: asked with CONNECT before anything is opened. certificate, key, ca: see Kubelets.
@@ -48,10 +48,7 @@ class Proxying:
         self._api = api
         self._admission = admission
         self.kubelets = Kubelets(api, certificate=certificate, key=key, ca=ca)
-
-    def handlers(self) -> dict[tuple[str, str, str], Handler]:
-        """By (group, plural, subresource)."""
-        return {
+        self.handlers: dict[tuple[str, str, str], Handler] = {
             ("", "pods", "exec"): self.exec,
             ("", "pods", "attach"): self.attach,
             ("", "pods", "portforward"): self.portforward,
