@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longshore.engine.images import references
-from longshore.machinery.grpc import RpcError, Status
+from longshore.machinery.grpc import Client, RpcError, Status
 from longshore.wire.cri import cri
 
 from .conftest import Engine
@@ -226,6 +226,27 @@ async def test_kill_and_recover(engine: Engine) -> None:
     assert len(set(ips)) == 2
     await engine.call("StopContainer", container_id=stays, timeout=5)
     assert (await engine.status(stays)).exit_code == 7
+
+
+async def test_a_start_goes_to_its_end_without_its_caller(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kubelet that is killed while it starts a container does not make the program fail."""
+    pod = await engine.run_pod("orphaned")
+    container = await engine.create(pod, "c", ["sh", "-c", "exit 3"])
+    begun, start = asyncio.Event(), engine.runtime.start
+
+    async def watched(id: str) -> None:
+        begun.set()
+        await start(id)
+
+    monkeypatch.setattr(engine.runtime, "start", watched)
+    caller = Client(cri.RuntimeService, path=engine.socket)
+    call = asyncio.create_task(caller.call("StartContainer", container_id=container, deadline=60))
+    await begun.wait()
+    caller.close()
+    with pytest.raises((RpcError, OSError, asyncio.CancelledError)):
+        await call
+    ended = await asyncio.wait_for(engine.ended(container), 60)
+    assert (ended.state, ended.exit_code, ended.reason) == (cri.CONTAINER_EXITED, 3, "Error")
 
 
 async def test_events_and_stats(engine: Engine) -> None:

@@ -76,6 +76,7 @@ class Containers:
         self.records: Records[Container] = Records(data, Container, "container")
         self.runtime, self.images, self.sandboxes, self._changed = runtime, images, sandboxes, changed
         self._locks: dict[str, asyncio.Lock] = {}
+        self._starting: set[asyncio.Future[None]] = set()  # held, so that they live until they are done
         runtime.on_exit(self._exited)
 
     def lock(self, container_id: str) -> asyncio.Lock:
@@ -219,7 +220,17 @@ class Containers:
     # -- start and stop ----------------------------------------------------------------------------------------------
 
     async def start(self, container: Container) -> None:
-        """Run a created container. One that cannot start has ended with code 128 and reason StartError."""
+        """Run a created container. One that cannot start has ended with code 128 and reason StartError.
+
+        Goes to its end when the caller goes away: a kubelet that is killed in between finds its program running, not
+        one whose start was broken off, which would count as the program's failure.
+        """
+        task = asyncio.ensure_future(self._start(container))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        await asyncio.shield(task)
+
+    async def _start(self, container: Container) -> None:
         async with self.lock(container.id):
             if container.state != cri.CONTAINER_CREATED:
                 name = cri.value_name("ContainerState", container.state)
