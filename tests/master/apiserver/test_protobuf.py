@@ -40,6 +40,20 @@ def test_inlined_and_special_types() -> None:
     assert protobuf.decode(protobuf.envelope(rule)) == rule
 
 
+def test_times_of_the_first_century() -> None:
+    """A lease whose times were made from Go's zero time, and a time with its seconds only."""
+    lease = {"kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
+             "metadata": {"name": "x", "creationTimestamp": "0001-01-01T00:00:07Z"},
+             "spec": {"acquireTime": "0001-01-01T00:00:02.000000Z", "renewTime": "0033-04-03T15:00:00.250000Z"}}  # fmt: skip
+    assert protobuf.decode(protobuf.envelope(lease)) == lease
+
+
+def test_a_resource_list_without_a_version() -> None:
+    core = {"kind": "APIResourceList", "groupVersion": "v1", "resources": [
+        {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": ["get"], "shortNames": ["po"]}]}  # fmt: skip
+    assert protobuf.decode(protobuf.envelope(core)) == {**core, "apiVersion": ""}
+
+
 def test_what_is_no_message_is_refused() -> None:
     for data in (b"", b"k8s", b"{}", b"k8s\x00\x0a\xff", b"k8s\x00\x0a\x02\x08"):
         with pytest.raises(protobuf.ProtobufError):

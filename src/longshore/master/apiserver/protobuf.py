@@ -183,14 +183,19 @@ def _moment(data: bytes) -> datetime.datetime | None:
         raise ProtobufError("time out of range") from None
 
 
+def _iso(moment: datetime.datetime, precision: str) -> str:
+    """In RFC 3339 with four digits of the year, which strftime does not promise: Go's zero time is in the year 1."""
+    return moment.replace(tzinfo=None).isoformat(timespec=precision) + "Z"
+
+
 def _time_in(data: bytes, depth: int) -> Any:
     moment = _moment(data)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment is not None else None
+    return _iso(moment, "seconds") if moment is not None else None
 
 
 def _micro_time_in(data: bytes, depth: int) -> Any:
     moment = _moment(data)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if moment is not None else None
+    return _iso(moment, "microseconds") if moment is not None else None
 
 
 def _duration_in(data: bytes, depth: int) -> Any:
@@ -457,15 +462,19 @@ def wrap(api_version: str, kind: str, raw: bytes) -> bytes:
 
 
 def envelope(obj: Object) -> bytes:
-    """A JSON tree with apiVersion and kind as an enveloped message; 406 where the kind has no protobuf form."""
-    found = for_kind(obj.get("apiVersion", ""), obj.get("kind", ""))
+    """A JSON tree with its kind as an enveloped message; 406 where the kind has no protobuf form.
+
+    The resource list of the core group has no apiVersion (upstream keeps that of old), and none is put in.
+    """
+    version, kind = obj.get("apiVersion", ""), obj.get("kind", "")
+    found = for_kind(version, kind)
     if found is None:
         raise StatusError(
             406,
             "NotAcceptable",
             "object does not implement the protobuf marshalling interface and cannot be encoded to a protobuf message",
         )
-    return wrap(obj["apiVersion"], obj["kind"], to_message(found, obj))
+    return wrap(version, kind, to_message(found, obj))
 
 
 def watch_frame(kind: str, obj: Object) -> bytes:
