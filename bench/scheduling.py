@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from bench.report import figure
+from longshore.cli.main import complete
 
 ROOT = Path(__file__).parents[1]
 for folder in ("tests", "tests/master", "tests/master/scheduler"):
@@ -202,7 +203,7 @@ def main() -> None:
         target="> 1500 (upstream 570)",
     )
     for nodes, upstream in ((100, 213), (1000, 156), (5000, 152)):
-        found = asyncio.run(live(nodes, 2000))
+        found = complete(live(nodes, 2000))
         figure(f"live, {nodes:,} nodes, 2,000 pods", found, "pods/s", target=f"> 1000 (upstream {upstream})")
     ours, plain = memory()
     figure("a pod in an informer", ours, "bytes", peer="plainly decoded", theirs=plain)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshore.cli.main import UserError, layout_of
+from longshore.cli.main import UserError, complete, layout_of
 from longshore.machinery.errors import StatusError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     work = _nodes(arguments) if arguments.mode == "nodes" else _ask(ANSWERS[arguments.mode], arguments)
     try:
-        asyncio.run(work)
+        complete(work)
     except (*known, ExceptionGroup) as error:
         first: Exception = error
         while isinstance(first, ExceptionGroup):
@@ -108,6 +108,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 async def _nodes(arguments: argparse.Namespace) -> None:
     from longshore.client.rest import Client
     from longshore.machinery.quantity import parse
+    from longshore.machinery.run import freeze
     from longshore.simulate import nodes, rules
 
     for amount in (arguments.cpu, arguments.memory):
@@ -131,6 +132,7 @@ async def _nodes(arguments: argparse.Namespace) -> None:
 
     async def tell() -> None:
         await ready.wait()
+        freeze()
         print(f"{arguments.count} simulated nodes are Ready", flush=True)
 
     telling = asyncio.create_task(tell())

@@ -54,7 +54,7 @@ def run_part(main: Callable[[], Coroutine[Any, Any, None]], *, level: int = logg
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         # What start-up has made stays: keep the collector from walking it again and again.
-        loop.call_later(5, _freeze)
+        loop.call_later(5, freeze)
         following = asyncio.create_task(renewal.follow())
         try:
             await task
@@ -71,7 +71,8 @@ def run_part(main: Callable[[], Coroutine[Any, Any, None]], *, level: int = logg
         return runner.run(supervised())
 
 
-def _freeze() -> None:
+def freeze() -> None:
+    """Spare the collector what start-up has made, and let it look for cycles less often."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)  # what calls make is freed by reference counting: look for cycles less often
+    gc.set_threshold(20_000, 20, 20)  # what calls make is freed by reference counting
