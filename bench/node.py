@@ -1,6 +1,6 @@
 """Claim: a pod from creation to Running seen by a watcher in under 150 ms (p50) and 400 ms (p99), image present, one at
 a time; 100 pods at once on one node all Running in under 10 s; idle node parts under 80 MB PSS and 1 % of a
-core with 30 pods. Upstream's objective for the first is 5 s (p99); no peer that runs pods is on this machine.
+core with 30 pods; 250 pods a node held. Upstream's objective for the first is 5 s (p99); no peer that runs pods is on this machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bench.report import figure
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 ONE_AT_A_TIME, AT_ONCE, IDLE_PODS, IDLE_SECONDS = 40, 100, 30, 20
+HELD = 250
 
 
 def context() -> str:
@@ -117,14 +118,28 @@ async def measure(cluster: Any) -> None:
         await pods.create(f"idle-{number}")
     await pods.until(lambda: sum(n.startswith("idle-") for n in pods.running) == IDLE_PODS)
     await asyncio.sleep(10)
-    part = next(p for p in cluster.status()["parts"] if p["name"] == "node")
+    await idle(cluster, "node", "node parts with 30 pods", memory="< 80", cpu="< 1")
+    begin = time.monotonic()
+    await asyncio.gather(*(pods.create(f"idle-{n}") for n in range(IDLE_PODS, HELD)))
+    await pods.until(lambda: sum(n.startswith("idle-") for n in pods.running) == HELD)
+    figure(f"from {IDLE_PODS} to {HELD} pods, all Running", time.monotonic() - begin, "s")
+    await asyncio.sleep(10)
+    for part in ("node", "engine"):
+        await idle(cluster, part, f"{part} with {HELD} pods")
+    figure("pods of a node held", len(pods.present & pods.running.keys()), "pods", target=f">= {HELD}")
+    await pods.delete_all()
+    watching.cancel()
+    await pods.client.close()
+
+
+async def idle(cluster: Any, name: str, words: str, memory: str = "", cpu: str = "") -> None:
+    """A part's memory, and its processor time while nothing happens."""
+    part = next(p for p in cluster.status()["parts"] if p["name"] == name)
     before = cpu_seconds(part["pid"])
     await asyncio.sleep(IDLE_SECONDS)
     used = (cpu_seconds(part["pid"]) - before) / IDLE_SECONDS * 100
-    figure("node parts with 30 pods (PSS)", part["memoryBytes"] / 1e6, "MB", target="< 80")
-    figure("node parts with 30 pods, CPU", used, "% of a core", target="< 1")
-    watching.cancel()
-    await pods.client.close()
+    figure(f"{words} (PSS)", part["memoryBytes"] / 1e6, "MB", target=memory)
+    figure(f"{words}, CPU", used, "% of a core", target=cpu)
 
 
 def main() -> None:
@@ -132,6 +147,10 @@ def main() -> None:
 
     cluster = Cluster()
     try:
+        cluster.data.mkdir(parents=True)
+        (cluster.data / "kubelet.yaml").write_text(
+            f"apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: {HELD}\n"
+        )
         cluster.up()
         cluster.docker("import", "-c", 'CMD ["/bin/busybox","sh"]', context(), "bench/busybox:1")
         asyncio.run(measure(cluster))

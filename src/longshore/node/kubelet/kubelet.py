@@ -1,25 +1,21 @@
-"""The kubelet: pods from their sources to workers, workers' steps, and the clearing up of what nobody asked for.
+"""The kubelet: pods from their sources to workers, and the clearing up of what nobody asked for.
 
-Source: kubernetes pkg/kubelet/kubelet.go (syncLoop, SyncPod, SyncTerminatingPod, SyncTerminatedPod, HandlePodCleanups).
+Source: kubernetes pkg/kubelet/kubelet.go (Run, HandlePodCleanups).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from longshore.client.events import EventRecorder, reference
+from longshore.client.events import EventRecorder
 from longshore.client.informer import Informer
-from longshore.client.resources import NODES, PODS, SERVICE_ACCOUNTS, SERVICES, Resource
-from longshore.client.rest import Client, is_not_found
-from longshore.machinery.cgroups import remove as remove_cgroup
-from longshore.machinery.errors import StatusError
-from longshore.machinery.grpc import RpcError
-from longshore.node.kubelet import admission, cgroups, podspec, resources, shutdown
+from longshore.client.resources import NODES, PODS, SERVICE_ACCOUNTS, SERVICES
+from longshore.client.rest import Client
+from longshore.node.kubelet import resources, shutdown
 from longshore.node.kubelet.cleanup import Cleaner
 from longshore.node.kubelet.config import Config
 from longshore.node.kubelet.devices import DeviceManager
@@ -30,37 +26,34 @@ from longshore.node.kubelet.images import ImageManager
 from longshore.node.kubelet.kill import Killer
 from longshore.node.kubelet.messages import TerminationMessages
 from longshore.node.kubelet.objects import ObjectCache
-from longshore.node.kubelet.placement.cpusets import render
-from longshore.node.kubelet.placement.errors import AllocationError
 from longshore.node.kubelet.placement.manager import placement
 from longshore.node.kubelet.plugins import Plugins
 from longshore.node.kubelet.podresources import PodResources
-from longshore.node.kubelet.podstatus import StatusMaker
+from longshore.node.kubelet.podsources import PodSources
+from longshore.node.kubelet.podsteps import PodSteps
 from longshore.node.kubelet.probes import ProbeManager
 from longshore.node.kubelet.pulls.keyring import Keyring
 from longshore.node.kubelet.pulls.providers import providers
 from longshore.node.kubelet.pulls.records import PullRecords
 from longshore.node.kubelet.resize import Allocations
 from longshore.node.kubelet.runtime import Runtime
-from longshore.node.kubelet.static import Mirrors, StaticPods
+from longshore.node.kubelet.static import Mirrors
 from longshore.node.kubelet.statuses import StatusManager
 from longshore.node.kubelet.sync import Services, Syncer
 from longshore.node.kubelet.tokens import DEFAULT_SECONDS, TokenManager
 from longshore.node.kubelet.userns import UserNamespaces
-from longshore.node.kubelet.volumes import VolumeError, VolumeManager
+from longshore.node.kubelet.volumes import VolumeManager
 from longshore.node.kubelet.volumes.cluster import ClusterVolumes
 from longshore.node.kubelet.volumes.csi import CsiVolumes
 from longshore.node.kubelet.volumes.payload import Sources
 from longshore.node.kubelet.worker import Worker
-from longshore.wire.cri import cri
 
 log = logging.getLogger("longshore.kubelet")
 Pod = dict[str, Any]
 _FLUSH_SECONDS = 5.0
-RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", False)
 
 
-class Kubelet(StatusMaker):
+class Kubelet(PodSources, PodSteps):
     """The pods of one node."""
 
     def __init__(self, config: Config, client: Client, runtime: Runtime, recorder: EventRecorder) -> None:
@@ -227,103 +220,8 @@ class Kubelet(StatusMaker):
             await self.statuses.close()
             await self.handlers.close()
 
-    # -- sources -----------------------------------------------------------------------------------------------------
-
-    def _added(self, pod: Pod) -> None:
-        uid = pod["metadata"]["uid"]
-        if not self._synced:
-            # Variables of Services and the node's labels must be known before the first pod starts.
-            self._waiting[uid] = pod
-            return
-        if resources.is_mirror(pod):
-            self._mirror_seen(pod, pod)
-            return
-        self.pods[uid] = pod
-        self.objects.register(pod)
-        worker = self.workers.get(uid)
-        if worker is not None:
-            worker.update(pod)
-            return
-        phase = (pod.get("status") or {}).get("phase")
-        self._start(pod)
-        if phase in ("Succeeded", "Failed") or pod["metadata"].get("deletionTimestamp"):
-            self.workers[uid].end()
-
     def _start(self, pod: Pod) -> None:
         self.workers[pod["metadata"]["uid"]] = Worker(self, pod, self._worker_finished)
-
-    def _updated(self, old: Pod, new: Pod) -> None:
-        uid = new["metadata"]["uid"]
-        if not self._synced:
-            self._waiting[uid] = new
-            return
-        if resources.is_mirror(new):
-            self._mirror_seen(new, new)
-            return
-        self.pods[uid] = new
-        self.statuses.reconcile(uid, old.get("status") or {}, new.get("status") or {})
-        self.objects.register(new)
-        worker = self.workers.get(uid)
-        if worker is None:
-            if new["metadata"].get("deletionTimestamp") and not old["metadata"].get("deletionTimestamp"):
-                self.spawn(self._bury(new), f"remains of {uid}")
-            return
-        if _concerns_us(old, new):
-            worker.update(new)
-        else:
-            worker.pod = new
-
-    def _deleted(self, pod: Pod) -> None:
-        uid = pod["metadata"]["uid"]
-        self._waiting.pop(uid, None)
-        if resources.is_mirror(pod):
-            self._mirror_seen(pod, None)
-            return
-        self.pods.pop(uid, None)
-        self.objects.unregister(uid)
-        worker = self.workers.get(uid)
-        if worker is not None:
-            worker.removed = True
-            worker.end()
-            worker.nudge()
-        else:
-            self.statuses.forget(uid)
-            self.spawn(self._bury(pod), f"remains of {uid}")
-
-    def _start_static(self) -> None:
-        if self.config.static_pods is None:
-            return
-        static = StaticPods(
-            self.config.static_pods, self.config.node_name, added=self._static_added, removed=self._static_removed
-        )
-        self.spawn(static.run(), "static pods")
-        self.spawn(self.mirrors.run(), "mirror pods")
-
-    def _static_added(self, pod: Pod) -> None:
-        self.mirrors.want(pod)
-        self._added(pod)
-
-    def _static_removed(self, pod: Pod) -> None:
-        self.mirrors.drop(pod)
-        self._deleted(pod)
-
-    def _mirror_seen(self, pod: Pod, now: Pod | None) -> None:
-        metadata = pod["metadata"]
-        self.mirrors.seen(now, (metadata["namespace"], metadata["name"]))
-        if now is None:
-            return
-        for static in self.pods.values():
-            if resources.is_static(static) and self.mirrors.of(static) is now:
-                self.statuses.resend(static["metadata"]["uid"])
-
-    def api_pod(self, uid: str) -> Pod | None:
-        """The API server's object of a pod: itself, or a static pod's mirror."""
-        pod = self.pods.get(uid)
-        return self.mirrors.of(pod) if pod is not None and resources.is_static(pod) else pod
-
-    def _told(self, pod: Pod) -> Mapping[str, Any]:
-        """The status that the API server has of a pod."""
-        return (self.api_pod(pod["metadata"]["uid"]) or pod).get("status") or {}
 
     # -- events from below -------------------------------------------------------------------------------------------
 
@@ -381,151 +279,6 @@ class Kubelet(StatusMaker):
             return f"PLEG is not healthy: pleg was last seen active {silent:.0f}s ago; threshold is 3m0s"
         return ""
 
-    # -- steps of the workers ----------------------------------------------------------------------------------------
-
-    async def sync_pod(self, worker: Worker) -> tuple[bool, float | None]:
-        """Make the pod as its spec says. (it has ended by itself, seconds until it must be looked at again)."""
-        uid = worker.uid
-        pod = self.allocations.effective(worker.pod, self._others(uid), self._node())
-        metadata = pod["metadata"]
-        state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
-        self.probes.sync(pod, state)
-        made, phase = self.make_status(pod, state)
-        if phase in ("Succeeded", "Failed"):
-            self.statuses.set(pod, made)
-            return True, None
-        deadline = self._deadline(pod, made)
-        if deadline is not None and deadline <= 0:
-            text = "Pod was active on the node longer than the specified deadline"
-            self.pod_event(pod, "Normal", "DeadlineExceeded", text)
-            worker.verdict = ("Failed", "DeadlineExceeded", text)
-            return True, None
-        if not state.sandboxes:
-            refusal = await self._admit(pod)
-            if refusal is not None:
-                self.pod_event(pod, "Warning", refusal[0], refusal[1])
-                worker.verdict = ("Failed", *refusal)
-                return True, None
-        self.statuses.set(pod, made)
-        if self.network_problem and not podspec.host_network(pod):
-            self.pod_event(pod, "Warning", "NetworkNotReady", f"network is not ready: {self.network_problem}")
-            return False, worker.miss()
-        cgroup = await asyncio.to_thread(
-            cgroups.ensure_pod, self.config.cgroup_root, pod, self.config.cgroups_per_qos, self.config.pod_pids_limit
-        )
-        await asyncio.to_thread(self._make_folders, uid)
-        try:
-            volumes = await self.volumes.prepare(pod)
-        except VolumeError as error:
-            for line in str(error).splitlines():
-                self.pod_event(pod, "Warning", "FailedMount", line)
-            return False, worker.miss()
-        try:
-            resized = await self.allocations.carry_out(pod, state, cgroup)
-            outcome = await self.syncer.sync(pod, state, volumes, cgroup)
-        except RpcError as error:
-            log.info("pod %s/%s: %s", metadata["namespace"], metadata["name"], error.message)
-            return False, worker.miss()
-        worker.hit()
-        if outcome.changed or resized or outcome.again is not None:
-            state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
-            pod = self.allocations.given(worker.pod)
-            if await self.allocations.carry_out(pod, state, cgroup):
-                state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
-            self.probes.sync(pod, state)
-            made, phase = self.make_status(pod, state)
-            self.statuses.set(worker.pod, made)
-            if phase in ("Succeeded", "Failed"):
-                return True, None
-        again = [t for t in (outcome.again, deadline) if t is not None]
-        if uid in self.volumes.due:
-            again.append(max(1.0, self.volumes.due[uid] - time.time()))
-        return False, min(again) if again else None
-
-    def _make_folders(self, uid: str) -> None:
-        for name in ("volumes", "plugins"):
-            (self.config.pod_folder(uid) / name).mkdir(parents=True, exist_ok=True, mode=0o750)
-
-    def _deadline(self, pod: Pod, made: Mapping[str, Any]) -> float | None:
-        """Seconds that a pod with activeDeadlineSeconds still has."""
-        seconds = pod["spec"].get("activeDeadlineSeconds")
-        if seconds is None or not made.get("startTime"):
-            return None
-        return float(seconds) - (time.time() - _seconds(made["startTime"]))
-
-    async def _admit(self, pod: Pod) -> tuple[str, str] | None:
-        if self.shutting_down:
-            return shutdown.REFUSED
-        name = pod["spec"].get("runtimeClassName")
-        if name:
-            try:
-                found = await self.client.get(RUNTIME_CLASSES, name)
-                self._handlers_of[pod["metadata"]["uid"]] = found.get("handler", "")
-            except StatusError as error:
-                if not is_not_found(error):
-                    raise
-                return "RuntimeClassNotFound", f'runtimeclass.node.k8s.io "{name}" not found'
-        refused = admission.refusal(pod, self._others(pod["metadata"]["uid"]), self._node(), self.config)
-        if refused is None:
-            cpus = self.placement.cpus
-            shared = cpus.shared if cpus is not None else set()
-            try:
-                await self.placement.admit(pod)
-            except AllocationError as error:
-                return error.reason, error.message
-            if cpus is not None and cpus.shared != shared:
-                self.spawn(self._share_cpus(), "shared CPUs")
-        return refused
-
-    async def _share_cpus(self) -> None:
-        """Containers without CPUs of their own run on what is left."""
-        cpus = self.placement.cpus
-        assert cpus is not None
-        linux = cri.LinuxContainerResources(cpuset_cpus=render(cpus.shared))
-        for state in (await self.runtime.pods()).values():
-            for known in state.running():
-                if state.uid in self.workers and not cpus.of_container(state.uid, known.name):
-                    try:
-                        await self.runtime.call("UpdateContainerResources", container_id=known.id, linux=linux)
-                    except RpcError as error:
-                        log.warning("CPUs of %s/%s: %s", state.namespace, state.name, error.message)
-
-    def _others(self, uid: str) -> list[Pod]:
-        """The node's other pods, with the resources that they have been given."""
-        return [self.allocations.given(w.pod) for w in self.workers.values() if w.uid != uid and not w.ending]
-
-    def _node(self) -> dict[str, Any] | None:
-        return self.node.store.named("", self.config.node_name)
-
-    async def sync_terminating(self, worker: Worker) -> None:
-        """End the pod's containers and tell how they ended."""
-        pod, uid = worker.pod, worker.uid
-        metadata = pod["metadata"]
-        state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
-        self.probes.stop_liveness(uid)
-        if not worker.removed:
-            self.statuses.set(pod, self.make_status(pod, state, verdict=worker.verdict)[0])
-        await self.killer.kill_pod(pod, state, override=worker.grace)
-        self.probes.forget(uid)
-        state = await self.runtime.pod(uid, metadata["name"], metadata["namespace"])
-        if state.running():
-            raise RuntimeError(f"containers still run: {', '.join(c.name for c in state.running())}")
-        await self.claims.unprepare(uid)
-        if not worker.removed:
-            made, _ = self.make_status(worker.pod, state, verdict=worker.verdict, terminal=True)
-            self.statuses.set(worker.pod, made)
-
-    async def sync_terminated(self, worker: Worker) -> None:
-        """Remove what the pod had on the node."""
-        uid = worker.uid
-        await self.volumes.remove(uid)
-        path = cgroups.pod_path(self.config.cgroup_root, worker.pod, self.config.cgroups_per_qos)
-        if self.config.cgroups_per_qos:
-            if not await asyncio.to_thread(remove_cgroup, path):
-                raise RuntimeError(f"cgroup {path} could not be removed yet")
-        if worker.removed or worker.pod["metadata"].get("deletionTimestamp"):
-            await self.cleaner.from_runtime(uid)
-
     def _worker_finished(self, worker: Worker) -> None:
         uid = worker.uid
         self.workers.pop(uid, None)
@@ -564,50 +317,6 @@ class Kubelet(StatusMaker):
     def is_finished(self, uid: str) -> bool:
         """Nothing of the pod is left on the node."""
         return uid not in self.workers
-
-    # -- events ------------------------------------------------------------------------------------------------------
-
-    def pod_event(self, pod: Pod, kind: str, reason: str, message: str) -> None:
-        """Tell an event about a pod."""
-        if not pod["metadata"].get("name"):
-            return
-        self.recorder.event({"apiVersion": "v1", "kind": "Pod", **pod}, kind, reason, message)
-
-    def container_event(
-        self, pod: Pod, container: Mapping[str, Any] | None, kind: str, reason: str, message: str
-    ) -> None:
-        """Tell an event about a container of a pod (None: the pod itself)."""
-        if not pod["metadata"].get("name"):
-            return
-        ref = reference({"apiVersion": "v1", "kind": "Pod", **pod})
-        if container is not None:
-            for group in ("initContainers", "containers", "ephemeralContainers"):
-                if any(c["name"] == container["name"] for c in pod["spec"].get(group) or ()):
-                    ref["fieldPath"] = f"spec.{group}{{{container['name']}}}"
-        self.recorder.event(ref, kind, reason, message)
-
-
-def _concerns_us(old: Pod, new: Pod) -> bool:
-    """Whether a change is more than the echo of a status that we sent ourselves."""
-    for name in ("labels", "annotations", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"):
-        if old["metadata"].get(name) != new["metadata"].get(name):
-            return True
-    if old["spec"] != new["spec"]:
-        return True
-    gates = {g["conditionType"] for g in new["spec"].get("readinessGates") or ()}
-    if gates:
-        return _chosen(old, gates) != _chosen(new, gates)
-    return False
-
-
-def _chosen(pod: Pod, kinds: set[str]) -> list[Any]:
-    return [c for c in (pod.get("status") or {}).get("conditions") or () if c["type"] in kinds]
-
-
-def _seconds(text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def _memory_total() -> int:
