@@ -232,10 +232,11 @@ async def test_a_start_goes_to_its_end_without_its_caller(engine: Engine, monkey
     """A kubelet that is killed while it starts a container does not make the program fail."""
     pod = await engine.run_pod("orphaned")
     container = await engine.create(pod, "c", ["sh", "-c", "exit 3"])
-    begun, start = asyncio.Event(), engine.runtime.start
+    begun, gone, start = asyncio.Event(), asyncio.Event(), engine.runtime.start
 
     async def watched(id: str) -> None:
         begun.set()
+        await gone.wait()
         await start(id)
 
     monkeypatch.setattr(engine.runtime, "start", watched)
@@ -245,7 +246,9 @@ async def test_a_start_goes_to_its_end_without_its_caller(engine: Engine, monkey
     caller.close()
     with pytest.raises((RpcError, OSError, asyncio.CancelledError)):
         await call
-    ended = await asyncio.wait_for(engine.ended(container), 60)
+    await asyncio.sleep(0.1)  # the server has seen it
+    gone.set()
+    ended = await asyncio.wait_for(engine.ended(container), 20)
     assert (ended.state, ended.exit_code, ended.reason) == (cri.CONTAINER_EXITED, 3, "Error")
 
 
