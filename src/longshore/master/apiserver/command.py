@@ -10,6 +10,7 @@ import importlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from longshore.machinery import pki, renewal
 from longshore.master.apiserver.audit import flags as audit_flags
 from longshore.master.apiserver.auth import flags
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.flagtypes import boolean, whole_seconds
 from longshore.master.apiserver.server import APIServer, Config, serve
 
@@ -215,10 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import uvloop
 
-    if args.data_dir is not None:
-        args.data_dir.mkdir(parents=True, exist_ok=True)
-        uvloop.run(run(args, args.data_dir / "pki"))
-        return 0
-    with tempfile.TemporaryDirectory(prefix="longshore-apiserver-") as folder:
-        uvloop.run(run(args, Path(folder)))
+    try:
+        if args.data_dir is not None:
+            args.data_dir.mkdir(parents=True, exist_ok=True)
+            uvloop.run(run(args, args.data_dir / "pki"))
+            return 0
+        with tempfile.TemporaryDirectory(prefix="longshore-apiserver-") as folder:
+            uvloop.run(run(args, Path(folder)))
+    except (ConfigurationError, ConfigError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     return 0

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from longshore.machinery.http import Client
 
 ATTEMPTS, FIRST_WAIT, FACTOR, JITTER = 5, 0.5, 1.5, 0.2
-_MAX_ANSWER = 1 << 20
+_MAX_ANSWER, _MAX_KEPT = 1 << 20, 8192
 
 
 class RemoteError(ValueError):
@@ -27,6 +30,21 @@ class RemoteError(ValueError):
 def worth_retrying(error: Exception) -> bool:
     """Whether asking again may help: no connection, too busy, a failure of its own."""
     return not isinstance(error, RemoteError) or error.status >= 500 or error.status == 429
+
+
+class Remembered(OrderedDict[Any, tuple[float, Any]]):
+    """Answers until they are too old."""
+
+    def find(self, key: Any) -> Any:
+        found = self.get(key)
+        if found is None or found[0] < time.monotonic():
+            return None
+        return found[1]
+
+    def keep(self, key: Any, value: Any, seconds: float) -> None:
+        self[key] = (time.monotonic() + seconds, value)
+        while len(self) > _MAX_KEPT:
+            self.popitem(last=False)
 
 
 class Remote:

@@ -26,7 +26,7 @@ ARG = "admissionregistration.k8s.io"
 
 def test_order_and_switches() -> None:
     def named(**on: Any) -> list[str]:
-        config = SimpleNamespace(**{"enable_admission": (), "disable_admission": (), **on})
+        config = SimpleNamespace(**{"enable_admission": (), "disable_admission": (), "admission_config": None, **on})
         return [p.name for p in plugins(config, Objects())]  # type: ignore[arg-type]
 
     usual = named()
@@ -293,7 +293,7 @@ async def test_mutating_policies(api: Objects) -> None:
 
 async def test_plugins_change_nothing_where_nothing_is_said(api: Objects) -> None:
     """The whole chain over a ConfigMap: no plugin refuses or changes it."""
-    config = SimpleNamespace(enable_admission=(), disable_admission=())
+    config = SimpleNamespace(enable_admission=(), disable_admission=(), admission_config=None)
     a = api.request("configmaps", {"metadata": {"name": "x"}, "data": {"a": "b"}})
     before = repr(a.object)
     for plugin in plugins(config, api):  # type: ignore[arg-type]

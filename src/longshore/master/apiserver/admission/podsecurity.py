@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from longshore.api.validation.names import dns1123_label, dns1123_subdomain
 from longshore.machinery.errors import Cause, invalid
 from longshore.master.apiserver.admission.base import Object, Plugin, object_name, refuse
+from longshore.master.apiserver.admission.configuration import PluginConfiguration
 from longshore.master.apiserver.admission.podsecurity_checks import violations
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.context import AdmissionRequest
 
 LABEL = "pod-security.kubernetes.io/"
@@ -40,12 +43,21 @@ class Policy(NamedTuple):
         return f"{self.level}:{self.version}"
 
 
-def policies(labels: dict[str, str]) -> tuple[dict[str, Policy], list[Cause]]:
-    """The policies of a namespace by mode (enforce, audit, warn), and what is wrong with its labels."""
+MODES = ("enforce", "audit", "warn")
+_PRIVILEGED = Policy("privileged", "latest", LATEST)
+_OPEN = dict.fromkeys(MODES, _PRIVILEGED)
+
+
+def policies(labels: dict[str, str], defaults: dict[str, Policy] = _OPEN) -> tuple[dict[str, Policy], list[Cause]]:
+    """The policies of a namespace by mode (enforce, audit, warn), and what is wrong with its labels.
+
+    defaults: what holds where labels say nothing.
+    """
     out: dict[str, Policy] = {}
     wrong: list[Cause] = []
-    for mode in ("enforce", "audit", "warn"):
-        level, version = labels.get(LABEL + mode), labels.get(f"{LABEL}{mode}-version", "latest")
+    for mode in MODES:
+        default = defaults[mode]
+        level, version = labels.get(LABEL + mode), labels.get(f"{LABEL}{mode}-version", default.version)
         if level is not None and level not in LEVELS:
             wrong.append(
                 Cause(
@@ -66,11 +78,61 @@ def policies(labels: dict[str, str]) -> tuple[dict[str, Policy], list[Cause]]:
                 )
             )
         minor = min(int(match[1]), LATEST) if match else LATEST
-        out[mode] = Policy(level or "privileged", version if match else "latest", minor)
-    if LABEL + "warn" not in labels and LABEL + "enforce" in labels:
+        out[mode] = Policy(level or default.level, version if match else "latest", minor)
+    enforce, warn = out["enforce"], out["warn"]
+    if (
+        LABEL + "warn" not in labels
+        and labels.get(LABEL + "enforce") in LEVELS
+        and LEVELS.index(enforce.level) > LEVELS.index(warn.level)
+    ):
         # Without a warning level of its own, a namespace warns about what it would refuse.
-        out["warn"] = out["enforce"]
+        out["warn"] = warn._replace(level=enforce.level) if f"{LABEL}warn-version" in labels else enforce
     return out, wrong
+
+
+class Settings:
+    """PodSecurityConfiguration: the policies of namespaces without labels, and who is exempt."""
+
+    def __init__(self, given: Object | None = None) -> None:
+        defaults, exempt = (given or {}).get("defaults") or {}, (given or {}).get("exemptions") or {}
+        problems = []
+        for mode in MODES:
+            level, version = defaults.get(mode) or "privileged", defaults.get(f"{mode}-version") or "latest"
+            if level not in LEVELS:
+                shown = "must be one of privileged, baseline, restricted"
+                problems.append(f'defaults.{mode}: Invalid value: "{level}": {shown}')
+            if version != "latest" and not re.fullmatch(r"v1\.(0|[1-9][0-9]*)", version):
+                problems.append(f'defaults.{mode}-version: Invalid value: "{version}": must be "latest" or "v1.x"')
+        for field, check in (
+            ("namespaces", dns1123_label),
+            ("runtimeClasses", dns1123_subdomain),
+            ("usernames", _named),
+        ):
+            seen: set[str] = set()
+            for i, name in enumerate(exempt.get(field) or ()):
+                if wrong := check(name):
+                    problems.append(f'exemptions.{field}[{i}]: Invalid value: "{name}": {", ".join(wrong)}')
+                elif name in seen:
+                    problems.append(f'exemptions.{field}[{i}]: Duplicate value: "{name}"')
+                seen.add(name)
+        if problems:
+            raise ConfigurationError(problems[0] if len(problems) == 1 else f"[{', '.join(problems)}]")
+        labels = {LABEL + k: v for k, v in defaults.items() if v}
+        self.defaults = policies(labels | {LABEL + "warn": defaults.get("warn") or "privileged"})[0]
+        self.open = all(p.level == "privileged" for p in self.defaults.values())
+        self.namespaces = frozenset(exempt.get("namespaces") or ())
+        self.users = frozenset(exempt.get("usernames") or ())
+        self.classes = frozenset(exempt.get("runtimeClasses") or ())
+
+    @staticmethod
+    def read(configuration: PluginConfiguration) -> Settings:
+        """From the admission configuration file. ConfigurationError."""
+        versions = [f"pod-security.admission.config.k8s.io/{v}" for v in ("v1", "v1beta1", "v1alpha1")]
+        return Settings(configuration.of("PodSecurity", "PodSecurityConfiguration", versions))
+
+
+def _named(name: str) -> list[str]:
+    return [] if name else ["username must not be empty"]
 
 
 def told(policy: Policy, meta: Object, spec: Object) -> str:
@@ -88,6 +150,9 @@ class PodSecurity(Plugin):
     resources = frozenset((("", "pods"), ("", "namespaces"), *_TEMPLATES))
     subresources = frozenset(("", "ephemeralcontainers"))
 
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+
     async def validate(self, a: AdmissionRequest) -> None:
         if a.object is None:
             return
@@ -97,9 +162,16 @@ class PodSecurity(Plugin):
             return
         namespace = a.api.peek("", "namespaces", "", a.attributes.namespace)
         labels = ((namespace or {}).get("metadata") or {}).get("labels") or {}
-        if not any(label.startswith(LABEL) for label in labels):
+        settings = self._settings
+        for who, exempt in (
+            ("namespace", a.attributes.namespace in settings.namespaces), ("user", a.attributes.user.name in settings.users),
+        ):  # fmt: skip
+            if exempt:
+                a.annotations[LABEL + "exempt"] = who
+                return
+        if settings.open and not any(label.startswith(LABEL) for label in labels):
             return
-        chosen, _ = policies(labels)
+        chosen, _ = policies(labels, settings.defaults)
         if key == ("", "pods"):
             if a.operation == "UPDATE" and not _significant(a.object, a.old or {}):
                 return
@@ -111,8 +183,12 @@ class PodSecurity(Plugin):
             if template.get("spec"):
                 self._evaluate(a, chosen, template.get("metadata") or {}, template["spec"], enforce=False)
 
-    @staticmethod
-    def _evaluate(a: AdmissionRequest, chosen: dict[str, Policy], meta: Object, spec: Object, *, enforce: bool) -> None:
+    def _evaluate(
+        self, a: AdmissionRequest, chosen: dict[str, Policy], meta: Object, spec: Object, *, enforce: bool
+    ) -> None:
+        if spec.get("runtimeClassName") in self._settings.classes:
+            a.annotations[LABEL + "exempt"] = "runtimeClass"
+            return
         a.annotations["pod-security.kubernetes.io/enforce-policy"] = str(chosen["enforce"])
         if enforce:
             text = told(chosen["enforce"], meta, spec)
@@ -131,15 +207,19 @@ class PodSecurity(Plugin):
     def _namespace(self, a: AdmissionRequest) -> None:
         assert a.object is not None
         labels = a.object["metadata"].get("labels") or {}
-        chosen, wrong = policies(labels)
+        defaults = self._settings.defaults
+        chosen, wrong = policies(labels, defaults)
         if wrong:
             before = policies(((a.old or {}).get("metadata") or {}).get("labels") or {})[1] if a.old else []
             if a.operation == "CREATE" or [c.text() for c in wrong] != [c.text() for c in before]:
                 raise invalid("", "Namespace", object_name(a), wrong)
             return
+        if object_name(a) in self._settings.namespaces:
+            a.warnings.extend(_ignored(object_name(a), chosen, labels, defaults))
+            return
         if a.operation != "UPDATE" or a.old is None:
             return
-        old = policies((a.old.get("metadata") or {}).get("labels") or {})[0]["enforce"]
+        old = policies((a.old.get("metadata") or {}).get("labels") or {}, defaults)[0]["enforce"]
         new = chosen["enforce"]
         if (
             new == old
@@ -148,7 +228,22 @@ class PodSecurity(Plugin):
         ):
             return
         pods = a.api.list("", "pods", object_name(a))
+        pods = [p for p in pods if p["spec"].get("runtimeClassName") not in self._settings.classes]
         a.warnings.extend(_existing(object_name(a), new, pods))
+
+
+def _ignored(
+    namespace: str, chosen: dict[str, Policy], labels: dict[str, str], defaults: dict[str, Policy]
+) -> list[str]:
+    """The warning that an exempt namespace's labels mean nothing."""
+    told = [
+        f"{mode}={policy}"
+        for mode, policy in chosen.items()
+        if policy.level != "privileged" and (LABEL + mode in labels or f"{LABEL}{mode}-version" in labels)
+    ]
+    if not told or chosen == defaults:
+        return []
+    return [f'namespace "{namespace}" is exempt from Pod Security, and the policy ({", ".join(told)}) will be ignored']
 
 
 def _existing(namespace: str, policy: Policy, pods: Iterable[Object]) -> list[str]:

@@ -6,14 +6,16 @@ Source: staging apiserver pkg/admission/plugin/resourcequota and pkg/quota/v1/ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from longshore.api.core.qos import qos_class
 from longshore.machinery import quantity
 from longshore.machinery.errors import StatusError
 from longshore.master.apiserver.admission.base import Object, Plugin, refuse
+from longshore.master.apiserver.admission.configuration import PluginConfiguration
 from longshore.master.apiserver.admission.limits import pod_amounts
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.context import AdmissionRequest
 
 Amounts = dict[str, int]
@@ -36,15 +38,17 @@ class ResourceQuota(Plugin):
     name = "ResourceQuota"
     subresources = frozenset(("", "resize"))
 
-    def __init__(self) -> None:
+    def __init__(self, limited: Sequence[Object] = ()) -> None:
+        """limited: what may not be used without a quota that covers it (LimitedResource)."""
         self._locks: dict[str, asyncio.Lock] = {}
+        self._limited = limited
 
     async def validate(self, a: AdmissionRequest) -> None:
         namespace = a.attributes.namespace
         if not namespace or a.object is None or a.attributes.resource == "namespaces":
             return
         quotas = a.api.list("", "resourcequotas", namespace)
-        if not quotas:
+        if not quotas and not self._limited:
             return
         used, measure = _usage(a, a.object)
         before = _usage(a, a.old)[0] if a.operation == "UPDATE" and a.old is not None else {}
@@ -52,9 +56,46 @@ class ResourceQuota(Plugin):
         delta = {k: v for k, v in delta.items() if v > 0} if a.operation == "UPDATE" else delta
         if not delta and measure is None:
             return
+        if self._limited:
+            self._check_covered(a, quotas, used, delta)
+        if not quotas:
+            return
         lock = self._locks.setdefault(namespace, asyncio.Lock())
         async with lock:
             await self._charge(a, namespace, delta, measure)
+
+    def _check_covered(self, a: AdmissionRequest, quotas: list[Object], used: Amounts, delta: Amounts) -> None:
+        """Refuses what is limited unless a quota says how much of it there may be."""
+        if not any(delta.values()):
+            return
+        at, obj = a.attributes, a.object or {}
+        covered: set[str] = set()
+        scopes: set[str] = set()
+        for quota in quotas:
+            if _in_scope(a, quota):
+                covered |= set((quota.get("status") or {}).get("hard") or ())
+            scopes |= {s["scopeName"] for s in _scopes(quota) if _matches(at.resource, obj, s)}
+        wanted = {
+            name
+            for entry in self._limited
+            if (entry.get("apiGroup") or "", entry.get("resource")) == (at.group, at.resource)
+            for name, amount in used.items()
+            if amount > 0 and any(part in name for part in entry.get("matchContains") or ())
+        }
+        if wanted - covered:
+            raise refuse(a, f"insufficient quota to consume: {','.join(sorted(wanted - covered))}")
+        if at.group or at.resource not in ("pods", "persistentvolumeclaims"):
+            return
+        matched = [
+            s for entry in self._limited for s in entry.get("matchScopes") or () if _matches(at.resource, obj, s)
+        ]
+        missing = [s for s in matched if s.get("scopeName") not in scopes]
+        if missing:
+            shown = " ".join(
+                f"{{{s.get('scopeName')} {s.get('operator')} [{' '.join(s.get('values') or ())}]}}" for s in missing
+            )
+            # Upstream's plugin gives no reason here, which makes it a failure of the server.
+            raise StatusError(500, "", f"insufficient quota to match these scopes: [{shown}]")
 
     async def _charge(
         self, a: AdmissionRequest, namespace: str, delta: Amounts, required: Callable[[set[str]], str] | None
@@ -205,15 +246,38 @@ def _pod_usage(pod: Object, used: Amounts) -> tuple[Amounts, Callable[[set[str]]
 
 def _in_scope(a: AdmissionRequest, quota: Object) -> bool:
     """Whether the quota's scopes take in the object."""
-    spec = quota["spec"]
-    scopes: list[Object] = [{"scopeName": s, "operator": "Exists"} for s in spec.get("scopes") or ()]
-    scopes += (spec.get("scopeSelector") or {}).get("matchExpressions") or []
+    scopes = _scopes(quota)
     if not scopes:
         return True
     assert a.object is not None
     if a.attributes.group or a.attributes.resource not in ("pods", "persistentvolumeclaims"):
         return False
     return all(_matches(a.attributes.resource, a.object, scope) for scope in scopes)
+
+
+def _scopes(quota: Object) -> list[Object]:
+    """The scopes of a quota, of both its fields."""
+    spec = quota["spec"]
+    named: list[Object] = [{"scopeName": s, "operator": "Exists"} for s in spec.get("scopes") or ()]
+    return named + ((spec.get("scopeSelector") or {}).get("matchExpressions") or [])
+
+
+def limited(configuration: PluginConfiguration) -> list[Object]:
+    """The limited resources of the plugin's configuration. ConfigurationError."""
+    versions = [f"apiserver.config.k8s.io/{v}" for v in ("v1",)]
+    versions += [f"resourcequota.admission.k8s.io/{v}" for v in ("v1", "v1beta1", "v1alpha1")]
+    given = configuration.of("ResourceQuota") or {}
+    kind = (
+        "ResourceQuotaConfiguration"
+        if str(given.get("apiVersion", "")).startswith("apiserver.config")
+        else "Configuration"
+    )
+    found = configuration.of("ResourceQuota", kind, versions) or {}
+    entries: list[Object] = found.get("limitedResources") or []
+    for i, entry in enumerate(entries):
+        if not entry.get("resource"):
+            raise ConfigurationError(f"limitedResources[{i}].resource: Required value: must have at least one value")
+    return entries
 
 
 def _matches(resource: str, obj: Object, scope: Object) -> bool:

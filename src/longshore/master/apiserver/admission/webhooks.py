@@ -9,17 +9,24 @@ import asyncio
 import base64
 import ssl
 import uuid
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
+from longshore.api import decoding
 from longshore.api.admissionmatching import VARIABLES
+from longshore.client import config
+from longshore.client.config import Config
 from longshore.machinery.errors import StatusError, internal_error
 from longshore.machinery.http import Client
 from longshore.machinery.patch import jsonpatch
 from longshore.machinery.selectors import SelectorError
 from longshore.master.apiserver.admission import matching
 from longshore.master.apiserver.admission.base import Object, Plugin
+from longshore.master.apiserver.admission.configuration import PluginConfiguration
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.context import AdmissionRequest
 
 _GROUP = "admissionregistration.k8s.io"
@@ -39,16 +46,76 @@ class Refused(Exception):
         self.error = error
 
 
+class Credentials:
+    """What this server shows webhooks: the users of a kubeconfig, by the webhooks' names and ports.
+
+    Source: k8s.io/apiserver/pkg/util/webhook/authentication.go.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._folder = file.parent if file is not None else Path()
+        self._users: dict[str, Object] = {}
+        if file is not None:
+            document = decoding.parse_yaml(file.read_bytes()).value
+            users = document.get("users") or () if isinstance(document, dict) else ()
+            self._users = {entry["name"]: entry.get("user") or {} for entry in users}
+
+    @staticmethod
+    def read(configuration: PluginConfiguration, plugin: str) -> Credentials:
+        """The kubeconfig of a plugin's WebhookAdmissionConfiguration. ConfigurationError, OSError."""
+        versions = ("apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1alpha1")
+        given = configuration.of(plugin)
+        kind = (
+            "WebhookAdmission" if (given or {}).get("kind") == "WebhookAdmission" else "WebhookAdmissionConfiguration"
+        )
+        found = configuration.of(plugin, kind, versions)
+        name = (found or {}).get("kubeConfigFile")
+        if not name:
+            return Credentials()
+        if not Path(name).is_absolute():
+            raise ConfigurationError(f'kubeConfigFile must be an absolute file path: "{name}"')
+        try:
+            return Credentials(Path(name))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{name}: {error}") from None
+
+    def find(self, host: str, port: int) -> Config | None:
+        """What to show a server, None for nothing."""
+        if not self._users:
+            return None
+        names = [f"{host}:{port}", *([host] if port == 443 else [])]
+        wild = [f"*.{part}" for name in names for part in _suffixes(name)]
+        for name in (*names, *wild, "*"):
+            if name in self._users:
+                named = {"name": "webhook"}
+                document = {
+                    "current-context": "webhook", "clusters": [{**named, "cluster": {"server": "https://webhook"}}],
+                    "contexts": [{**named, "context": {"cluster": "webhook", "user": "webhook"}}],
+                    "users": [{**named, "user": self._users[name]}],
+                }  # fmt: skip
+                try:
+                    return config.parse(document, base=self._folder)
+                except config.ConfigError as error:
+                    raise CallFailed(str(error)) from None
+        return None
+
+
+def _suffixes(name: str) -> list[str]:
+    steps = name.split(".")
+    return [".".join(steps[i:]) for i in range(1, len(steps))]
+
+
 class _Webhooks(Plugin):
     operations = frozenset(("CREATE", "UPDATE", "DELETE", "CONNECT"))
     subresources = None
     configurations = ""
 
-    def __init__(self, api: Any) -> None:
+    def __init__(self, api: Any, credentials: Credentials | None = None) -> None:
         self.api = api
+        self._credentials = credentials or Credentials()
         self._generation = -1
         self._hooks: list[tuple[str, Object]] = []
-        self._clients: dict[tuple[str, str], Client] = {}
+        self._clients: dict[Any, Client] = {}
 
     def _current(self) -> list[tuple[str, Object]]:
         generation = self.api.generation(_GROUP, self.configurations)
@@ -85,9 +152,9 @@ class _Webhooks(Plugin):
 
     def _client(self, hook: Object) -> tuple[Client, str]:
         """The client for a webhook, and its URL."""
-        config = hook["clientConfig"]
-        bundle = config.get("caBundle") or ""
-        service = config.get("service")
+        given = hook["clientConfig"]
+        bundle = given.get("caBundle") or ""
+        service = given.get("service")
         if service is not None:
             name = f"{service['name']}.{service['namespace']}.svc"
             found = self.api.get("", "services", service["namespace"], service["name"])
@@ -96,9 +163,13 @@ class _Webhooks(Plugin):
             address, port = self._resolve(found, service.get("port") or 443)
             host = f"[{address}]" if ":" in address else address
             url = f"https://{host}:{port}{service.get('path') or '/'}"
+            target = (name, service.get("port") or 443)
         else:
-            name, url = "", config["url"]
-        key = (name, bundle)
+            name, url = "", given["url"]
+            parts = urlsplit(url)
+            target = (parts.hostname or "", parts.port or 443)
+        shown = self._credentials.find(*target)
+        key = (name, bundle, target if shown is not None else None)
         client = self._clients.get(key)
         if client is None:
             if not bundle:
@@ -109,7 +180,9 @@ class _Webhooks(Plugin):
                     context.load_verify_locations(cadata=base64.b64decode(bundle).decode("utf-8", "replace"))
                 except (ssl.SSLError, ValueError) as error:
                     raise CallFailed(f"unable to load root certificates: {error}") from None
-            client = self._clients[key] = Client(ssl=context, server_hostname=name or None, connect_timeout=10)
+            client = self._clients[key] = Client(
+                ssl=context, headers=_shown(shown, context), server_hostname=name or None, connect_timeout=10
+            )
         return client, url
 
     def _resolve(self, service: Object, port: int) -> tuple[str, int]:
@@ -226,6 +299,16 @@ class _Webhooks(Plugin):
         """Close the connections to webhooks."""
         for client in self._clients.values():
             await client.close()
+
+
+def _shown(credentials: Config | None, context: ssl.SSLContext) -> list[tuple[str, str]]:
+    """The header fields that go with credentials; their certificate goes into the context."""
+    if credentials is None:
+        return []
+    if credentials.certificate is not None and credentials.key is not None:
+        config.load_pair(context, credentials.certificate, credentials.key)
+    field = credentials.authorization()
+    return [("Authorization", field)] if field else []
 
 
 class MutatingAdmissionWebhook(_Webhooks):

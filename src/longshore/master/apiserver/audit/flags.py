@@ -9,6 +9,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.flagtypes import boolean, seconds
 
 MODES = ("batch", "blocking", "blocking-strict")
@@ -100,7 +101,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def options(args: argparse.Namespace) -> Options:
-    """What the flags say. ValueError in upstream's words."""
+    """What the flags say. ConfigurationError in upstream's words."""
     log = Log(
         args.audit_log_path, args.audit_log_maxage, args.audit_log_maxbackup, args.audit_log_maxsize,
         args.audit_log_format, args.audit_log_compress, _batch(args, "log", concurrent=False), _truncate(args, "log"),
@@ -112,10 +113,12 @@ def options(args: argparse.Namespace) -> Options:
     if log.file is not None:
         _check("log", log.batch, log.truncate, args.audit_log_version)
         if log.format not in FORMATS:
-            raise ValueError(f'invalid audit log format {log.format}, allowed formats are "{",".join(FORMATS)}"')
+            raise ConfigurationError(
+                f'invalid audit log format {log.format}, allowed formats are "{",".join(FORMATS)}"'
+            )
         for flag, value in (("maxage", log.age), ("maxbackup", log.backups), ("maxsize", log.size)):
             if value < 0:
-                raise ValueError(f"--audit-log-{flag} {value} can't be a negative number")
+                raise ConfigurationError(f"--audit-log-{flag} {value} can't be a negative number")
     if webhook.file is not None:
         _check("webhook", webhook.batch, webhook.truncate, args.audit_webhook_version)
     return Options(args.audit_policy_file, log, webhook)
@@ -137,19 +140,19 @@ def _truncate(args: argparse.Namespace, name: str) -> Truncate:
 
 def _check(name: str, batch: Batch, cut: Truncate, version: str) -> None:
     if batch.mode not in MODES:
-        raise ValueError(f'invalid audit {name} mode {batch.mode}, allowed modes are "{",".join(MODES)}"')
+        raise ConfigurationError(f'invalid audit {name} mode {batch.mode}, allowed modes are "{",".join(MODES)}"')
     if batch.mode == "batch":
         checks: list[tuple[str, float]] = [("buffer size", batch.buffer), ("max batch size", batch.size)]
         if batch.throttle:
             checks += [("throttle QPS", batch.rate), ("throttle burst", batch.burst)]
         for what, value in checks:
             if value <= 0:
-                raise ValueError(f"invalid audit batch {name} {what} {value:g}, must be a positive number")
+                raise ConfigurationError(f"invalid audit batch {name} {what} {value:g}, must be a positive number")
     if cut.event <= 0:
-        raise ValueError(f"invalid audit truncate {name} max event size {cut.event}, must be a positive number")
+        raise ConfigurationError(f"invalid audit truncate {name} max event size {cut.event}, must be a positive number")
     if cut.batch < cut.event:
-        raise ValueError(
+        raise ConfigurationError(
             f"invalid audit truncate {name} max batch size {cut.batch}, must be greater than max event size ({cut.event})"
         )
     if version != "audit.k8s.io/v1":
-        raise ValueError('invalid group version, allowed versions are ["audit.k8s.io/v1"]')
+        raise ConfigurationError('invalid group version, allowed versions are ["audit.k8s.io/v1"]')

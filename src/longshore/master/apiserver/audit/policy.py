@@ -18,7 +18,7 @@ LEVELS = ("None", "Metadata", "Request", "RequestResponse")
 RECEIVED, STARTED, COMPLETE, PANIC = STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete", "Panic")
 
 
-class PolicyError(ValueError):
+class PolicyError(configfile.ConfigurationError):
     """The policy file is not one."""
 
 

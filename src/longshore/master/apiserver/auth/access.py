@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.context import API, AdmissionPlugin, Authorizer
 
 from . import policy
@@ -134,7 +135,7 @@ class Access:
             from .webhooks import AuthorizationWebhook
 
             return AuthorizationWebhook(self.options.authorization_webhook)
-        raise ValueError(f"unknown authorization mode {mode} specified")
+        raise ConfigurationError(f"unknown authorization mode {mode} specified")
 
     async def reload_authentication(self) -> None:
         """Takes the AuthenticationConfiguration as it is now. ValueError or OSError, and nothing changes."""

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.flagtypes import boolean, whole_seconds
 
 
@@ -43,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Options` that the flags give. ValueError when they contradict one another."""
+    """Arguments of `Options` that the flags give. ConfigurationError when they contradict one another."""
     out: dict[str, Any] = {
         "token_file": args.token_auth_file,
         "bootstrap_tokens": args.enable_bootstrap_token_auth,
@@ -55,9 +56,11 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     }
     out["authentication_config"], out["authorization_config"] = args.authentication_config, args.authorization_config
     if args.authentication_config is not None and args.oidc_issuer_url:
-        raise ValueError("authentication-config file and oidc-* flags are mutually exclusive")
+        raise ConfigurationError("authentication-config file and oidc-* flags are mutually exclusive")
     if bool(args.oidc_issuer_url) != bool(args.oidc_client_id):
-        raise ValueError("oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set")
+        raise ConfigurationError(
+            "oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set"
+        )
     if args.oidc_issuer_url:
         out["oidc"] = {
             "issuer_url": args.oidc_issuer_url,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from typing import Any, Literal
 import orjson
 
 from longshore.master.apiserver.context import NO_OPINION, Attributes, Decision, UserInfo
-from longshore.master.apiserver.remote import Remote
+from longshore.master.apiserver.remote import Remembered, Remote
 
 from .authentication import Authenticated
 from .jwt import TokenError
@@ -25,7 +23,6 @@ from .rules import Resolution
 log = logging.getLogger("longshore.apiserver.auth")
 TOKEN_SECONDS, ALLOWED_SECONDS, DENIED_SECONDS = 120.0, 300.0, 30.0
 TIMEOUT = 30.0
-_MAX_CACHE = 8192
 
 
 async def _ask(remote: Remote, review: dict[str, Any]) -> dict[str, Any]:
@@ -37,27 +34,12 @@ async def _ask(remote: Remote, review: dict[str, Any]) -> dict[str, Any]:
     return status
 
 
-class _Remembered(OrderedDict[Any, tuple[float, Any]]):
-    """Answers until they are too old."""
-
-    def find(self, key: Any) -> Any:
-        found = self.get(key)
-        if found is None or found[0] < time.monotonic():
-            return None
-        return found[1]
-
-    def keep(self, key: Any, value: Any, seconds: float) -> None:
-        self[key] = (time.monotonic() + seconds, value)
-        while len(self) > _MAX_CACHE:
-            self.popitem(last=False)
-
-
 class TokenWebhook:
     """Tokens that another server knows."""
 
     def __init__(self, file: Path) -> None:
         self._webhook = Remote(file)
-        self._known = _Remembered()
+        self._known = Remembered()
 
     async def authenticate_token(self, token: str, audiences: Sequence[str]) -> Authenticated | None:
         key = (hashlib.sha256(token.encode()).digest(), tuple(audiences))
@@ -113,7 +95,7 @@ class AuthorizationWebhook:
         applies: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
         self._webhook = Remote(file, timeout=timeout)
-        self._known = _Remembered()
+        self._known = Remembered()
         self._seconds = (allowed_seconds, denied_seconds)
         self._on_error: Literal["deny", "no opinion"] = "deny" if deny_on_error else "no opinion"
         self._applies = applies

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from longshore.machinery.errors import StatusError, internal_error
+from longshore.master.apiserver.configfile import ConfigurationError
 
 
-class EncryptionError(ValueError):
+class EncryptionError(ConfigurationError):
     """The configuration is not one."""
 
 
