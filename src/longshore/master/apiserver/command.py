@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longshore.client.config import ConfigError
 from longshore.machinery import pki, renewal
 from longshore.master.apiserver.audit import flags as audit_flags
 from longshore.master.apiserver.auth import flags
