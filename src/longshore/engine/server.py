@@ -61,6 +61,7 @@ class Engine:
         runtimes = {**(runtimes or {"runc": "runc"}), **configuration.runtimes}
         # The namespace is held open: its path names a process, which may end before this one.
         namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None
+        self._registry_namespace = namespace
         suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
         self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=runtimes)
         self.images = ImageStore(
@@ -179,6 +180,9 @@ class Engine:
         if self.docker is not None:
             self.networks.close()
         self.images.close()
+        if self._registry_namespace is not None:
+            os.close(self._registry_namespace)
+            self._registry_namespace = None
         # Groups that hold containers are busy and stay.
         await asyncio.to_thread(cgroups.remove_empty, self.containers.cgroup_parent)
 
