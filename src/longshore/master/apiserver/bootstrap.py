@@ -16,6 +16,8 @@ import orjson
 
 from longshore.api import times
 from longshore.machinery.errors import StatusError
+from longshore.master.apiserver.flowschemas import GROUP as _FLOW
+from longshore.master.apiserver.flowschemas import MANAGER, dangling
 
 if TYPE_CHECKING:
     from longshore.master.apiserver.server import APIServer
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 log = logging.getLogger("longshore.apiserver.bootstrap")
 NAMESPACES = ("kube-system", "kube-public", "kube-node-lease", "default")
-_FLOW = "flowcontrol.apiserver.k8s.io"
 _NETWORKING = "networking.k8s.io"
 LEASE_SECONDS = 3600
 LEASE_RENEWAL = 600.0
@@ -120,22 +121,9 @@ class Bootstrap:
             await self.server.hub.fresh()
             made = self.server.api.get(_FLOW, plural, "", name)
         if made is not None:
-            message = f'This FlowSchema references the PriorityLevelConfiguration object named "{level}" and it exists'
-            made["status"] = {
-                "conditions": [
-                    {
-                        "type": "Dangling",
-                        "status": "False",
-                        "lastTransitionTime": times.now(),
-                        "reason": "Found",
-                        "message": message,
-                    }
-                ]
-            }
+            made["status"] = {"conditions": [dangling(level, True)]}
             with contextlib.suppress(StatusError):
-                await self.server.api.update(
-                    _FLOW, plural, "", made, "status", "api-priority-and-fairness-config-consumer-v1"
-                )
+                await self.server.api.update(_FLOW, plural, "", made, "status", MANAGER)
 
     def _api_services(self) -> list[Any]:
         api = self.server.api

@@ -50,6 +50,7 @@ from longshore.master.apiserver.deletion import Deleter
 from longshore.master.apiserver.discovery import Discovery
 from longshore.master.apiserver.dispatch import Dispatcher, verb_of
 from longshore.master.apiserver.fairness import Fairness, seated
+from longshore.master.apiserver.flowschemas import FlowSchemaStatus
 from longshore.master.apiserver.health import VERSION, Health
 from longshore.master.apiserver.local import LocalAPI
 from longshore.master.apiserver.metrics import Metrics
@@ -209,6 +210,7 @@ class APIServer:
         assert self.definitions is not None
         await self.definitions.start()
         await self.hub.fresh()
+        self.spawn(FlowSchemaStatus(self.api).run(), "flow schemas")
         if self.config.compaction_seconds > 0:
             self.spawn(self._compact(), "compaction")
         if self.config.audit.policy is not None:
