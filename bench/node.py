@@ -57,7 +57,7 @@ class Pods:
     async def watch(self) -> None:
         from longshore.client.resources import PODS
 
-        async for batch in self.client.watch(PODS, "default"):
+        async for batch in self.client.watch(PODS, "default", bookmarks=False):
             for kind, pod in batch:
                 name = pod["metadata"]["name"]
                 if kind == "DELETED":

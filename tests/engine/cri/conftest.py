@@ -43,6 +43,7 @@ APPLETS = [
     "wc",
     "head",
     "tail",
+    "tr",
     "stat",
     "mount",
     "umount",

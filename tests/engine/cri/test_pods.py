@@ -182,7 +182,7 @@ async def test_mounts(engine: Engine, tmp_path: Path) -> None:
             cri.Mount(container_path="/a", host_path=str(tmp_path / "link")),
             cri.Mount(container_path="/b", host_path=str(tmp_path / "real"), readonly=True),
             cri.Mount(container_path="/made", host_path=str(tmp_path / "made")),
-            cri.Mount(container_path="/img", image=cri.ImageSpec(image="busybox"), image_sub_path="etc"),
+            cri.Mount(container_path="/img", readonly=True, image=cri.ImageSpec(image="busybox"), image_sub_path="etc"),
         ],
     )  # fmt: skip
     assert await engine.sh(container, "cat /a/file; echo x > /a/new; cat /b/new; touch /b/y 2>&1 || true") == (
@@ -326,6 +326,13 @@ async def test_images(engine: Engine) -> None:
     assert len((await engine.call("ListImages")).images) == 1
     with pytest.raises(RpcError):
         await engine.call("PullImage", image=cri.ImageSpec(image="127.0.0.1:9/none"))
+    # Its registry is away: the local one serves, but not who has yet to show that it may have the image.
+    engine.images.tag(images[0].id, "127.0.0.1:9/here:1")
+    here = cri.ImageSpec(image="127.0.0.1:9/here:1")
+    assert (await engine.call("PullImage", image=here)).image_ref == images[0].id
+    here.annotations["longshore.io/verify-pull"] = "true"
+    with pytest.raises(RpcError):
+        await engine.call("PullImage", image=here)
 
 
 async def test_metrics(engine: Engine) -> None:

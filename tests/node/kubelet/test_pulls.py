@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from longshore.machinery.grpc import RpcError, Status
-from longshore.node.kubelet.images import ImageError, ImageManager, policy_of
+from longshore.node.kubelet.images import VERIFY, ImageError, ImageManager, policy_of
 from longshore.node.kubelet.pulls import providers
 from longshore.node.kubelet.pulls.credentials import (
     Login,
@@ -289,13 +289,14 @@ class Registry:
     """A runtime that pulls r.io/a:1 for those who know the password."""
 
     def __init__(self) -> None:
-        self.there, self.asked = False, []
+        self.there, self.asked, self.verify = False, [], ""
 
     async def image_call(self, method: str, **fields: Any) -> Any:
         if method == "ImageStatus":
             image = cri.Image(id="sha256:1", size=7) if self.there else None
             return cri.ImageStatusResponse(image=image)
         self.asked.append(fields["auth"].password if "auth" in fields else "")
+        self.verify = fields["image"].annotations.get(VERIFY, "")
         if self.asked[-1] != "right":
             raise RpcError(Status.UNKNOWN, "denied")
         self.there = True
@@ -326,7 +327,7 @@ async def test_pods_show_their_logins(tmp_path: Path) -> None:
     assert refused.value.reason == "ErrImageNeverPull"
     with pytest.raises(ImageError, match="denied"):
         await ensure("IfNotPresent", uid="e")
-    assert runtime.asked[-1] == ""
+    assert runtime.asked[-1] == "" and runtime.verify == "true"
     # The node's own login is everybody's.
     (tmp_path / "config.json").write_bytes(orjson.dumps({"auths": {"r.io": {"username": "n", "password": "right"}}}))
     assert await ensure("IfNotPresent", uid="f") == "sha256:1"

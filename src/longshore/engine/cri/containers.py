@@ -188,6 +188,8 @@ class Containers:
             name = mount.image.image if mount.HasField("image") else ""
             if not name:
                 continue
+            if not mount.readonly:
+                raise spec.invalid(f'image volume "{mount.container_path}" must be read-only')
             key = f"{container.id}-image-{index}"
             try:
                 root = self.images.rootfs(key)

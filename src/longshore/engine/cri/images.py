@@ -22,6 +22,9 @@ from longshore.wire.cri import cri
 log = logging.getLogger("longshore.engine.cri")
 
 STREAM_PIECE = 100
+#: An annotation of a PullImage's ImageSpec: the registry itself must give the image, as who asks has yet to show that
+#: it may have it; the local one does not serve in the registry's place.
+VERIFY = "longshore.io/verify-pull"
 
 
 class Images:
@@ -96,11 +99,12 @@ class Images:
     async def pull_image(self, request: Any) -> Any:
         name = request.image.image
         auth = _auth(request.auth) if request.HasField("auth") else None
-        key = (name, *sorted((auth or {}).items()))
+        verify = request.image.annotations.get(VERIFY) == "true"
+        key = (name, verify, *sorted((auth or {}).items()))
         found = self._pulls.get(key)
         if found is None:
             # Pods that come up together want the same image: it is asked for once.
-            task = asyncio.create_task(self._pull(name, auth), name=f"pull {name}")
+            task = asyncio.create_task(self._pull(name, auth, verify), name=f"pull {name}")
             found = self._pulls[key] = (task, set())
             task.add_done_callback(lambda done: self._pulled(key, done))
         task, waiting = found
@@ -119,7 +123,7 @@ class Images:
         if key in self._pulls and self._pulls[key][0] is task:
             del self._pulls[key]
 
-    async def _pull(self, name: str, auth: dict[str, str] | None) -> Any:
+    async def _pull(self, name: str, auth: dict[str, str] | None, verify: bool) -> Any:
         try:
             image = await self.store.pull(references.parse(name).with_default_tag(), auth=auth)
         except NotFound as error:
@@ -127,7 +131,7 @@ class Images:
         except Unauthorized as error:
             raise RpcError(Status.PERMISSION_DENIED, f'failed to pull and unpack image "{name}": {error.message}') from error  # fmt: skip
         except EngineError as error:
-            local = self._find(name) if error.status >= 500 else None
+            local = self._find(name) if error.status >= 500 and not verify else None
             if local is not None:
                 # Built or loaded here, and its registry cannot be reached to say otherwise: `docker build` and a Pod of
                 # `:latest` (whose pull policy is Always) work without a network.

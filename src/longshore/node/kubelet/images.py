@@ -24,6 +24,8 @@ Tell = Callable[[Mapping[str, Any], str, str, str], None]
 
 
 _USERS_KEPT = 1000
+#: an ImageSpec's annotation for Longshore's engine (docs/cri.md); others do not mind it
+VERIFY = "longshore.io/verify-pull"
 
 
 class ImageError(Exception):
@@ -95,7 +97,8 @@ class ImageManager:
                 asked.append(await self._keyring.logins(image, pod, secrets))
             return asked[0]
 
-        if policy != "Always" and present is not None and not await self._records.must_pull(name, present.id, logins):
+        shown = present is None or not await self._records.must_pull(name, present.id, logins)
+        if policy != "Always" and present is not None and shown:
             message = f'Container image "{name}" already present on machine and can be accessed by the pod'
             self._tell(pod, container, "Normal", "Pulled", message)
             return str(present.id)
@@ -114,7 +117,9 @@ class ImageManager:
         self._tell(pod, container, "Normal", "Pulling", f'Pulling image "{name}"')
         begin = time.monotonic()
         try:
-            reference = await self._pull(name, image, await logins(), config)
+            # Our engine lets a local image serve where its registry is away: not for who has yet to show a login.
+            spec = cri.ImageSpec(image=image, annotations={} if shown else {VERIFY: "true"})
+            reference = await self._pull(name, spec, await logins(), config)
         except RpcError as error:
             text = f"rpc error: code = {go_code(error.status)} desc = {error.message}"
             self._tell(pod, container, "Warning", "Failed", f'Failed to pull image "{name}": {text}')
@@ -136,14 +141,14 @@ class ImageManager:
         self._tell(pod, container, "Normal", "Pulled", f'Successfully pulled image "{name}" in {span} ({span} including waiting).{size}')  # fmt: skip
         return reference
 
-    async def _pull(self, name: str, image: str, logins: list[Login], config: Any) -> str:
+    async def _pull(self, name: str, spec: Any, logins: list[Login], config: Any) -> str:
         """name: as the pod has it. The image's reference, once one of the logins has been good enough. Raises RpcError."""
         await asyncio.to_thread(self._records.begin, name)
         problem: RpcError | None = None
         try:
             attempts: list[Login | None] = [*logins]
             for login in attempts or [None]:
-                fields: dict[str, Any] = {"image": cri.ImageSpec(image=image), "sandbox_config": config}
+                fields: dict[str, Any] = {"image": spec, "sandbox_config": config}
                 if login is not None:
                     fields["auth"] = cri.AuthConfig(**login.fields())
                 try:
