@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from longshore.client.discovery import discover
 from longshore.client.objects import condition, now, phase
 from longshore.client.resources import BY_KIND, HORIZONTAL_POD_AUTOSCALERS, PODS, Resource
+from longshore.client.rest import is_conflict
 from longshore.client.store import Object, split_key
 from longshore.machinery.errors import StatusError
-from longshore.machinery.quantity import Quantity, parse
+from longshore.machinery.quantity import parse
+from longshore.machinery.selectors import LabelSelector, SelectorError, parse_labels
 from longshore.master.controllers import hparules as rules
 from longshore.master.controllers.base import Controller
-from longshore.master.controllers.hpametrics import Metrics, MetricsError
+from longshore.master.controllers.hpametrics import Metrics, MetricsError, request_of, selector_words, shown
 
 REASONS = {
     "Resource": "FailedGetResourceMetric",
@@ -29,8 +30,11 @@ REASONS = {
 }
 
 
-def shown(milli: int) -> str:
-    return str(Quantity(milli * 10**6, "DecimalSI"))
+CONFLICTS = 5  # as often an update of the target's size is tried against the latest
+MISSING_SELECTOR = "selector is required"
+
+
+NO_PODS = "no pods returned by selector while calculating replica count"
 
 
 class HorizontalPodAutoscalerController(Controller):
@@ -44,6 +48,7 @@ class HorizontalPodAutoscalerController(Controller):
         self.scalers = self.watch(HORIZONTAL_POD_AUTOSCALERS, add=self.enqueue, update=self._changed, delete=self._gone)
         self.pods = self.watch(PODS)
         self.metrics = Metrics(self.client)
+        self.selectors: dict[str, LabelSelector | None] = {}  # of the autoscalers' targets, as last seen
         self.recommendations: dict[str, list[tuple[int, float]]] = {}
         self.ups: dict[str, list[rules.Change]] = {}
         self.downs: dict[str, list[rules.Change]] = {}
@@ -55,7 +60,7 @@ class HorizontalPodAutoscalerController(Controller):
 
     def _gone(self, scaler: Object) -> None:
         key = f"{scaler['metadata']['namespace']}/{scaler['metadata']['name']}"
-        for table in (self.recommendations, self.ups, self.downs):
+        for table in (self.recommendations, self.ups, self.downs, self.selectors):
             table.pop(key, None)
 
     async def reconcile(self, key: str) -> float | None:
@@ -68,6 +73,15 @@ class HorizontalPodAutoscalerController(Controller):
         finally:
             await run.write()
         return self.options.horizontal_pod_autoscaler_sync_period
+
+    def selecting(self, namespace: str, pods: list[Object]) -> list[str]:
+        """Names of the autoscalers whose targets select any of some pods."""
+        labels = [pod["metadata"].get("labels") or {} for pod in pods]
+        return [
+            name
+            for (where, name), selector in ((split_key(key), found) for key, found in self.selectors.items())
+            if where == namespace and any(selector is None or selector.matches(each) for each in labels)
+        ]
 
     async def resource_of(self, ref: Object) -> Resource | None:
         """The resource of a scale target."""
@@ -149,6 +163,7 @@ class Run:
         self._put("AbleToScale", True, "SucceededGetScale", message)
         current = int((scale.get("spec") or {}).get("replicas") or 0)
         self.status.pop("currentReplicas", None)
+        self.status["currentMetrics"] = None
         if current:
             self.status["currentReplicas"] = current
         self.c.recommendations.setdefault(self.key, [(current, self.now)])
@@ -181,10 +196,8 @@ class Run:
             self.status["desiredReplicas"] = desired
 
     async def _rescale(self, resource: Resource, scale: Object, current: int, desired: int, why: str) -> None:
-        body = {**scale, "spec": {**(scale.get("spec") or {}), "replicas": desired}}
-        body["metadata"] = {**scale["metadata"], "namespace": self.namespace}
         try:
-            await self.c.client.update(resource, body, subresource="scale")
+            await self._resize(resource, scale, desired)
         except StatusError as error:
             self._warn("FailedRescale", f"New size: {desired}; reason: {why}; error: {error.message}")
             message = f"the HPA controller was unable to update the target scale: {error.message}"
@@ -193,11 +206,25 @@ class Run:
         message = f"the HPA controller was able to update the target scale to {desired}"
         self._put("AbleToScale", True, "SucceededRescale", message)
         self.c.event(self.scaler, "Normal", "SuccessfulRescale", f"New size: {desired}; reason: {why}")
-        changes = self.c.ups if desired > current else self.c.downs
-        kept = [c for c in changes.get(self.key, []) if self.now - c.at < 1800]
-        changes[self.key] = [*kept, rules.Change(abs(desired - current), self.now)]
+        if self.spec.get("behavior") is not None:
+            changes = self.c.ups if desired > current else self.c.downs
+            kept = [c for c in changes.get(self.key, []) if self.now - c.at < 1800]
+            changes[self.key] = [*kept, rules.Change(abs(desired - current), self.now)]
         self.status["desiredReplicas"] = desired
         self.status["lastScaleTime"] = now()
+
+    async def _resize(self, resource: Resource, scale: Object, desired: int) -> None:
+        name = self.spec["scaleTargetRef"]["name"]
+        for left in reversed(range(CONFLICTS)):
+            body = {**scale, "spec": {**(scale.get("spec") or {}), "replicas": desired}}
+            body["metadata"] = {**scale["metadata"], "namespace": self.namespace}
+            try:
+                await self.c.client.update(resource, body, subresource="scale")
+                return
+            except StatusError as error:
+                if not is_conflict(error) or not left:
+                    raise
+            scale = await self.c.client.get(resource, name, self.namespace, subresource="scale")
 
     # -- metrics -----------------------------------------------------------------------------------------------------------
 
@@ -205,34 +232,30 @@ class Run:
         """(replicas, which metric asked for them), or None when nothing can be said."""
         selector = (scale.get("status") or {}).get("selector") or ""
         metrics = self.spec.get("metrics") or []
-        if not selector:
-            self._warn("SelectorRequired", "selector is required")
-            self._put("ScalingActive", False, "InvalidSelector", "the HPA target's scale is missing a selector")
+        pods = self._selected(selector)
+        if pods is None:
             return None
-        pods = (await self.c.client.list(PODS, self.namespace, label_selector=selector, resource_version="0"))["items"]
+        sizes = current, int((scale.get("status") or {}).get("replicas") or 0)
         best: tuple[int, str] | None = None
         statuses: list[Object] = []
         failures: list[tuple[str, str, str]] = []
         for spec in metrics:
             try:
-                count, name, status = await self._one(spec, selector, pods, current)
+                count, name, status = await self._one(spec, selector, pods, *sizes)
             except MetricsError as error:
-                kind = spec.get("type", "")
-                failures.append((REASONS.get(kind, "InvalidMetricSourceType"), str(error), kind))
+                reason = REASONS.get(spec.get("type", ""), "InvalidMetricSourceType")
+                failures.append((reason, str(error), self._metric_words(spec)))
+                self._warn(reason, str(error))
                 statuses.append({"type": ""})
                 continue
             statuses.append(status)
-            if best is None or count > best[0]:
+            if best is None or best[0] == 0 or count > best[0]:
                 best = (count, name)
         self.status["currentMetrics"] = statuses
         if failures and (best is None or best[0] < current):
-            reason, message, kind = failures[0]
-            self._warn(reason, message)
+            reason, message, what = failures[0]
             text = f"the HPA was unable to compute the replica count: {message}"
             self._put("ScalingActive", False, reason, text)
-            what = {"Resource": f"{metrics[0].get('resource', {}).get('name', '')} resource", "Pods": "pods"}.get(
-                kind, kind.lower()
-            )
             summary = f"invalid metrics ({len(failures)} invalid out of {len(metrics)}), first error is: "
             self._warn("FailedComputeMetricsReplicas", f"{summary}failed to get {what} metric value: {message}")
             return None
@@ -242,8 +265,54 @@ class Run:
         self._put("ScalingActive", True, "ValidMetricFound", message)
         return best
 
-    async def _one(self, spec: Object, selector: str, pods: list[Object], current: int) -> tuple[int, str, Object]:
-        """(replicas, name, status) of one metric. Raises MetricsError."""
+    def _selected(self, text: str) -> list[Object] | None:
+        """The target's pods, or None (and a condition) when the selector is none, or others' targets have them too."""
+        if not text:
+            self._warn("SelectorRequired", MISSING_SELECTOR)
+            self._put("ScalingActive", False, "InvalidSelector", "the HPA target's scale is missing a selector")
+            self._warn("FailedComputeMetricsReplicas", MISSING_SELECTOR)
+            return None
+        try:
+            selector = parse_labels(text)
+        except SelectorError as error:
+            words = f"couldn't convert selector into a corresponding internal selector object: {error}"
+            self._warn("InvalidSelector", words)
+            self._put("ScalingActive", False, "InvalidSelector", words)
+            self._warn("FailedComputeMetricsReplicas", words)
+            return None
+        self.c.selectors[self.key] = selector
+        pods = [
+            pod
+            for pod in self.c.pods.store.list(self.namespace)
+            if selector is None or selector.matches(pod["metadata"].get("labels") or {})
+        ]
+        others = self.c.selecting(self.namespace, pods)
+        if len(others) > 1:
+            names = " ".join(f"{{{name} {self.namespace}}}" for name in others)
+            words = f"pods by selector {text} are controlled by multiple HPAs: [{names}]"
+            self._warn("AmbiguousSelector", words)
+            self._put("ScalingActive", False, "AmbiguousSelector", words)
+            self._warn("FailedComputeMetricsReplicas", words)
+            return None
+        return pods
+
+    @staticmethod
+    def _metric_words(spec: Object) -> str:
+        """What upstream calls a metric that gave no figure."""
+        kind = spec.get("type", "")
+        if kind == "Resource":
+            return f"{spec['resource']['name']} resource"
+        if kind == "ContainerResource":
+            return f"{spec['containerResource']['container']} container"
+        if kind == "External":
+            return f"{spec['external']['metric']['name']} external"
+        return str(kind).lower()
+
+    async def _one(
+        self, spec: Object, selector: str, pods: list[Object], current: int, running: int
+    ) -> tuple[int, str, Object]:
+        """(replicas, name, status) of one metric. current, running: replicas of the target's spec and status. Raises
+        MetricsError."""
         kind = spec["type"]
         if kind in ("Resource", "ContainerResource"):
             return await self._resource(spec, selector, pods, current)
@@ -252,29 +321,30 @@ class Run:
         if kind == "Pods":
             figures = await self.c.metrics.pods(metric, self.namespace, selector)
             goal = parse(str(target["averageValue"])).milli_value
-            groups = self._groups(pods, figures, "")
-            count, _ = rules.from_ratio(current, groups, figures, None, goal, self.tolerance)
-            used = sum(f.value for f in figures.values()) // max(1, len(figures))
+            count, _, used = self._per_pod(current, pods, figures, "", None, goal)
             body = {"metric": metric, "current": {"averageValue": shown(used)}}
             return count, f"pods metric {metric['name']}", {"type": kind, "pods": body}
         if kind == "Object":
             described = source["describedObject"]
             resource = await self.c.resource_of(described)
             plural = resource.plural if resource is not None else described["kind"].lower() + "s"
-            used = await self.c.metrics.object(metric, self.namespace, plural, described["name"])
+            used = await self.c.metrics.object(metric, self.namespace, plural, described)
             name = f"{described['kind']} metric {metric['name']}"
             extra = {"describedObject": described}
         elif kind == "External":
             used = await self.c.metrics.external(metric, self.namespace)
-            name, extra = f"external metric {metric['name']}(&LabelSelector{{}})", {}
+            name, extra = f"external metric {metric['name']}({selector_words(metric.get('selector'))})", {}
         else:
             raise MetricsError(f'unknown metric source type "{kind}"')
         if target.get("averageValue") is not None:
             goal = parse(str(target["averageValue"])).milli_value
-            count = rules.from_average(current, used, goal, self.tolerance)
-            figure = {"averageValue": shown(math.ceil(used / max(1, current)))}
+            count = rules.from_average(running, used, goal, self.tolerance)
+            figure = {"averageValue": shown(math.ceil(used / max(1, running)))}
+            name = f"external metric {metric['name']}({selector_words(metric.get('selector'))})"  # upstream's for both
         else:
             goal = parse(str(target["value"])).milli_value
+            if current and not self.tolerance.holds(used / goal) and not pods:
+                raise MetricsError(f"unable to calculate ready pods: {NO_PODS}")
             ready = sum(
                 1 for p in pods if phase(p) == "Running" and (condition(p, "Ready") or {}).get("status") == "True"
             )
@@ -283,9 +353,13 @@ class Run:
         field = kind[0].lower() + kind[1:]
         return count, name, {"type": kind, field: {"metric": metric, "current": figure, **extra}}
 
-    def _groups(self, pods: list[Object], figures: dict[str, rules.Figure], resource: str) -> rules.Groups:
+    def _per_pod(
+        self, current: int, pods: list[Object], figures: dict[str, rules.Figure], resource: str,
+        requests: dict[str, int] | None, goal: int,
+    ) -> tuple[int, int, int]:  # fmt: skip
+        """rules.from_ratio for the target's pods. Raises MetricsError."""
         options = self.c.options
-        return rules.group(
+        groups = rules.group(
             pods,
             figures,
             resource,
@@ -293,63 +367,44 @@ class Run:
             options.horizontal_pod_autoscaler_cpu_initialization_period,
             options.horizontal_pod_autoscaler_initial_readiness_delay,
         )
+        if not pods:
+            raise MetricsError(NO_PODS)
+        try:
+            return rules.from_ratio(current, groups, figures, requests, goal, self.tolerance)
+        except rules.NoFiguresError as error:
+            raise MetricsError(str(error)) from error
 
     async def _resource(self, spec: Object, selector: str, pods: list[Object], current: int) -> tuple[int, str, Object]:
         kind = spec["type"]
-        field = "resource" if kind == "Resource" else "containerResource"
-        source = spec[field]
+        source = spec["resource" if kind == "Resource" else "containerResource"]
         name, target, container = source["name"], source["target"], source.get("container", "")
         percent = target.get("averageUtilization") is not None
-        what = "utilization" if percent else "usage"
         try:
             figures = await self.c.metrics.resource(name, self.namespace, selector, container)
-            groups = self._groups(pods, figures, name)
-            if not groups.ready:
-                raise MetricsError("did not receive metrics for targeted pods (pods might be unready)")
-            requests = self._requests(pods, name, container, groups) if percent else None
+            goal = int(target["averageUtilization"]) if percent else parse(str(target["averageValue"])).milli_value
+            requests = {p["metadata"]["name"]: request_of(p, name, container) for p in pods} if percent else None
+            count, present, used = self._per_pod(current, pods, figures, name, requests, goal)
         except MetricsError as error:
-            raise MetricsError(f"failed to get {name} {what}: {error}") from error
-        goal = float(target["averageUtilization"]) if percent else parse(str(target["averageValue"])).milli_value
-        count, ratio = rules.from_ratio(current, groups, figures, requests, goal, self.tolerance)
-        used = sum(figures[n].value for n in groups.ready) // len(groups.ready)
-        figure: Object = {"averageValue": shown(used)}
+            raise MetricsError(f"failed to get {name} {'utilization' if percent else 'usage'}: {error}") from error
+        figure: Object = {"averageValue": shown(used, name)}
+        label = f"{name} resource"
         if percent:
-            figure["averageUtilization"] = int(ratio * goal)
+            figure["averageUtilization"] = present
             label = f"{name} {'container ' if container else ''}resource utilization (percentage of request)"
-        else:
-            label = f"{name} {'container ' if container else ''}resource"
         body: Object = {"name": name, "current": figure}
         if container:
             body["container"] = container
-        return count, label, {"type": kind, field: body}
-
-    @staticmethod
-    def _requests(pods: list[Object], name: str, container: str, groups: rules.Groups) -> dict[str, int]:
-        result: dict[str, int] = {}
-        for pod in pods:
-            if pod["metadata"]["name"] in groups.ignored:
-                continue
-            total = 0
-            spec: Any = pod["spec"]
-            for entry in [
-                *(spec.get("containers") or ()),
-                *(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"),
-            ]:
-                if container and entry["name"] != container:
-                    continue
-                value = ((entry.get("resources") or {}).get("requests") or {}).get(name)
-                if value is None:
-                    raise MetricsError(
-                        f"missing request for {name} in container {entry['name']} of Pod {pod['metadata']['name']}"
-                    )
-                total += parse(str(value)).milli_value
-            result[pod["metadata"]["name"]] = total
-        return result
+        return count, label, {"type": kind, kind[0].lower() + kind[1:]: body}
 
     # -- bounds and behaviour ----------------------------------------------------------------------------------------------
 
     def _within(self, current: int, proposed: int) -> int:
         """What may be done of what the metrics propose."""
+        if self.spec.get("behavior") is None:
+            stable = self._steady(proposed)
+            desired, reason, message = rules.plain_limits(current, self.min, self.max, stable)
+            self._put("ScalingLimited", desired != stable, reason, message)
+            return desired
         stable = self._stabilized(current, proposed)
         ups, downs = self.c.ups.get(self.key, []), self.c.downs.get(self.key, [])
         if stable > current:
@@ -375,6 +430,19 @@ class Run:
         self._put("ScalingLimited", False, "DesiredWithinRange", "the desired count is within the acceptable range")
         return stable
 
+    def _steady(self, proposed: int) -> int:
+        """The most that was asked for within the stabilization period, for an autoscaler without behaviour."""
+        window = self.c.options.horizontal_pod_autoscaler_downscale_stabilization
+        past = [(n, t) for n, t in self.c.recommendations.get(self.key, []) if self.now - t <= window]
+        self.c.recommendations[self.key] = [*past, (proposed, self.now)]
+        most = max([proposed, *(n for n, _ in past)])
+        if most != proposed:
+            message = "recent recommendations were higher than current one, applying the highest recent recommendation"
+            self._put("AbleToScale", True, "ScaleDownStabilized", message)
+        else:
+            self._put("AbleToScale", True, "ReadyForNewScale", "recommended size matches current size")
+        return most
+
     def _stabilized(self, current: int, proposed: int) -> int:
         """The proposal after the stabilization windows: the least that was asked for on the way up, the most down."""
         up_window = float(self.up_rules.get("stabilizationWindowSeconds") or 0)
@@ -392,7 +460,7 @@ class Run:
         if result > most:
             result = most
         if result != proposed:
-            way, extreme = ("Up", "lower") if proposed > result else ("Down", "higher")
+            way, extreme = ("Up", "lower") if proposed >= current else ("Down", "higher")
             edge = "lowest" if way == "Up" else "highest"
             message = (
                 f"recent recommendations were {extreme} than current one, applying the {edge} recent recommendation"

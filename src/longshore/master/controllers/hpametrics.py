@@ -13,7 +13,7 @@ from longshore.client.rest import Client
 from longshore.client.selectors import as_text
 from longshore.client.store import Object
 from longshore.machinery.errors import StatusError
-from longshore.machinery.quantity import parse
+from longshore.machinery.quantity import Quantity, parse
 from longshore.master.controllers.hparules import Figure
 
 CUSTOM = "/apis/custom.metrics.k8s.io/v1beta2"
@@ -96,9 +96,9 @@ class Metrics:
             for i in items
         }
 
-    async def object(self, metric: Object, namespace: str, plural: str, name: str) -> int:
+    async def object(self, metric: Object, namespace: str, plural: str, described: Object) -> int:
         """A custom metric of one object, in thousandths."""
-        scope = "" if plural == "namespaces" else f"/namespaces/{namespace}"
+        scope, name = "" if plural == "namespaces" else f"/namespaces/{namespace}", described["name"]
         path = f"{CUSTOM}{scope}/{plural}/{name}/{quote(metric['name'], safe='')}"
         query = {"metricLabelSelector": as_text(metric.get("selector"))}
         answer = await self._get(path, query, f"{plural}.custom.metrics.k8s.io", "custom")
@@ -116,3 +116,41 @@ class Metrics:
         if not items:
             raise MetricsError("no metrics returned from external metrics API")
         return sum(milli(i["value"]) for i in items)
+
+
+def request_of(pod: Object, resource: str, container: str) -> int:
+    """What a pod (or one of its containers) requests of a resource, in thousandths. Raises MetricsError."""
+    name, spec = pod["metadata"]["name"], pod["spec"]
+    whole = (spec.get("resources") or {}).get("requests") or {}
+    if not container and resource in whole:
+        return milli(whole[resource])
+    total, seen = 0, False
+    sidecars = (c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always")
+    for entry in (*(spec.get("containers") or ()), *sidecars):
+        if container and entry["name"] != container:
+            continue
+        value = ((entry.get("resources") or {}).get("requests") or {}).get(resource)
+        if value is None and whole and not container:
+            raise MetricsError(f"missing pod-level request for {resource} in Pod {name}")
+        if value is None:
+            raise MetricsError(f"missing request for {resource} in container {entry['name']} of Pod {name}")
+        total, seen = total + milli(value), True
+    if container and not seen:
+        raise MetricsError(f"container {container} not found in Pod {name}")
+    return total
+
+
+def shown(milli: int, resource: str = "") -> str:
+    return str(Quantity(milli * 10**6, "BinarySI" if resource == "memory" else "DecimalSI"))
+
+
+def selector_words(selector: Object | None) -> str:
+    """A label selector as Go prints it."""
+    if selector is None:
+        return "nil"
+    labels = "".join(f"{k}: {v}," for k, v in sorted((selector.get("matchLabels") or {}).items()))
+    terms = "".join(
+        f"LabelSelectorRequirement{{Key:{t['key']},Operator:{t['operator']},Values:[{' '.join(t.get('values') or ())}],}},"
+        for t in selector.get("matchExpressions") or ()
+    )
+    return f"&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{terms}}},}}"

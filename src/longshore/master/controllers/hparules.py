@@ -85,49 +85,58 @@ def _still_starting(pod: Object, figure: Figure, at: float, init: float, delay: 
     return ready.get("status") == "False" and started + delay > moved
 
 
+class NoFiguresError(Exception):
+    """The figures say nothing about these pods; str() is upstream's message."""
+
+
 def from_ratio(
     current: int,
     groups: Groups,
     figures: Mapping[str, Figure],
-    ratio_of: Mapping[str, int] | None,
-    target: float,
+    requests: Mapping[str, int] | None,
+    target: int,
     tolerance: Tolerance,
-) -> tuple[int, float]:
-    """(replicas, present ratio) for a target per pod.
+) -> tuple[int, int, int]:
+    """(replicas, present use in the target's unit, present use a pod in thousandths) for a target per pod.
 
-    ratio_of: requests in thousandths by pod for a utilization target (percent); None for a target in plain amounts.
+    requests: in thousandths by pod for a utilization target (whole percent); None for a target in thousandths. Whole numbers
+    are cut off as upstream's are, which decides at the edges of tolerance. Raises NoFiguresError.
     """
+    counted = {n: f.value for n, f in figures.items() if n not in groups.unready and n not in groups.ignored}
+    if not counted:
+        raise NoFiguresError("did not receive metrics for targeted pods (pods might be unready)")
 
-    def ratio(values: Mapping[str, int]) -> float:
-        if ratio_of is not None:
-            total = sum(ratio_of.get(n, 0) for n in values)
-            return (sum(values.values()) * 100 / total) / target if total else 0.0
-        return sum(values.values()) / len(values) / target if values else 0.0
+    def use(values: Mapping[str, int]) -> tuple[int, int]:
+        if requests is None:
+            average = sum(values.values()) // len(values)
+            return average, average
+        known = [n for n in values if n in requests]
+        asked = sum(requests[n] for n in known)
+        if not asked:
+            raise NoFiguresError("no metrics returned matched known pods")
+        total = sum(values[n] for n in known)
+        return total * 100 // asked, total // len(known)
 
-    counted = {n: figures[n].value for n in groups.ready}
-    usage = ratio(counted)
-    rebalance_unready = bool(groups.unready) and usage > 1
+    present, average = use(counted)
+    ratio = present / target
+    rebalance_unready = bool(groups.unready) and ratio > 1
     if not rebalance_unready and not groups.missing:
-        if tolerance.holds(usage):
-            return current, usage
-        return math.ceil(usage * len(groups.ready)), usage
+        wanted = current if tolerance.holds(ratio) else math.ceil(ratio * len(groups.ready))
+        return wanted, present, average
     for name in groups.missing:
-        if usage < 1:
+        if ratio < 1:
             # Judge a missing one at its target, or at its whole request where the target is below that.
-            full = max(100.0, target) if ratio_of is not None else target
-            counted[name] = int(ratio_of.get(name, 0) * full / 100) if ratio_of is not None else int(full)
-        elif usage > 1:
+            counted[name] = target if requests is None else requests.get(name, 0) * max(100, target) // 100
+        elif ratio > 1:
             counted[name] = 0
     if rebalance_unready:
-        for name in groups.unready:
-            counted[name] = 0
-    fresh = ratio(counted)
-    if tolerance.holds(fresh) or (usage < 1 < fresh) or (usage > 1 > fresh):
-        return current, usage
-    wanted = math.ceil(fresh * len(counted))
+        counted |= dict.fromkeys(groups.unready, 0)
+    fresh = use(counted)[0] / target
+    turned = (ratio < 1 < fresh) or (ratio > 1 > fresh)
+    wanted = current if tolerance.holds(fresh) or turned else math.ceil(fresh * len(counted))
     if (fresh < 1 and wanted > current) or (fresh > 1 and wanted < current):
-        return current, usage
-    return wanted, usage
+        wanted = current
+    return wanted, present, average
 
 
 def from_total(current: int, ready: int, usage: float, target: float, tolerance: Tolerance) -> int:
@@ -141,7 +150,7 @@ def from_total(current: int, ready: int, usage: float, target: float, tolerance:
 
 
 def from_average(current: int, usage: float, target: float, tolerance: Tolerance) -> int:
-    """Replicas for one figure that is to be shared evenly (an average value per pod)."""
+    """Replicas for one figure that is to be shared evenly (an average value per pod). current: the status's replicas."""
     if not target:
         return current
     ratio = usage / (target * current) if current else math.inf
@@ -188,7 +197,20 @@ def down_limit(rules: Object, current: int, up: list[Change], down: list[Change]
     for policy in rules.get("policies") or ():
         start = period_start(rules, current, up, down, at, policy)
         value = int(policy["value"])
-        results.append(start - value if policy["type"] == "Pods" else math.floor(start * (1 - value / 100)))
+        results.append(start - value if policy["type"] == "Pods" else int(start * (1 - value / 100)))
     if not results:
         return 0
     return max(results) if rules.get("selectPolicy") == "Min" else min(results)
+
+
+def plain_limits(current: int, least: int, most: int, wanted: int) -> tuple[int, str, str]:
+    """(replicas, reason, message) for an autoscaler without behaviour: at most twice as many as now, or four."""
+    limit = max(2 * current, 4)
+    if wanted < least:
+        return least, "TooFewReplicas", "the desired replica count is less than the minimum replica count"
+    if wanted > min(limit, most):
+        if most > limit:
+            text = "the desired replica count is increasing faster than the maximum scale rate"
+            return limit, "ScaleUpLimit", text
+        return most, "TooManyReplicas", "the desired replica count is more than the maximum replica count"
+    return wanted, "DesiredWithinRange", "the desired count is within the acceptable range"
