@@ -98,7 +98,7 @@ def _parameter(node: Object) -> bytes:
             + _text(3, "body")
             + _flag(4, node.get("required"))
         )
-        return _bytes(1, _bytes(1, body + _bytes(5, _schema(node["schema"]))))
+        return _bytes(1, _bytes(1, body + _bytes(5, _schema(node.get("schema") or {}))))
     common = (
         _flag(1, node.get("required"))
         + _text(2, node["in"])
@@ -106,9 +106,9 @@ def _parameter(node: Object) -> bytes:
         + _text(4, node["name"])
     )
     if node["in"] == "path":
-        inner = _bytes(4, common + _text(5, node["type"]) + _flag(19, node.get("uniqueItems")))
+        inner = _bytes(4, common + _text(5, node.get("type")) + _flag(19, node.get("uniqueItems")))
     else:
-        inner = _bytes(3, common + _text(6, node["type"]) + _flag(20, node.get("uniqueItems")))
+        inner = _bytes(3, common + _text(6, node.get("type")) + _flag(20, node.get("uniqueItems")))
     return _bytes(1, _bytes(2, inner))
 
 

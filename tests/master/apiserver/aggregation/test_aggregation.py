@@ -38,9 +38,16 @@ META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 SWAGGER = {
     "swagger": "2.0", "info": {"title": "far", "version": "1"},
     "paths": {
-        "/apis/metrics.k8s.io/v1beta1/nodes": {"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/far.Node"}}}}},
+        "/apis/metrics.k8s.io/v1beta1/nodes": {
+            "get": {
+                "responses": {"200": {"schema": {"$ref": "#/definitions/far.Node"}}},
+                "parameters": [{"$ref": "#/parameters/limit-1"}, {"$ref": "#/parameters/lost"}, {"type": "string"}],
+            },
+            "parameters": [{"$ref": "#/parameters/limit-1"}],
+        },
         "/version/": {"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/far.Version"}}}}},
     },
+    "parameters": {"limit-1": {"name": "limit", "in": "query", "type": "integer", "uniqueItems": True}},
     "definitions": {
         "far.Node": {"type": "object", "properties": {"metadata": {"$ref": f"#/definitions/{META}ObjectMeta"}}},
         f"{META}ObjectMeta": {"type": "object", "description": "another one"},
@@ -170,6 +177,13 @@ async def test_an_apiservice_from_nothing_to_requests(place: tuple[Place, int, b
     other = f"{META}ObjectMeta_v2"
     assert definitions["far.Node"]["properties"]["metadata"] == {"$ref": f"#/definitions/{other}"}
     assert definitions[other]["description"] == "another one" != definitions[f"{META}ObjectMeta"]["description"]
+    # Shared parameters stand where they are used; what is none is left out, and the protobuf form knows them too.
+    nodes = swagger["paths"]["/apis/metrics.k8s.io/v1beta1/nodes"]
+    limit = SWAGGER["parameters"]["limit-1"]  # type: ignore[index]
+    assert nodes["parameters"] == [limit] == nodes["get"]["parameters"]
+    media = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+    packed = await api.client.request("GET", api.url + "/openapi/v2", headers=[("Accept", media)])
+    assert packed.status == 200 and b"far.Node" in await packed.read()
     index = (await api.ask("GET", "/openapi/v3"))[1]["paths"]
     assert index["apis/metrics.k8s.io/v1beta1"]["serverRelativeURL"].endswith("v1beta1?hash=ABC")
     code, told = await api.ask("GET", "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=ABC")

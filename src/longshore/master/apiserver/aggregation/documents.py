@@ -18,6 +18,7 @@ from longshore.master.apiserver.context import Object
 LIMIT = 32 << 20
 TIMEOUT = 10.0
 _REFERENCE = "#/definitions/"
+_SHARED = "#/parameters/"
 
 
 class Documents(NamedTuple):
@@ -52,9 +53,31 @@ async def fetch(
         return Documents(tag, {}, {}, "")
     document = orjson.loads(body)
     prefix = f"/apis/{group}/{version}/"
-    paths = {p: item for p, item in (document.get("paths") or {}).items() if p.startswith(prefix)}
+    shared = document.get("parameters") or {}
+    items = {p: item for p, item in (document.get("paths") or {}).items() if p.startswith(prefix)}
+    paths = {p: _inlined(item, shared) for p, item in items.items() if isinstance(item, dict)}
     definitions = _reached(paths, document.get("definitions") or {})
     return Documents(tag, paths, definitions, answer.headers.get("etag") or "")
+
+
+def _inlined(item: Object, shared: Object) -> Object:
+    """A path's item (or one of its operations) with the document's shared parameters in the place of references to them.
+
+    What is no parameter is left out: one server's mistake must not spoil the document of all.
+    """
+    out: Object = {}
+    for key, value in item.items():
+        if key == "parameters":
+            out[key] = [found for node in value or () if (found := _parameter(node, shared)) is not None]
+        else:
+            out[key] = _inlined(value, shared) if isinstance(value, dict) and key != "responses" else value
+    return out
+
+
+def _parameter(node: Any, shared: Object) -> Object | None:
+    if isinstance(node, dict) and isinstance(reference := node.get("$ref"), str):
+        node = shared.get(reference.removeprefix(_SHARED))
+    return node if isinstance(node, dict) and node.get("in") and node.get("name") else None
 
 
 def _reached(paths: Object, definitions: Object) -> Object:
