@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import shutil
 import stat
@@ -84,24 +86,44 @@ async def test_mounts_and_secrets(kit: Kit) -> None:
         await kit.build("FROM busybox\nRUN --mount=type=secret,id=other,required true\n")
 
 
+async def place(kit: Kit) -> tuple[str, str, list[int]]:
+    """The file, its text and the lines that the last build's error is about."""
+    wanted = {"EarlyExit": True, "Ref": f"r{kit.number}"}
+    (event,) = [event async for event in kit.client.stream("ListenBuildHistory", **wanted)]
+    found = json.loads(event.record.error.details[0].value)
+    info = found["info"]
+    assert info["definition"]["def"]
+    return info["filename"], base64.b64decode(info["data"]).decode(), [r["start"]["line"] for r in found["ranges"]]
+
+
 async def test_errors_tell_the_place(kit: Kit) -> None:
-    for text, message, line in (
-        ("FROM busybox\nFOO x\n", "dockerfile parse error on line 2: unknown instruction: FOO (did you mean FROM?)", 2),
+    for text, message, lines in (
         (
-            "FROM busybox\n\nRUN exit 4\n",
+            "FROM busybox\nFOO x\n",
+            "dockerfile parse error on line 2: unknown instruction: FOO (did you mean FROM?)",
+            [2],
+        ),
+        (
+            "FROM busybox\n\nRUN exit \\\n4\n",
             'process "/bin/sh -c exit 4" did not complete successfully: exit code: 4',
-            3,
+            [3, 4],
         ),
         (
             "FROM busybox\nCOPY zz /\n",
             'failed to compute cache key: failed to calculate checksum of ref: "/zz": not found',
-            2,
+            [2],
+        ),
+        (
+            "# syntax=other/frontend:1\nno Dockerfile\n",
+            "frontend other/frontend:1 is not available in this engine",
+            [1],
         ),
     ):
         with pytest.raises(RpcError) as caught:
             await kit.build(text, **{"force-network-mode": "none"})
         assert caught.value.message == message
-        assert kit.said[-1] is not None and line
+        assert await place(kit) == ("Dockerfile", text, lines)
+    await kit.build("# syntax=docker/dockerfile:1.7-labs\nFROM busybox\n")
     with pytest.raises(RpcError, match='target stage "no" could not be found'):
         await kit.build("FROM busybox\n", target="no")
 
@@ -245,3 +267,12 @@ async def test_buildx_itself(tmp_path: Path) -> None:
     finally:
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
+
+
+async def test_triggers_use_stages(kit: Kit) -> None:
+    """What ONBUILD leaves to others may come from stages that nothing else needs, and runs for stages as for images."""
+    await kit.build("FROM busybox\nONBUILD COPY --from=source /s /t\n", name="trigger")
+    text = "FROM busybox AS source\nRUN echo 12 > /s\nFROM trigger AS mid\nRUN cp /t /u\nONBUILD RUN cat /u > /v\nFROM mid\nRUN cp /v /w\n"
+    await kit.build(text, name="out", **{"force-network-mode": "none"})
+    assert (kit.store.layer_dirs(kit.store.resolve("out"))[0] / "w").read_text() == "12\n"
+    assert not kit.store.resolve("out").run_config.get("OnBuild")

@@ -48,6 +48,14 @@ async def test_several_platforms_in_one_layout(kit: Kit) -> None:
     assert "[linux/arm64 1/1] COPY Dockerfile /$TARGETARCH$TARGETVARIANT" in kit.names
     await kit.build(text, exporter="tar", platform="linux/amd64,linux/arm64")
     assert {"linux_amd64/amd64", "linux_arm64/arm64"} <= set(members(kit))
+    told = {"attest:provenance": "mode=max", "opt__platform__split": "false"}
+    await kit.build(text, exporter="tar", platform="linux/amd64,linux/arm64", **told)
+    found = members(kit)
+    assert {"amd64", "arm64", "provenance.linux_amd64.json", "provenance.linux_arm64.json"} <= set(found)
+    subjects = json.loads(found["provenance.linux_arm64.json"])["subject"]
+    assert [subject["name"] for subject in subjects] == ["arm64"]
+    await kit.build("FROM scratch\nCOPY Dockerfile /f\n", exporter="tar", opt__platform__split="true")
+    assert "linux_amd64/f" in members(kit)
     with pytest.raises(RpcError, match="invalid platform specifier"):
         await kit.build(text, platform="a/b/c/d")
 

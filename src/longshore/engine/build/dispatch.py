@@ -327,6 +327,8 @@ class Dispatcher:
         else:
             words = self._command(instruction)
         arguments = self.state.run_arguments()
+        if not self._kit:
+            arguments.sort()
         told = " ".join(words)
         if arguments:
             told = f"|{len(arguments)} {' '.join(arguments)} {told}"

@@ -144,9 +144,9 @@ class StageState:
         self.config["Env"] = env
 
     def run_arguments(self) -> list[str]:
-        """The arguments that a RUN gets besides the environment, sorted, as they stand in the history."""
+        """The arguments that a RUN gets besides the environment, in the order of their declarations."""
         env = self.env_values()
-        return [f"{name}={self.args[name]}" for name in sorted(self.args) if name not in env and name not in PREDEFINED]
+        return [f"{name}={value}" for name, value in self.args.items() if name not in env and name not in PREDEFINED]
 
     def hidden_arguments(self) -> list[str]:
         """Predefined arguments (proxies): given to RUN, kept out of the history and of the cache key."""

@@ -157,8 +157,9 @@ class _Transfer:
         if self.checksum:
             references.check_digest(self.checksum)
         folder = _scratch(self.dispatcher, self.stack)
+        unnamed = "__unnamed__" if self.build.buildkit else ""
         name = await download(
-            url, folder, "" if self.target.endswith("/") else posixpath.basename(self.target) or "download"
+            url, folder, unnamed if self.target.endswith("/") else posixpath.basename(self.target) or "download"
         )
         if self.checksum:
             await in_thread(verify, folder / name, self.checksum)

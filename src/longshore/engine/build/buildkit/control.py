@@ -13,9 +13,9 @@ import orjson
 
 from longshore.engine.build.buildkit import attributes, caches, provenance, schemas
 from longshore.engine.build.buildkit.bridge import Bridge
-from longshore.engine.build.buildkit.definitions import Inputs, Solver
+from longshore.engine.build.buildkit.definitions import Inputs, Solver, source_definition
 from longshore.engine.build.buildkit.export import Exporter
-from longshore.engine.build.buildkit.frontend import Frontend, Outcome, SolveError
+from longshore.engine.build.buildkit.frontend import Frontend, Outcome, SolveError, is_dockerfile
 from longshore.engine.build.buildkit.history import History, descriptor, stamp
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.schemas import control
@@ -81,10 +81,21 @@ def rpc_error(error: EngineError) -> RpcError:
     if isinstance(error, SolveError):
         status = Status.UNKNOWN
         if error.start:
-            lines = {"start": {"line": error.start}, "end": {"line": error.end}}
-            info = {"filename": error.name, "data": base64.b64encode(error.data).decode(), "language": "Dockerfile"}
-            details.append((_SOURCE_URL, orjson.dumps({"info": info, "ranges": [lines]})))
+            details.append((_SOURCE_URL, orjson.dumps(_place(error))))
     return RpcError(status, error.message, details or None)
+
+
+def _place(error: SolveError) -> dict[str, Any]:
+    """Where in which file: a range for each line, and the definition that loads the file."""
+    load = getattr(source_definition("local://dockerfile", control), "def")
+    info = {
+        "filename": error.name,
+        "data": base64.b64encode(error.data).decode(),
+        "definition": {"def": [base64.b64encode(operation).decode() for operation in load]},
+        "language": "Dockerfile",
+    }
+    lines = range(error.start, max(error.start, error.end) + 1)
+    return {"info": info, "ranges": [{"start": {"line": line}, "end": {"line": line}} for line in lines]}
 
 
 class Services:
@@ -163,7 +174,7 @@ class Services:
         source = attributes_.get("source", "")
         # Another frontend by image is taken for the Dockerfile one only where it is that one.
         plain = name == "dockerfile.v0" or (
-            name == "gateway.v0" and source.removeprefix("docker.io/").startswith("docker/dockerfile")
+            name == "gateway.v0" and (source == "dockerfile.v0" or is_dockerfile(source))
         )
         if not plain:
             raise SolveError(f"frontend {name or 'none'} {source} is not available in this engine")

@@ -44,7 +44,12 @@ def digest_of(data: bytes) -> str:
 
 def definition_of(chain: str, schema: Any) -> Any:
     """A definition that means a stack of layers of ours. schema: whose Definition message is made."""
-    source = schemas.pb.Op(source=schemas.pb.SourceOp(identifier=OURS + chain)).SerializeToString(deterministic=True)
+    return source_definition(OURS + chain, schema)
+
+
+def source_definition(identifier: str, schema: Any) -> Any:
+    """A definition of one source."""
+    source = schemas.pb.Op(source=schemas.pb.SourceOp(identifier=identifier)).SerializeToString(deterministic=True)
     end = schemas.pb.Op(inputs=[schemas.pb.Input(digest=digest_of(source))]).SerializeToString(deterministic=True)
     made = schema.Definition()
     getattr(made, "def").extend([source, end])

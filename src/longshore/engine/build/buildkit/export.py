@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -26,13 +27,13 @@ from longshore.engine.images.model import Image
 from longshore.engine.images.pack import Packer
 from longshore.engine.images.push import push_index
 from longshore.engine.images.streams import in_thread, pieces
-from longshore.machinery import mounts
+from longshore.machinery import mounts, rooted
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
 
-_TRUE = ("1", "t", "true", "True", "TRUE")
-_IMAGE_KINDS = ("moby", "image", "docker", "oci")
+_TRUE = ("1", "t", "T", "true", "True", "TRUE")
+_FALSE = ("0", "f", "F", "false", "False", "FALSE")
 
 
 class Exporter:
@@ -120,26 +121,31 @@ class Exporter:
 
     @contextlib.asynccontextmanager
     async def _tree(self, attributes: Mapping[str, str]) -> AsyncIterator[Path]:
-        """The root of the result: of one platform, or a folder for each; with files of what is attested."""
-        split = attributes.get("platform-split", "true") in _TRUE
-        several = self._multiple and split
-        if len(self._entries) > 1 and not split:
-            raise InvalidParameter("platform-split cannot be false for a result of several platforms")
+        """The root of the result: a folder for each platform, or all in one; with files of what is attested."""
+        told = attributes.get("platform-split", "")
+        if told not in (*_TRUE, *_FALSE, ""):
+            raise InvalidParameter(f"non-bool value for platform-split: {told}")
+        split = told in _TRUE if told else self._multiple
         async with contextlib.AsyncExitStack() as stack:
             roots: list[Path] = []
             for entry in self._entries:
-                roots.append(await stack.enter_async_context(self._mounted(entry.image)))
-            for entry, root in zip(self._entries, roots, strict=True):
-                for count, (_, data) in enumerate([] if self._inline else entry.statements):
-                    name = "provenance.json" if not count else f"attestation.{count}.json"
-                    await in_thread(_put, root, attributes.get("attestation-prefix", "") + name, data)
-            if not several:
+                root = await stack.enter_async_context(self._mounted(entry.image))
+                roots.append(root)
+                if not self._inline:
+                    mark = f".{_folder_name(entry)}" if self._multiple and not split else ""
+                    await in_thread(_put_statements, root, entry, attributes.get("attestation-prefix", ""), mark)
+            if not split and len(roots) == 1:
                 yield roots[0]
                 return
             whole = new_folder(self._store)
             stack.push_async_callback(in_thread, remove_path, whole)
+            if not split:
+                mounts.mount("overlay", whole, "overlay", [f"lowerdir={':'.join(map(str, roots[::-1]))}"])
+                stack.callback(mounts.unmount, whole)
+                yield whole
+                return
             for entry, root in zip(self._entries, roots, strict=True):
-                place = whole / entry.platform.replace("/", "_")
+                place = whole / _folder_name(entry)
                 place.mkdir()
                 mounts.bind(root, place)
                 stack.callback(mounts.unmount, place)
@@ -189,6 +195,9 @@ class Exporter:
             vertex.status(f"exporting manifest {top.digest}", done=True)
         descriptor = base64.b64encode(orjson.dumps(top.descriptor())).decode()
         answer = {"containerimage.digest": top.digest, "containerimage.descriptor": descriptor}
+        names = _names(attributes)
+        if names:
+            answer["image.name"] = ",".join(str(name) for name in names)
         if len(entries) == 1:
             answer["containerimage.config.digest"] = entries[0].image.id
         return answer
@@ -235,9 +244,31 @@ def _annotations(attributes: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _put(root: Path, name: str, data: bytes) -> None:
-    from longshore.machinery import rooted
+def _folder_name(entry: Entry) -> str:
+    return entry.platform.replace("/", "_")
 
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with rooted.opened(root, name, flags, 0o644) as fd, open(os.dup(fd), "wb") as file:
-        file.write(data)
+
+def _put_statements(root: Path, entry: Entry, prefix: str, mark: str) -> None:
+    """Write what is attested into the root, about the files that are there. In a thread."""
+    subjects = _subjects(root) if entry.statements else []
+    for count, (_, data) in enumerate(entry.statements):
+        name = "provenance" if not count else f"attestation.{count}"
+        statement = orjson.loads(data) | {"subject": subjects}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with rooted.opened(root, f"{prefix}{name}{mark}.json", flags, 0o644) as fd, open(os.dup(fd), "wb") as file:
+            file.write(orjson.dumps(statement, option=orjson.OPT_INDENT_2))
+
+
+def _subjects(root: Path) -> list[dict[str, Any]]:
+    """The regular files of a root with their digests, as in-toto's subjects."""
+    found: list[dict[str, Any]] = []
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder) / name
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found.append({"name": str(path.relative_to(root)), "digest": {"sha256": digest}})
+    return found

@@ -26,11 +26,22 @@ from longshore.engine.build.dockerfile import DockerfileError
 from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.instructions import Program
 from longshore.engine.errors import EngineError, NotImplementedUpstream
+from longshore.engine.images import references
 from longshore.engine.images.model import Image
+
+_IMAGES = ("docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream")
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.caches import Imported
     from longshore.engine.build.classic import Builder
+
+
+def is_dockerfile(name: str) -> bool:
+    """Whether a frontend's image is one of the Dockerfile frontend, whose part this module plays."""
+    try:
+        return references.parse(name).repository in _IMAGES
+    except references.InvalidReference:
+        return False
 
 
 class SolveError(EngineError):
@@ -104,12 +115,23 @@ class Frontend:
         except EngineError as error:
             raise self.failed(error.message, error=error) from None
         try:
+            self._check_syntax(data)
             self.program = instructions.parse(dockerfile.parse(data))
         except DockerfileError as error:
             message = error.message
             if not message.startswith(("dockerfile parse error", "failed to parse")):
                 message = f"dockerfile parse error on line {error.line}: {message}" if error.line else message
             raise self.failed(message, error.line, error.end) from None
+
+    def _check_syntax(self, data: bytes) -> None:
+        """A file that is meant for another frontend is not taken for a Dockerfile of ours."""
+        if self.attributes.get("source"):
+            return
+        name, line = self.options.arguments.get("BUILDKIT_SYNTAX") or "", 0
+        if not name:
+            name, line = dockerfile.syntax(data)
+        if name and not is_dockerfile(name.split()[0]):
+            raise self.failed(f"frontend {name} is not available in this engine", line)
 
     # -- checks ----------------------------------------------------------------------------------------------------
 
@@ -137,12 +159,11 @@ class Frontend:
     # -- building --------------------------------------------------------------------------------------------------
 
     async def _build(self, builds: list[Stages], multiple: bool) -> Outcome:
-        wanted: list[tuple[Stages, int, list[int]]] = []
         for build in builds:
             build.declare()
-            target = build.target()
-            wanted.append((build, target, build.needed(target)))
-        await asyncio.gather(*(build.load_bases(needed) for build, _, needed in wanted))
+        targets = [build.target() for build in builds]
+        loading = (build.load_bases(target) for build, target in zip(builds, targets, strict=True))
+        wanted = list(zip(builds, targets, await asyncio.gather(*loading), strict=True))
         ignored = await self.contexts.ignored()
         first, _, needed = wanted[0]
         checker = self.checker(ignored)
@@ -241,8 +262,8 @@ class Frontend:
         failure: SolveError | None = None
         checker = self.checker(await self.contexts.ignored())
         try:
-            wanted = build.needed(build.target()) if self.options.target else list(range(len(self.program.stages)))
-            await build.load_bases(wanted)
+            every = range(len(self.program.stages))
+            wanted = await build.load_bases(*([build.target()] if self.options.target else every))
             checker.stages(wanted, build.checked_base, build.full_platform)
         except SolveError as error:
             failure = error

@@ -27,7 +27,7 @@ from longshore.engine.build.instructions import Instruction, Stage
 from longshore.engine.build.shell import ExpansionError, expand
 from longshore.engine.build.state import Arguments, StageState
 from longshore.engine.build.step import StepRoot
-from longshore.engine.errors import EngineError
+from longshore.engine.errors import EngineError, InvalidParameter
 from longshore.engine.images import references
 from longshore.engine.images.commit import make_config
 from longshore.engine.images.listing import platform_matches, shown_platform
@@ -164,22 +164,53 @@ class Stages:
             base = self.base(index)
             if isinstance(base, int):
                 todo.append(base)
-            for instruction in self.program.stages[index].instructions:
+            for instruction in [*self._triggers(index), *self.program.stages[index].instructions]:
                 for name in self.from_names(instruction):
                     other = self.other(name, index)
                     if other is not None:
                         todo.append(other)
         return sorted(found)
 
+    def _triggers(self, index: int) -> list[Instruction]:
+        """What a stage's base has for those who build on it: an earlier stage's, or an image's once it is known.
+
+        Raises SolveError.
+        """
+        stage = self.program.stages[index]
+        base = None if self.replaced(index)[0] else self.base(index)
+        texts: list[str] = []
+        if isinstance(base, int):
+            own = self.program.stages[base].instructions
+            texts = [instruction.inner for instruction in own if instruction.command == "onbuild"]
+        else:
+            key = self._base_key(index)
+            task = self._bases.get(key) if key is not None else None
+            image = task.result() if task is not None and task.done() else None
+            texts = list(image.run_config.get("OnBuild") or []) if image is not None else []
+        found: list[Instruction] = []
+        for text in texts:
+            node = dockerfile.parse(text.encode()).nodes[0]
+            try:
+                found.append(instructions.parse_instruction(node))
+            except DockerfileError as error:
+                raise self.frontend.failed(error.message, stage.node.start, stage.node.end) from None
+            node.start, node.end = stage.node.start, stage.node.end
+        return found
+
     # -- bases -----------------------------------------------------------------------------------------------------
 
-    async def load_bases(self, needed: list[int]) -> None:
-        """Find the images that the stages build on. Raises SolveError."""
-        for index in needed:
-            key = self._base_key(index)
-            if key is not None and key not in self._bases:
-                self._bases[key] = asyncio.ensure_future(self._metadata(index))
-        await asyncio.gather(*self._bases.values())
+    async def load_bases(self, *targets: int) -> list[int]:
+        """Find the images that the targets' stages build on; those stages, in order. Raises SolveError."""
+        while True:
+            needed = sorted({index for target in targets for index in self.needed(target)})
+            keys = {key: index for index in needed if (key := self._base_key(index)) is not None}
+            if keys.keys() <= self._bases.keys():
+                return needed
+            for key, index in keys.items():
+                if key not in self._bases:
+                    self._bases[key] = asyncio.ensure_future(self._metadata(index))
+            # What the bases have for those who build on them may need further stages.
+            await asyncio.gather(*self._bases.values())
 
     def _base_key(self, index: int) -> tuple[str, str] | None:
         kind, rest = self.replaced(index)
@@ -232,6 +263,8 @@ class Stages:
 
     async def find(self, name: str, platform: str = "") -> Image:
         """An image from the store, else from its registry with the client's credentials. Raises EngineError."""
+        if name == "scratch":
+            return self.store.add(complete_config(self.store, {}, "", platform), "")
         found = self.store.find(name)
         fits = found is None or not platform or platform_matches(found, platform)
         if found is not None and fits and not self.options.pull:
@@ -303,16 +336,8 @@ class Stages:
             state.config = {"Env": [f"PATH={DEFAULT_PATH}"]}
         else:
             await self._from(host, state, base, index)
-            for trigger in list(state.config.pop("OnBuild", None) or []):
-                node = dockerfile.parse(trigger.encode()).nodes[0]
-                try:
-                    instruction = instructions.parse_instruction(node)
-                except DockerfileError as error:
-                    raise self.frontend.failed(error.message, stage.node.start, stage.node.end) from None
-                node.start, node.end = stage.node.start, stage.node.end
-                await self._wait_for(instruction, index)
-                await self._instruction(host, dispatcher, instruction)
-        for instruction in stage.instructions:
+        state.config.pop("OnBuild", None)
+        for instruction in [*self._triggers(index), *stage.instructions]:
             await self._wait_for(instruction, index)
             await self._instruction(host, dispatcher, instruction)
         return state
@@ -453,7 +478,15 @@ class StageHost:
 
     def stage_image(self, name: str) -> Image | None:
         other = self._stages.other(name, self._index)
-        return self._stages.tasks[other].result().image if other is not None else None
+        if other is not None:
+            return self._stages.tasks[other].result().image
+        every = self._stages.program.stages
+        if any(stage.name == name.lower() for stage in every[self._index + 1 :]):
+            here = every[self._index].name
+            raise InvalidParameter(
+                f'cannot copy from stage "{name}", it needs to be defined before current stage "{here}"'
+            )
+        return None
 
     async def folder(self, name: str) -> Path | None:
         if self._stages.other(name, self._index) is not None:
