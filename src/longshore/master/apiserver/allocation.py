@@ -2,17 +2,18 @@
 
 An address that is given out is an IPAddress object; a node port is a key under /registry/ranges/servicenodeports. Both
 are made only if absent, so that servers beside each other never give the same one twice. What a crash leaves behind is
-found at the start. Source: registry/core/service/storage/alloc.go and ipallocator.
+found at the start, or soon after it where there are several servers. Source: registry/core/service/storage/alloc.go and ipallocator.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from longshore.api.core.service import is_headless, needs_cluster_ip, needs_health_check_port, needs_node_port
 from longshore.api.validation.errors import Errors, FieldError
@@ -25,6 +26,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Undo = Callable[[], Awaitable[None]]
 log = logging.getLogger("longshore.apiserver.allocation")
 PORTS = b"/registry/ranges/servicenodeports/"
+PATIENCE = 90.0  # seconds; a request may take 60
+T = TypeVar("T")
 _NETWORKING = "networking.k8s.io"
 
 
@@ -314,7 +317,36 @@ class ServiceAllocator:
     # Repair.
 
     async def repair(self) -> None:
-        """Give back what belongs to no Service (a crash between allocation and write), and note what Services have."""
+        """Note what Services have, and give back what belongs to none (a crash between allocation and write).
+
+        Not so where other servers allocate from the same store: there see `repair_shared`.
+        """
+        ports, addresses = self._of_services()
+        held = {int(kv.key[len(PORTS) :]) for kv in await self._held()}
+        for port in ports.keys() - held:
+            await self.store.create(PORTS + str(port).encode(), ports[port].encode())
+        for address, service in addresses.items():
+            if self.api.get(_NETWORKING, "ipaddresses", "", address) is None:
+                with contextlib.suppress(StatusError):
+                    await self._reserve(service, address)
+        if not self.store.shared:
+            lost_ports, lost_addresses = await self._lost()
+            await self._release(list(lost_addresses), list(lost_ports))
+
+    async def repair_shared(self, patience: float = PATIENCE) -> None:
+        """Give back what belonged to no Service at one look and does not at another one.
+
+        What another server has just allocated belongs to no Service until its request ends, which takes less than the
+        `patience` (seconds) between the looks.
+        """
+        first_ports, first_addresses = await self._lost()
+        await asyncio.sleep(patience)
+        await self.api.hub.fresh()
+        ports, addresses = await self._lost()
+        await self._release(_in_both(first_addresses, addresses), _in_both(first_ports, ports))
+
+    def _of_services(self) -> tuple[dict[int, str], dict[str, Object]]:
+        """The node ports and addresses of all Services: whose they are."""
         ports: dict[int, str] = {}
         addresses: dict[str, Object] = {}
         for service in self.api.list("", "services"):
@@ -323,25 +355,30 @@ class ServiceAllocator:
                 ports[port] = f"{metadata['namespace']}/{metadata['name']}"
             for address in _addresses(spec):
                 addresses[address] = service
-        held = {
-            int(kv.key[len(PORTS) :]) for kv in (await self.store.range(PORTS, PORTS[:-1] + b"0", keys_only=True)).kvs
+        return ports, addresses
+
+    async def _held(self) -> list[Any]:
+        kvs: list[Any] = (await self.store.range(PORTS, PORTS[:-1] + b"0", keys_only=True)).kvs
+        return kvs
+
+    async def _lost(self) -> tuple[dict[int, str], dict[str, str]]:
+        """Node ports and addresses that belong to no Service, with the version in which they stand there."""
+        ports, addresses = self._of_services()
+        held = {int(kv.key[len(PORTS) :]): str(kv.mod_revision) for kv in await self._held()}
+        taken = {
+            obj["metadata"]["name"]: obj["metadata"]["resourceVersion"]
+            for obj in self.api.list(_NETWORKING, "ipaddresses")
+            if (obj["metadata"].get("labels") or {}).get("ipaddress.kubernetes.io/managed-by") == "ipallocator.k8s.io"
         }
-        for port in held - ports.keys():
-            await self.store.delete(PORTS + str(port).encode())
-        for port in ports.keys() - held:
-            await self.store.create(PORTS + str(port).encode(), ports[port].encode())
-        for obj in self.api.list(_NETWORKING, "ipaddresses"):
-            name = obj["metadata"]["name"]
-            ours = (obj["metadata"].get("labels") or {}).get(
-                "ipaddress.kubernetes.io/managed-by"
-            ) == "ipallocator.k8s.io"
-            if ours and name not in addresses:
-                with contextlib.suppress(StatusError):
-                    await self.api.delete(_NETWORKING, "ipaddresses", "", name)
-        for address, service in addresses.items():
-            if self.api.get(_NETWORKING, "ipaddresses", "", address) is None:
-                with contextlib.suppress(StatusError):
-                    await self._reserve(service, address)
+        return (
+            {port: version for port, version in held.items() if port not in ports},
+            {name: version for name, version in taken.items() if name not in addresses},
+        )
+
+
+def _in_both(before: dict[T, str], now: dict[T, str]) -> list[T]:
+    """What stands in both in the same version."""
+    return [name for name, version in now.items() if before.get(name) == version]
 
 
 def _ends(network: Network) -> tuple[Any, ...]:

@@ -15,11 +15,14 @@ from typing import Any
 
 import orjson
 
+from longshore.machinery.errors import StatusError
 from longshore.machinery.sorted_keys import SortedKeys
 from longshore.master.apiserver import keys as store_keys
 from longshore.master.apiserver.fanout import Fanout
 
 log = logging.getLogger("longshore.apiserver.cache")
+ASK_SECONDS = 0.2
+FRESH_SECONDS = 30.0
 RING_EVENTS = 1024
 RING_BYTES = 4 * 1024 * 1024
 _METADATA = b'"metadata":'
@@ -297,7 +300,7 @@ class Hub:
 
     def current(self) -> bool:
         """Whether the caches hold everything that this process knows to be stored."""
-        return self.version >= int(self.store.revision)
+        return not self.store.shared and self.version >= int(self.store.revision)
 
     async def reached(self, version: int, limit: float = 3.0) -> bool:
         """Wait until the caches are as new as `version`; False when they are not after `limit` seconds."""
@@ -305,17 +308,20 @@ class Hub:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((version, future))
-        self._watch.request_progress()
-        try:
-            async with asyncio.timeout(limit):
-                await future
-        except TimeoutError:
-            return False
-        return True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while not future.done() and loop.time() < end:
+            self._watch.request_progress()
+            # Asked again: another member of etcd than the one that told the version may still be behind.
+            await asyncio.wait([future], timeout=min(ASK_SECONDS, max(end - loop.time(), 0.0)))
+        return future.done()
 
     async def fresh(self) -> None:
-        """Wait until the caches hold what was stored when this was called."""
-        await self.reached(int(self.store.revision), 30.0)
+        """Wait until the caches hold what was stored when this was called, whoever stored it."""
+        store = self.store
+        wanted = await store.newest() if store.shared else int(store.revision)
+        if not await self.reached(wanted, FRESH_SECONDS):
+            raise StatusError(504, "Timeout", f"the watch cache has not reached resource version {wanted}", {})
 
     async def close(self) -> None:
         if self._watch is not None:

@@ -207,6 +207,8 @@ class APIServer:
         if self.config.bootstrap_rbac is not None:
             await self.bootstrap.rbac(self.config.bootstrap_rbac)
         await self.allocator.repair()
+        if self.store.shared:
+            self.spawn(self.allocator.repair_shared(), "lost allocations")
         assert self.definitions is not None
         await self.definitions.start()
         await self.hub.fresh()

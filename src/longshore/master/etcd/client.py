@@ -28,6 +28,7 @@ logger = logging.getLogger("longshore.etcd")
 _SERVICES = (etcd.KV, etcd.Watch, etcd.Lease, etcd.Cluster, etcd.Maintenance, etcd.Auth)
 _SECONDS = 10.0
 _RETRY_SECONDS = (0.05, 2.0)
+_CATCH_UP_SECONDS = 0.3  # three rounds of etcd's loop in which watches catch up
 _UNAVAILABLE = 14
 
 
@@ -66,6 +67,10 @@ class EtcdStore:
         self._revision = 0
         self._compact_revision = 0
         self._watches: set[EtcdWatch] = set()
+        self._question: asyncio.Task[int] | None = None  # that asks etcd for its revision
+        self._following: asyncio.Task[int] | None = (
+            None  # the one after it: what is asked now came too late for the other
+        )
 
     @classmethod
     async def open(cls, endpoints: Sequence[str], *, ssl: ssl_module.SSLContext | None = None) -> EtcdStore:
@@ -86,6 +91,22 @@ class EtcdStore:
     def compact_revision(self) -> int:
         """The newest that an answer has told of."""
         return self._compact_revision
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    async def newest(self) -> int:
+        """etcd's revision by a linearizable read. Those who ask while one is under way share the next."""
+        if self._following is None:
+            self._following = asyncio.get_running_loop().create_task(self._ask(self._question))
+        return await asyncio.shield(self._following)
+
+    async def _ask(self, before: asyncio.Task[int] | None) -> int:
+        if before is not None:
+            await asyncio.wait([before])
+        self._question, self._following = self._following, None
+        return (await self.range(b"\0", count_only=True)).revision
 
     def _seen(self, response: Any) -> int:
         revision = int(response.header.revision)
@@ -282,6 +303,8 @@ class EtcdWatch:
         self._error: m.StoreError | None = None
         self._ended = False
         self._wants_progress = asyncio.Event()
+        self._claimed = 0  # what etcd said to have delivered, when it was last asked
+        self._trusted_at = 0.0  # before that it may say so of what it has not even read yet
         self._task = asyncio.get_running_loop().create_task(self._run(), name="etcd watch")
 
     def __aiter__(self) -> AsyncIterator[m.WatchBatch]:
@@ -348,6 +371,7 @@ class EtcdWatch:
     async def _follow(self, stream: Any) -> None:
         """Hand on what one stream says until it ends."""
         self._request.start_revision = self._next
+        self._claimed = 0
         await stream.send_message(etcd.WatchRequest(create_request=self._request))
         asker = asyncio.get_running_loop().create_task(self._ask_for_progress(stream))
         try:
@@ -361,18 +385,37 @@ class EtcdWatch:
                 if response.created:
                     if not self._next:
                         self._next = revision + 1
+                    behind = self._next <= revision
+                    self._trusted_at = asyncio.get_running_loop().time() + (_CATCH_UP_SECONDS if behind else 0.0)
                     continue
                 events = [t.event_of(event) for event in response.events]
                 if events:
                     last = events[-1].kv.mod_revision
                     self._next = last + 1
                     await self._out.put(m.WatchBatch(last, events))
-                elif revision >= self._next - 1:
-                    self._next = max(self._next, revision + 1)
-                    await self._out.put(m.WatchBatch(revision, []))
+                else:
+                    await self._progress(revision)
         finally:
             asker.cancel()
             await asyncio.gather(asker, return_exceptions=True)
+
+    async def _progress(self, revision: int) -> None:
+        """etcd says that everything up to a revision has been delivered.
+
+        Before 3.4.25 and 3.5.8 it may say so ahead of events that lie ready beside the answer, and of a watch that has not caught
+        up. So it is asked again: with the second answer everything up to the first one's revision has come.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._trusted_at:
+            loop.call_at(self._trusted_at, self._wants_progress.set)
+            return
+        sure, self._claimed = self._claimed, revision
+        if not sure:
+            self._wants_progress.set()
+        elif sure >= self._next - 1:
+            self._next = max(self._next, sure + 1)
+            self._claimed = 0
+            await self._out.put(m.WatchBatch(sure, []))
 
     async def _ask_for_progress(self, stream: Any) -> None:
         with contextlib.suppress(RpcError, OSError, EOFError, StreamTerminatedError):

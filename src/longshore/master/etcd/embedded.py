@@ -126,6 +126,13 @@ class EmbeddedStore:
     def compact_revision(self) -> int:
         return self.hub.compact_revision
 
+    @property
+    def shared(self) -> bool:
+        return False
+
+    async def newest(self) -> int:
+        return self.revision
+
     # Reads.
 
     async def range(

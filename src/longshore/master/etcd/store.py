@@ -50,6 +50,13 @@ class Store(Protocol):
     @property
     def compact_revision(self) -> int: ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes write to this store too, so that `revision` may be behind."""
+
+    async def newest(self) -> int:
+        """The revision of all that was stored when this was called, whoever wrote it."""
+
     def range(
         self,
         key: bytes,
