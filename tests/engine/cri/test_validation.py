@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from longshore.engine.images import references
-from longshore.machinery.grpc import RpcError
+from longshore.machinery.grpc import RpcError, Status
+from longshore.machinery.http import Client
+from longshore.machinery.streams import Options, portforward, remotecommand
 from longshore.registry.server import serve
 from longshore.wire.cri import cri
 
@@ -136,3 +138,74 @@ async def test_process_namespaces(engine: Engine) -> None:
     assert await engine.sh(masked, "wc -c < /etc/passwd; touch /tmp/x 2>&1 || true") == (
         "0\ntouch: /tmp/x: Read-only file system"
     )
+
+
+async def test_several_containers_of_a_pod(engine: Engine) -> None:
+    """One network, a log each, and figures of each and of the pod."""
+    pod = await engine.run_pod("several")
+    serving = ["sh", "-c", "mkdir /w; echo page > /w/x; echo serving; exec httpd -f -p 8080 -h /w"]
+    server = await engine.run(pod, "server", serving)
+    asking = await engine.run(pod, "asking", ["sh", "-c", "echo asking; exec sleep 1000"])
+
+    async def page() -> str:
+        return await engine.sh(asking, "wget -qO- http://127.0.0.1:8080/x || true")
+
+    async with asyncio.timeout(10):
+        while await page() != "page":
+            await asyncio.sleep(0.05)
+    for name in ("server", "asking"):
+        text = (engine.root / "logs" / "several" / f"{name}.log").read_text()
+        assert text.split(" ", 3)[3].strip() == {"server": "serving", "asking": "asking"}[name]
+    stats = (await engine.call("ContainerStats", container_id=server)).stats
+    assert stats.attributes.id == server and stats.memory.working_set_bytes.value > 0
+    (mine,) = (await engine.call("ListPodSandboxStats", filter=cri.PodSandboxStatsFilter(id=pod[0]))).stats
+    assert {c.attributes.id for c in mine.linux.containers} == {server, asking}
+    streamed = [c.id async for part in engine.client.stream("StreamContainers") for c in part.containers]
+    assert sorted(streamed) == sorted((server, asking))
+
+
+async def test_what_the_kubelet_tells_and_asks(engine: Engine) -> None:
+    assert (await engine.call("RuntimeConfig")).linux.cgroup_driver == cri.CGROUPFS
+    pod = await engine.run_pod("resized")
+    fields = {"overhead": {"memory_limit_in_bytes": 1 << 20}, "resources": {"cpu_shares": 512}}
+    await engine.call("UpdatePodSandboxResources", pod_sandbox_id=pod[0], **fields)
+    with pytest.raises(RpcError):
+        await engine.call("UpdatePodSandboxResources", pod_sandbox_id="none")
+    container = await engine.run(pod, "main", ["sleep", "1000"])
+    with pytest.raises(RpcError) as refused:
+        await engine.call("CheckpointContainer", container_id=container, location="/tmp/x.tar")
+    assert refused.value.status is Status.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("way", ["websocket", "spdy"])
+async def test_streams(engine: Engine, way: str) -> None:
+    pod = await engine.run_pod("streams")
+    serving = "mkdir /w; echo page > /w/x; httpd -p 8080 -h /w; while read line; do echo said $line; done; sleep 1000"
+    main = await engine.run(pod, "main", ["sh", "-c", serving], stdin=True)
+    connect = remotecommand.connect_websocket if way == "websocket" else remotecommand.connect
+    async with Client() as client:
+        asked = {"stdin": True, "stdout": True, "stderr": True, "tty": False}
+        command = ["sh", "-c", "cat; echo problem >&2"]
+        url = (await engine.call("Exec", container_id=main, cmd=command, **asked)).url
+        session = await connect(client, url, Options(**asked))
+        assert session.stdin is not None and session.stdout is not None and session.stderr is not None
+        session.stdin.write(b"words")
+        session.stdin.close()
+        assert (await session.stdout.read_all(), await session.stderr.read_all()) == (b"words", b"problem\n")
+        assert (await session.status())["status"] == "Success"
+        session.close()
+        url = (await engine.call("Attach", container_id=main, stdin=True, stdout=True)).url
+        session = await connect(client, url, Options(True, True, False, False))
+        assert session.stdin is not None and session.stdout is not None
+        session.stdin.write(b"hello\n")
+        async with asyncio.timeout(10):
+            assert await session.stdout.read() == b"said hello\n"
+        session.close()
+        url = (await engine.call("PortForward", pod_sandbox_id=pod[0], port=[8080])).url
+        # Port-forwarding over WebSocket is turned into SPDY by the API server.
+        forwarder = await portforward.connect(client, url)
+        stream, _ = await forwarder.open(8080)
+        stream.write(b"GET /x HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert (await stream.read_all()).endswith(b"page\n")
+        forwarder.close()

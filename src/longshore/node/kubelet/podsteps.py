@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -163,9 +163,9 @@ class PodSteps(StatusMaker, ABC):
                     except RpcError as error:
                         log.warning("CPUs of %s/%s: %s", state.namespace, state.name, error.message)
 
-    def _others(self, uid: str) -> list[Pod]:
-        """The node's other pods, with the resources that they have been given."""
-        return [self.allocations.given(w.pod) for w in self.workers.values() if w.uid != uid and not w.ending]
+    def _others(self, uid: str) -> Iterator[Pod]:
+        """The node's other pods, with the resources that they have been given. Most steps look at none of them."""
+        return (self.allocations.given(w.pod) for w in self.workers.values() if w.uid != uid and not w.ending)
 
     def _node(self) -> dict[str, Any] | None:
         return self.node.store.named("", self.config.node_name)
