@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longshore.client.objects import seconds
 from longshore.client.resources import (
     CONTROLLER_REVISIONS,
     CRON_JOBS,
@@ -299,6 +300,96 @@ async def test_suspended_job_waits(manager: Any) -> None:
     assert not manager.api.all(PODS)
     await manager.api.patch(JOBS, "job", {"spec": {"suspend": False}}, "default")
     await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 3, pods=False)
+
+
+async def test_what_the_controller_takes_away_is_no_failure(manager: Any) -> None:
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job(completions=4, parallelism=3, backoffLimit=0))
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 3, pods=False)
+    await manager.api.patch(JOBS, "job", {"spec": {"parallelism": 1}}, "default")
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 1, pods=False)
+    await manager.api.patch(JOBS, "job", {"spec": {"suspend": True}}, "default")
+    await manager.settle(lambda: not manager.api.all(PODS), pods=False)
+    await manager.settle(lambda: outcome(manager) == ["Suspended: JobSuspended"], pods=False)
+    status = manager.api.all(JOBS)[0]["status"]
+    assert "failed" not in status and "startTime" not in status
+    await manager.api.patch(JOBS, "job", {"spec": {"suspend": False}}, "default")
+    await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 3, pods=False)
+    assert "Complete: CompletionsReached" in outcome(manager)
+
+
+async def test_a_failed_index_keeps_its_pod_until_the_next(manager: Any) -> None:
+    await manager.start("job-controller")
+    rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    body = job("each", 1, 1, completionMode="Indexed", backoffLimitPerIndex=1, podFailurePolicy={"rules": [rule]})
+    await manager.api.create(JOBS, body)
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 1, pods=False)
+
+    def fail(**status: Any) -> str:
+        pod = next(p for p in manager.api.all(PODS) if p["status"]["phase"] == "Pending")
+        state = {"terminated": {"exitCode": 3, "finishedAt": "2020-01-01T00:00:00Z"}}
+        pod["status"] = {"phase": "Failed", "containerStatuses": [{"name": "c", "state": state}], **status}
+        manager.api.put(PODS, pod)
+        return str(pod["metadata"]["name"])
+
+    def counts() -> dict[str, str]:
+        pod = next(p for p in manager.api.all(PODS) if p["status"]["phase"] == "Pending")
+        return {k: v for k, v in pod["metadata"]["annotations"].items() if "failure-count" in k}
+
+    assert counts() == {jobrules.FAILURES: "0"}
+    first = fail(conditions=[{"type": "DisruptionTarget", "status": "True"}])
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 2, pods=False)
+    assert counts() == {jobrules.FAILURES: "0", jobrules.IGNORED_FAILURES: "1"}
+
+    def released(name: str) -> bool:
+        pod = next(p for p in manager.api.all(PODS) if p["metadata"]["name"] == name)
+        return not pod["metadata"].get("finalizers")
+
+    await manager.settle(lambda: released(first), pods=False)
+    fail()
+    await manager.settle(lambda: len(manager.api.all(PODS)) == 3, pods=False)
+    assert counts() == {jobrules.FAILURES: "1", jobrules.IGNORED_FAILURES: "1"}
+    fail()
+    await manager.settle(lambda: "Failed: FailedIndexes" in outcome(manager), pods=False)
+    status = manager.api.all(JOBS)[0]["status"]
+    assert (status["failedIndexes"], status["failed"]) == ("0", 2)
+
+
+@pytest.mark.parametrize(
+    ("rules", "done", "met"),
+    [
+        ([{"succeededIndexes": "0-2"}], {0, 1}, None),
+        ([{"succeededIndexes": "0-2"}], {0, 1, 2, 5}, 0),
+        ([{"succeededIndexes": "0-2", "succeededCount": 1}], {2}, 0),
+        ([{"succeededIndexes": "0-2", "succeededCount": 2}], {2, 7}, None),
+        ([{"succeededIndexes": "8-9"}, {"succeededCount": 2}], {0, 1}, 1),
+        ([{"succeededIndexes": "20"}], {0}, None),  # past the completions: nothing is named
+        ([{"succeededCount": 1}], set(), None),
+    ],
+)
+def test_success_rules(rules: Any, done: set[int], met: int | None) -> None:
+    spec = {"completions": 10, "successPolicy": {"rules": rules}}
+    assert jobrules.success_rule({"spec": spec}, done) == met
+
+
+def test_when_a_pod_ended() -> None:
+    def ended(name: str, at: str) -> Any:
+        return {"name": name, "state": {"terminated": {"exitCode": 0, "finishedAt": f"2026-01-01T00:00:{at}Z"}}}
+
+    base = seconds("2026-01-01T00:00:00Z")
+    spec = {"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}], "containers": []}
+    meta = {"creationTimestamp": "2026-01-01T00:00:01Z"}
+    pod = {"metadata": meta, "spec": spec, "status": {"containerStatuses": [ended("c", "10")]}}
+    assert jobrules.finished_at(pod) == base + 10
+    pod["status"]["initContainerStatuses"] = [ended("s", "20"), ended("i", "30")]  # the sidecar counts, the other not
+    assert jobrules.finished_at(pod) == base + 20
+    ready = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:40Z"}
+    pod["status"] = {"conditions": [ready], "containerStatuses": [{"name": "c", "state": {"running": {}}}]}
+    assert jobrules.finished_at(pod) == base + 40
+    ready["status"] = "True"
+    assert jobrules.finished_at(pod) == base + 1
+    meta |= {"deletionTimestamp": "2026-01-01T00:00:50Z", "deletionGracePeriodSeconds": 30}
+    assert jobrules.finished_at(pod) == base + 20
 
 
 async def test_restarts_count_each_pod_once(manager: Any) -> None:

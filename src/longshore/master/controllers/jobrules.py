@@ -72,21 +72,37 @@ def has_failed(job: Object, pod: Object) -> bool:
 
 
 def finished_at(pod: Object) -> float:
-    """When a pod's containers ended, seconds since the epoch."""
-    ends: list[float] = []
-    for status in (pod.get("status") or {}).get("containerStatuses") or ():
-        ended = ((status.get("state") or {}).get("terminated") or {}).get("finishedAt")
-        if not ended:
-            ends = []
-            break
-        ends.append(seconds(ended))
-    if ends:
-        return max(ends)
-    for condition in (pod.get("status") or {}).get("conditions") or ():
-        if condition["type"] == "Ready" and condition.get("lastTransitionTime"):
+    """When a pod ended, seconds since the epoch: the last of its containers and sidecars, else when it became unready, else
+    when its deletion was asked for, else when it was made."""
+    status = pod.get("status") or {}
+    sidecars = {c["name"] for c in pod["spec"].get("initContainers") or () if c.get("restartPolicy") == "Always"}
+    entries = [*(status.get("containerStatuses") or ())]
+    entries += [e for e in status.get("initContainerStatuses") or () if e["name"] in sidecars]
+    ends = [((e.get("state") or {}).get("terminated") or {}).get("finishedAt") for e in entries]
+    if ends and all(ends):
+        return max(map(seconds, ends))
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "Ready" and condition.get("status") == "False" and condition.get("lastTransitionTime"):
             return seconds(condition["lastTransitionTime"])
     meta = pod["metadata"]
-    return seconds(meta.get("deletionTimestamp") or meta.get("creationTimestamp"))
+    if meta.get("deletionTimestamp"):
+        return seconds(meta["deletionTimestamp"]) - int(meta.get("deletionGracePeriodSeconds") or 0)
+    return seconds(meta.get("creationTimestamp"))
+
+
+def failures_of(pod: Object) -> int:
+    """How often a pod's index had failed before it, ignored failures too."""
+    return count_of(pod, FAILURES) + count_of(pod, IGNORED_FAILURES)
+
+
+def failure_counts(job: Object, last: Object | None) -> dict[str, str]:
+    """The annotations of the pod that replaces the last failed one of an index (None: the first)."""
+    if last is None:
+        return {FAILURES: "0"}
+    is_ignored = judge(job, last).action == "Ignore"
+    ignored = count_of(last, IGNORED_FAILURES) + is_ignored
+    counts = {FAILURES: str(count_of(last, FAILURES) + (not is_ignored))}
+    return {**counts, IGNORED_FAILURES: str(ignored)} if ignored else counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +127,8 @@ def judge(job: Object, pod: Object) -> Verdict:
                 where = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
                 message = f"Container {container} for pod {where} failed with exit code {code} "
                 return Verdict(action, message + f"matching {action} rule at index {number}")
-        for pattern in rule.get("onPodConditions") or ():
-            for condition in (pod.get("status") or {}).get("conditions") or ():
+        for condition in (pod.get("status") or {}).get("conditions") or ():
+            for pattern in rule.get("onPodConditions") or ():
                 if condition["type"] == pattern["type"] and condition.get("status") == pattern.get("status", "True"):
                     where = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
                     message = f"Pod {where} has condition {condition['type']} "
@@ -134,12 +150,13 @@ def _exit_code(rule: Object, pod: Object) -> tuple[str, int] | None:
 def success_rule(job: Object, done: set[int]) -> int | None:
     """The number of the first success rule that the completed indexes meet, or None."""
     completions = int(job["spec"].get("completions") or 0)
-    for number, rule in enumerate((job["spec"].get("successPolicy") or {}).get("rules") or ()):
+    for number, rule in enumerate((job["spec"].get("successPolicy") or {}).get("rules") or () if done else ()):
         wanted = parse_indexes(rule["succeededIndexes"], completions) if rule.get("succeededIndexes") else None
+        if wanted is not None and not wanted:
+            continue
         have = len(done & wanted) if wanted is not None else len(done)
-        if rule.get("succeededCount") is not None:
-            if have >= rule["succeededCount"]:
-                return number
-        elif wanted is not None and wanted <= done:
+        if wanted is not None and wanted <= done:
+            return number
+        if rule.get("succeededCount") is not None and have >= rule["succeededCount"]:
             return number
     return None
