@@ -419,7 +419,8 @@ class Compiler:
         if target[0] != "sel":
             raise CompileProblem(target[1], "invalid argument to has() macro")
         operand, type_ = self.compile(target[2])
-        name, _ = self._field(target, type_)
+        # As in cel-go, where the macro's expansion stands at the call.
+        name, _ = self._field((target[0], node[1], *target[2:]), type_)
 
         def present(f: Frame) -> Any:
             spend(f)
