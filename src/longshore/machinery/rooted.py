@@ -7,7 +7,9 @@ The kernel resolves it as if the folder were /, so neither links nor ".." lead o
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,10 +100,22 @@ def real_path(root: str | os.PathLike[str] | int, path: str) -> str:
     return full[len(base) :]
 
 
-def make_dirs(root: str | os.PathLike[str] | int, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> int:
-    """Make a folder and its missing parents inside the root; existing ones are kept as they are.
+def _link(folder: int, name: str) -> str:
+    """What a link means, "" for what is none."""
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return ""
 
-    Returns an O_PATH descriptor of the folder. Raises OSError (NotADirectoryError when a file is in the way).
+
+def make_dirs(
+    root: str | os.PathLike[str] | int, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0, *, links: int = 40
+) -> int:
+    """Make a folder and its missing parents inside the root; existing ones are kept as they are, and what a link means is
+    made where the link means it (inside the root).
+
+    links: how many links to nothing may be on the way. Returns an O_PATH descriptor of the folder. Raises OSError
+    (NotADirectoryError when a file is in the way).
     """
     current = open_in(root, "/", os.O_PATH | os.O_DIRECTORY)
     top = os.dup(current)
@@ -114,10 +128,17 @@ def make_dirs(root: str | os.PathLike[str] | int, path: str, mode: int = 0o755, 
             except FileNotFoundError:
                 if part == "..":
                     raise
-                os.mkdir(part, mode, dir_fd=current)
-                step = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-                os.chown(f"/proc/self/fd/{step}", uid, gid)
-                os.chmod(f"/proc/self/fd/{step}", mode)
+                meant = _link(current, part)
+                if meant:
+                    if not links:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+                    where = posixpath.join(posixpath.dirname(walked), meant)
+                    step = make_dirs(top, where, mode, uid, gid, links=links - 1)
+                else:
+                    os.mkdir(part, mode, dir_fd=current)
+                    step = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+                    os.chown(f"/proc/self/fd/{step}", uid, gid)
+                    os.chmod(f"/proc/self/fd/{step}", mode)
             os.close(current)
             current = step
         result, current = current, -1

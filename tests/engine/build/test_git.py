@@ -86,11 +86,15 @@ async def hub(tmp_path: Path) -> AsyncIterator[tuple[str, list[str]]]:
         if tag:
             run("tag", tag)
     run("clone", "-q", "--bare", str(work), str(tmp_path / "r.git"), where=tmp_path)
+    run("update-server-info", where=tmp_path / "r.git")
 
     async def answer(request: Request) -> Response:
         if (request.headers.get("Authorization") or "") == "" and "/private/" in request.path:
             return Response(401, b"", [("WWW-Authenticate", 'Basic realm="x"')])
         path, _, query = request.target.replace("/private", "").partition("?")
+        if path.startswith("/plain/"):
+            file = tmp_path / path.removeprefix("/plain/")
+            return Response(200, file.read_bytes()) if file.is_file() else Response(404)
         environment = {
             **settings, "GIT_PROJECT_ROOT": str(tmp_path), "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path, "QUERY_STRING": query,
             "REQUEST_METHOD": request.method, "CONTENT_TYPE": request.headers.get("Content-Type") or "",
@@ -127,6 +131,8 @@ async def test_checkouts(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     assert commit == commits[0] and (folder / "f").read_text() == "1\n" and (folder / ".git").is_dir()
     assert (await get(f"/r.git#{commits[0]}"))[0] == commits[0]
     assert (await get(f"/r.git?branch=main&commit={commits[1][:8]}"))[0] == commits[1]
+    assert (await get("/plain/r.git"))[0] == commits[1]
+    assert (await get("/plain/r.git#v1"))[0] == commits[0]
     _, folder = await get("/r.git?ref=v1&mtime=commit")
     assert int((folder / "f").stat().st_mtime) == 1577934245
     with pytest.raises(SystemFailure, match=r"expected checksum to match 0000, got"):

@@ -229,13 +229,19 @@ class _Git:
         failed = f"failed to fetch remote {source.remote}: "
         wanted = source.ref or "HEAD"
         try:
-            await self.run("fetch", "--quiet", "--depth=1", "--no-tags", "--force", "origin", "--", wanted)
-            await self.run("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
+            await self._part(wanted, "--depth=1")
         except SystemFailure as error:
-            if not _is_absent(error.message):
+            if "does not support shallow" in error.message:  # a server of plain files
+                await self._part(wanted)
+            elif _is_absent(error.message):
+                await self._whole(source, failed)
+            else:
                 raise SystemFailure(failed + error.message) from None
-            await self._whole(source, failed)
         return await self.run("rev-parse", "HEAD")
+
+    async def _part(self, wanted: str, *options: str) -> None:
+        await self.run("fetch", "--quiet", *options, "--no-tags", "--force", "origin", "--", wanted)
+        await self.run("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
 
     async def _whole(self, source: GitReference, failed: str) -> None:
         """A commit that the server does not give by its name: all branches and tags, then it is looked for."""

@@ -22,6 +22,7 @@ from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import compression, references
 from longshore.engine.images.extract import Extractor, remove_path
+from longshore.engine.images.model import ENGINE_VERSION
 from longshore.engine.images.streams import in_thread
 from longshore.engine.runtime.users import UnknownUser, resolve_user
 from longshore.machinery import rooted
@@ -280,7 +281,7 @@ async def download(url: str, folder: Path, other: str = "") -> str:
         name = other
     async with Client() as client:
         try:
-            response = await client.request("GET", url)
+            response = await client.request("GET", url, headers=[("User-Agent", f"buildkit/v{ENGINE_VERSION}")])
             if response.status >= 400:
                 raise SystemFailure(
                     f"ADD failed: failed to GET {url} with status {response.status} {response.reason}: "
