@@ -19,9 +19,10 @@ from longshore.client.config import ConfigError
 from longshore.machinery import pki, renewal
 from longshore.master.apiserver.audit import flags as audit_flags
 from longshore.master.apiserver.auth import flags
+from longshore.master.apiserver.config import Config
 from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.flagtypes import boolean, whole_seconds
-from longshore.master.apiserver.server import APIServer, Config, serve
+from longshore.master.apiserver.server import APIServer, serve
 
 log = logging.getLogger("longshore.apiserver")
 SETTLE_SECONDS = 1.0

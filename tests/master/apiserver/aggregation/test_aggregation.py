@@ -16,8 +16,9 @@ from longshore.machinery import pki
 from longshore.machinery.http import Client, Request, Response, Server, server_context
 from longshore.master.apiserver.aggregation.aggregator import proxy_headers
 from longshore.master.apiserver.aggregation.services import entries
+from longshore.master.apiserver.config import Config
 from longshore.master.apiserver.context import UserInfo
-from longshore.master.apiserver.server import APIServer, Config
+from longshore.master.apiserver.server import APIServer
 from longshore.master.etcd.embedded import EmbeddedStore
 
 RESOURCES = [

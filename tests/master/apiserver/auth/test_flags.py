@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from longshore.master.apiserver.auth import Access, flags
-from longshore.master.apiserver.server import Config
+from longshore.master.apiserver.config import Config
 
 
 def parse(*words: str) -> dict[str, Any]:

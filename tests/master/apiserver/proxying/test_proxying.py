@@ -17,7 +17,8 @@ import pytest
 from longshore.machinery import pki
 from longshore.machinery.http import Client, Request, Response, Server, server_context
 from longshore.machinery.streams import Options, Refused, accept_command, exit_status, serve_port_forward, websocket
-from longshore.master.apiserver.server import APIServer, Config
+from longshore.master.apiserver.config import Config
+from longshore.master.apiserver.server import APIServer
 from longshore.master.etcd.embedded import EmbeddedStore
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
