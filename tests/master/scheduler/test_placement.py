@@ -398,3 +398,33 @@ async def test_a_pod_goes_where_the_kubelet_can_do_what_it_needs(bench: Any) -> 
     await eventually(lambda: bench.where("plain"))
     bench.nodes(node("n1", declaredFeatures=["RestartAllContainersOnContainerExits"]))
     await eventually(lambda: bench.where("p") == "n1")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "there", "asked", "expected"),
+    [
+        # (milli CPU, MiB) on a node of these sizes; 75 is a pod that leaves the balance as it is.
+        (10_000, 10_000, (0, 0), (1000, 1000), 75.0),
+        (10_000, 10_000, (4000, 0), (0, 4000), 85.0),  # evens out: 80 becomes 100
+        (10_000, 10_000, (2000, 2000), (4000, 0), 65.0),
+        (10_000, 20_000, (0, 0), (3000, 5000), 73.0),  # 100 becomes 97.5, cut off twice
+        (0, 10_000, (0, 0), (0, 5000), 75.0),  # a single resource is always even
+    ],
+)
+def test_balance_is_judged_by_what_the_pod_changes(
+    cpu: int, memory: int, there: tuple[int, int], asked: tuple[int, int], expected: float
+) -> None:
+    handle = Handle(FakeAPI(), InformerFactory(FakeAPI()), table := NodeTable(), Counters(table, lambda _: {}), None)  # type: ignore[arg-type]
+    table.set_node(node("n", cpu=f"{cpu}m", memory=f"{memory}Mi"))
+    table.add_pod(PodInfo(pod("there", cpu=f"{there[0]}m", memory=f"{there[1]}Mi")), "n")
+    plugin = NodeResourcesBalancedAllocation(handle, {})
+    info = PodInfo(pod("new", cpu=f"{asked[0]}m", memory=f"{asked[1]}Mi"))
+    assert plugin.score(CycleState(), info, table.by_name["n"]) == expected
+
+
+async def test_images_of_volumes_draw_a_pod_too(bench: Any) -> None:
+    images = [{"names": ["model:1"], "sizeBytes": 900 * 1024 * 1024}]
+    bench.nodes(*(node(f"n{i}", images=images if i == 2 else []) for i in range(4)))
+    await bench.start()
+    bench.pods(*(pod(f"p{i}", volumes=[{"name": "m", "image": {"reference": "model:1"}}]) for i in range(3)))
+    await eventually(lambda: [bench.where(f"p{i}") for i in range(3)] == ["n2"] * 3)

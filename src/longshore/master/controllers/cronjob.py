@@ -140,10 +140,10 @@ class CronJobController(Controller):
         if due is None:
             return wait
         if missed > TOO_MANY:
-            message = f"too many missed start times: {missed}. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
+            message = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
             self.event(cron, "Warning", "TooManyMissedTimes", message)
         if deadline is not None and due + int(deadline) < at:
-            shown = datetime.fromtimestamp(due, UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
+            shown = datetime.fromtimestamp(due, UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")
             self.event(cron, "Warning", "MissSchedule", f"Missed scheduled time to start a job: {shown}")
             return wait
         policy = spec.get("concurrencyPolicy", "Allow")
@@ -182,7 +182,7 @@ class CronJobController(Controller):
             job = await self.client.get(JOBS, name, cron["metadata"]["namespace"])
             ref = controller_of(job)
             if ref is None or ref["uid"] != cron["metadata"]["uid"]:
-                raise
+                return  # somebody else's Job of this name: whoever made it knows why
         else:
             self.event(cron, "Normal", "SuccessfulCreate", f"Created job {name}")
         if not finished(job):

@@ -89,7 +89,13 @@ class DisruptionController(Controller):
             message += 'please set ".spec.minAvailable" field of the PDB to an integer value.'
             self.event(budget, "Warning", "UnmanagedPods", message)
         at = time.time()
-        disrupted, again = self._disrupted(budget, pods, at)
+        disrupted, again, spared = self._disrupted(budget, pods, at)
+        namespace = budget["metadata"]["namespace"]
+        for pod in spared:
+            message = (
+                f"Pod was expected by PDB {namespace}/{namespace} to be deleted but it wasn't"  # twice, as upstream
+            )
+            self.event(pod, "Warning", "NotDeleted", message)
         healthy = sum(1 for p in pods if not is_deleting(p) and p["metadata"]["name"] not in disrupted and is_ready(p))
         await self._write(budget, healthy, desired, expected, disrupted)
         return again
@@ -147,11 +153,12 @@ class DisruptionController(Controller):
         raise ValueError(f"{resource or ref['kind']} does not implement the scale subresource")
 
     @staticmethod
-    def _disrupted(budget: Object, pods: list[Object], at: float) -> tuple[dict[str, str], float | None]:
-        """Pods whose eviction was allowed and is not yet seen, and when the first of them is given up."""
+    def _disrupted(budget: Object, pods: list[Object], at: float) -> tuple[dict[str, str], float | None, list[Object]]:
+        """Pods whose eviction was allowed and is not yet seen, when the first of them is given up, and which are by now."""
         by_name = {p["metadata"]["name"]: p for p in pods}
         kept: dict[str, str] = {}
         again: float | None = None
+        spared = []
         for name, since in ((budget.get("status") or {}).get("disruptedPods") or {}).items():
             pod = by_name.get(name)
             if pod is None or is_deleting(pod):
@@ -160,7 +167,9 @@ class DisruptionController(Controller):
             if left > 0:
                 kept[name] = since
                 again = left if again is None else min(again, left)
-        return kept, again
+            else:
+                spared.append(pod)
+        return kept, again, spared
 
     # -- status ------------------------------------------------------------------------------------------------------------
 

@@ -115,6 +115,7 @@ class PodClass:
         "scheduler",
         "spread",
         "tolerations",
+        "volume_images",
         "volumes",
     )
 
@@ -145,6 +146,7 @@ class PodClass:
         self.preferred_anti_affinity: list[AffinityTerm] = preferred
         self.spread: list[SpreadConstraint] = spread_constraints(pod)
         self.images = tuple(c.get("image") or "" for c in containers(pod))
+        self.volume_images = tuple(_volume_images(spec))
         self.volumes: list[Object] = spec.get("volumes") or []
         self.claims = tuple(claim_names(pod))
         self.cache: dict[Any, Any] = {}
@@ -198,6 +200,11 @@ _SPEC = (
 _PLAIN = frozenset({"name", "projected", "configMap", "secret", "emptyDir", "downwardAPI", "hostPath", "image"})
 
 
+def _volume_images(spec: Object) -> list[str]:
+    """The images that are mounted as volumes."""
+    return [v["image"].get("reference") or "" for v in spec.get("volumes") or () if v.get("image")]
+
+
 def class_of(pod: Object) -> PodClass:
     """The class that pod shares with its equals."""
     spec, meta = pod["spec"], pod["metadata"]
@@ -208,6 +215,7 @@ def class_of(pod: Object) -> PodClass:
         [{k: c[k] for k in _CONTAINER if k in c} for c in spec.get("initContainers") or ()],
         [spec.get(k) for k in _SPEC],
         [v for v in spec.get("volumes") or () if not _PLAIN.issuperset(v)],
+        _volume_images(spec),
     ]
     if any("ephemeral" in v for v in telling[5]):
         telling.append(meta["name"])

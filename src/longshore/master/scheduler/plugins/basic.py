@@ -217,11 +217,11 @@ class ImageLocality(Plugin):
     LEAST, MOST = 23 * 1024 * 1024, 1000 * 1024 * 1024
 
     def pre_score(self, state: CycleState, pod: PodInfo, rows: Rows) -> Status | None:
-        return None if any(pod.cls.images) else Status.skip()
+        return None if any(pod.cls.images) or pod.cls.volume_images else Status.skip()
 
     def score_rows(self, state: CycleState, pod: PodInfo, rows: Rows) -> Scores:
         table = self.handle.table
-        names = [normalized_image(image) for image in pod.cls.images]
+        names = [normalized_image(image) for image in (*pod.cls.images, *pod.cls.volume_images)]
         sums: Scores = np.zeros(len(rows), dtype=np.float64)
         for name in names:
             sizes = np.fromiter(
@@ -233,7 +233,7 @@ class ImageLocality(Plugin):
                 nodes = max(1, len(table))
                 have = sum(1 for row in table.by_name.values() if name in row.images)
                 sums += np.floor(sizes * have / nodes)
-        most = self.MOST * max(1, len(names))
+        most = self.MOST * max(1, len(pod.cls.images))
         clipped = np.clip(sums, self.LEAST, most)
         return np.floor(100 * (clipped - self.LEAST) / (most - self.LEAST))
 

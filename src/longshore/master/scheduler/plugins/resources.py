@@ -22,7 +22,7 @@ from longshore.master.scheduler.framework import (
     Status,
 )
 from longshore.master.scheduler.nodes import Array, Mask, NodeRow, Rows
-from longshore.master.scheduler.podinfo import CPU, MEMORY, PodInfo, pod_requests
+from longshore.master.scheduler.podinfo import CPU, MEMORY, STORAGE, PodInfo, pod_requests
 
 DEFAULT_RESOURCES: list[Object] = [{"name": CPU, "weight": 1}, {"name": MEMORY, "weight": 1}]
 
@@ -114,7 +114,7 @@ class NodeResourcesFit(Plugin):
         total: Scores = np.zeros(len(rows), dtype=np.float64)
         weights: Scores = np.zeros(len(rows), dtype=np.float64)
         for name, weight in self.resources:
-            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
+            if name not in (CPU, MEMORY, STORAGE) and not pod.cls.requests.get(name):
                 continue  # a resource that the pod does not ask for says nothing
             allocatable, requested = after(self.handle, pod, name, rows, filled=True)
             there = allocatable > 0
@@ -136,7 +136,7 @@ class NodeResourcesFit(Plugin):
     def score(self, state: CycleState, pod: PodInfo, node: NodeRow) -> float:
         total = weights = 0
         for name, weight in self.resources:
-            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
+            if name not in (CPU, MEMORY, STORAGE) and not pod.cls.requests.get(name):
                 continue
             allocatable, requested = after_on(self.handle, pod, name, node, filled=True)
             if allocatable <= 0:
@@ -176,7 +176,7 @@ class NodeResourcesFit(Plugin):
 
 
 class NodeResourcesBalancedAllocation(Plugin):
-    """Prefers nodes whose resources are used evenly."""
+    """Prefers nodes whose resources the pod brings nearer to one another: 75 where it changes nothing, 50 to 100."""
 
     name = "NodeResourcesBalancedAllocation"
     score_scope = "node"
@@ -186,32 +186,55 @@ class NodeResourcesBalancedAllocation(Plugin):
         self.resources = [r["name"] for r in args.get("resources") or DEFAULT_RESOURCES]
 
     def pre_score(self, state: CycleState, pod: PodInfo, rows: Rows) -> Status | None:
-        return None if pod.cls.requests else Status.skip()  # a pod that asks for nothing shifts no balance
+        # A pod that asks for none of them shifts no balance.
+        return None if any(pod.cls.requests.get(name) for name in self.resources) else Status.skip()
+
+    def _counted(self, pod: PodInfo) -> list[str]:
+        return [name for name in self.resources if name in (CPU, MEMORY, STORAGE) or pod.cls.requests.get(name)]
 
     def score_rows(self, state: CycleState, pod: PodInfo, rows: Rows) -> Scores:
-        fractions = []
-        for name in self.resources:
-            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
-                continue
+        names = self._counted(pod)
+        shape = (len(names), len(rows))
+        there: Mask = np.zeros(shape, dtype=np.bool_)
+        now: Scores = np.zeros(shape, dtype=np.float64)
+        then: Scores = np.zeros(shape, dtype=np.float64)
+        for number, name in enumerate(names):
             allocatable, requested = after(self.handle, pod, name, rows, filled=False)
+            there[number] = allocatable > 0
             safe = np.where(allocatable > 0, allocatable, 1)
-            fractions.append(np.minimum(np.where(allocatable > 0, requested / safe, 0.0), 1.0))
-        if len(fractions) < 2:
-            return np.full(len(rows), 100.0)
-        if len(fractions) == 2:
-            spread = np.abs(fractions[0] - fractions[1]) / 2
-        else:
-            spread = np.std(np.vstack(fractions), axis=0)
-        return np.floor((1 - spread) * 100)
+            then[number] = np.minimum(requested / safe, 1.0)
+            now[number] = np.minimum((requested - pod.cls.requests.get(name, 0)) / safe, 1.0)
+        return 50 + (50 + _evenness_of_rows(then, there) - _evenness_of_rows(now, there)) // 2
 
     def score(self, state: CycleState, pod: PodInfo, node: NodeRow) -> float:
-        fractions = []
-        for name in self.resources:
-            if name not in (CPU, MEMORY) and not pod.cls.requests.get(name):
-                continue
+        then, now = [], []
+        for name in self._counted(pod):
             allocatable, requested = after_on(self.handle, pod, name, node, filled=False)
-            fractions.append(min(requested / allocatable, 1.0) if allocatable > 0 else 0.0)
-        if len(fractions) < 2:
-            return 100.0
-        spread = abs(fractions[0] - fractions[1]) / 2 if len(fractions) == 2 else float(np.std(fractions))
-        return float(math.floor((1 - spread) * 100))
+            if allocatable > 0:
+                then.append(min(requested / allocatable, 1.0))
+                now.append(min((requested - pod.cls.requests.get(name, 0)) / allocatable, 1.0))
+        return 50.0 + (50 + _evenness(then) - _evenness(now)) // 2
+
+
+def _evenness(fractions: list[float]) -> int:
+    """100 where all are equal, less by their standard deviation."""
+    if len(fractions) < 2:
+        return 100
+    if len(fractions) == 2:
+        return int((1 - abs(fractions[0] - fractions[1]) / 2) * 100)
+    mean = sum(fractions) / len(fractions)
+    return int((1 - math.sqrt(sum((f - mean) ** 2 for f in fractions) / len(fractions))) * 100)
+
+
+def _evenness_of_rows(fractions: Scores, there: Mask) -> Scores:
+    """_evenness of each column of fractions, of what is there."""
+    count = there.sum(axis=0)
+    kept = np.where(there, fractions, 0.0)
+    most, least = kept.max(axis=0, initial=0.0), np.where(there, fractions, 1.0).min(axis=0, initial=1.0)
+    spread = np.where(count == 2, (most - least) / 2, 0.0)
+    if len(fractions) > 2:
+        number = np.maximum(count, 1)
+        mean = kept.sum(axis=0) / number
+        deviation = np.sqrt(np.where(there, (fractions - mean) ** 2, 0.0).sum(axis=0) / number)
+        spread = np.where(count > 2, deviation, spread)
+    return np.floor((1 - spread) * 100)
