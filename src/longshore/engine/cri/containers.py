@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.engine.cri import spec
-from longshore.engine.cri.records import Container, Records, Sandbox, matches, now
+from longshore.engine.cri.records import Container, Records, Sandbox, now
 from longshore.engine.cri.sandboxes import Sandboxes
 from longshore.engine.errors import EngineError, NotFound
 from longshore.engine.images import references
@@ -393,14 +393,12 @@ class Containers:
     def select(self, wanted: Any) -> list[Container]:
         """The containers that a ContainerFilter lets through."""
         found = []
-        for container in self.records:
+        for container in self.records.labelled(wanted.label_selector):
             if wanted.id and not container.id.startswith(wanted.id):
                 continue
             if wanted.pod_sandbox_id and not container.sandbox_id.startswith(wanted.pod_sandbox_id):
                 continue
             if wanted.HasField("state") and wanted.state.state != container.state:
-                continue
-            if not matches(container.config.labels, wanted.label_selector):
                 continue
             found.append(container)
         return found

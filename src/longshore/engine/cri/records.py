@@ -103,6 +103,8 @@ class Records(Generic[T]):
         self.folder, self._what = folder, what
         self._kind: type[T] = kind
         self._all: dict[str, T] = {}
+        #: label -> the ids of records that have it: a kubelet asks for one pod's again and again
+        self._labelled: dict[tuple[str, str], set[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> list[str]:
@@ -121,8 +123,13 @@ class Records(Generic[T]):
                 broken.append(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            self._all[record.id] = record
+            self._add(record)
         return broken
+
+    def _add(self, record: T) -> None:
+        self._all[record.id] = record
+        for pair in record.config.labels.items():
+            self._labelled.setdefault(pair, set()).add(record.id)
 
     def path(self, record_id: str) -> Path:
         return self.folder / record_id
@@ -138,7 +145,8 @@ class Records(Generic[T]):
         temporary = folder / ".state.json"
         temporary.write_bytes(orjson.dumps(facts))
         os.replace(temporary, folder / "state.json")
-        self._all[record.id] = record
+        if new:
+            self._add(record)
 
     def save_config(self, record: T) -> None:
         """Write the record's changed configuration (limits after an update)."""
@@ -148,7 +156,12 @@ class Records(Generic[T]):
 
     def remove(self, record_id: str) -> None:
         """Forget a record, if it is there."""
-        self._all.pop(record_id, None)
+        record = self._all.pop(record_id, None)
+        for pair in record.config.labels.items() if record is not None else ():
+            ids = self._labelled[pair]
+            ids.discard(record_id)
+            if not ids:
+                del self._labelled[pair]
         # Without its facts the folder is a cut-short one, whatever becomes of the rest.
         with contextlib.suppress(OSError):
             (self.folder / record_id / "state.json").unlink()
@@ -170,16 +183,19 @@ class Records(Generic[T]):
             raise RpcError(Status.NOT_FOUND, f'{self._what} "{record_id}" not found')
         return record
 
+    def labelled(self, selector: Mapping[str, str]) -> list[T]:
+        """The records that have every label of a selector, the oldest first."""
+        if not selector:
+            return list(self)
+        sets = sorted((self._labelled.get(pair, set()) for pair in selector.items()), key=len)
+        found = [self._all[i] for i in sets[0] if all(i in other for other in sets[1:])]
+        return sorted(found, key=lambda record: record.created_at)
+
     def __iter__(self) -> Any:
         return iter(list(self._all.values()))
 
     def __contains__(self, record_id: str) -> bool:
         return record_id in self._all
-
-
-def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether labels have every pair of a selector."""
-    return all(labels.get(key) == value for key, value in selector.items())
 
 
 def now() -> int:

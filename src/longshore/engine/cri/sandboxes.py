@@ -16,7 +16,7 @@ from longshore.engine.cri import bandwidth, cni, namespaces
 from longshore.engine.cri.cni import CniError, CniNetwork
 from longshore.engine.cri.hostports import HostPorts
 from longshore.engine.cri.network import BuiltinNetwork, NotReady
-from longshore.engine.cri.records import Records, Sandbox, matches, now
+from longshore.engine.cri.records import Records, Sandbox, now
 from longshore.machinery import mounts, users
 from longshore.machinery.grpc import RpcError, Status
 from longshore.machinery.nftables import NftablesError
@@ -336,12 +336,10 @@ class Sandboxes:
     def select(self, wanted: Any) -> list[Sandbox]:
         """The sandboxes that a PodSandboxFilter lets through."""
         found = []
-        for sandbox in self.records:
+        for sandbox in self.records.labelled(wanted.label_selector):
             if wanted.id and not sandbox.id.startswith(wanted.id):
                 continue
             if wanted.HasField("state") and (wanted.state.state == cri.SANDBOX_READY) != sandbox.ready:
-                continue
-            if not matches(sandbox.config.labels, wanted.label_selector):
                 continue
             found.append(sandbox)
         return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from longshore.engine.cri import network
 from longshore.engine.cri.containers import Containers
-from longshore.engine.cri.records import Container, Sandbox, matches
+from longshore.engine.cri.records import Container, Sandbox
 from longshore.engine.cri.sandboxes import Sandboxes
 from longshore.engine.runtime import cgroups
 from longshore.engine.runtime.runtime import NoSuchContainer
@@ -118,11 +118,10 @@ class Statistics:
         """ContainerStats of the running containers that a ContainerStatsFilter lets through."""
         chosen = [
             c
-            for c in self.containers.records
+            for c in self.containers.records.labelled(wanted.label_selector)
             if c.state == cri.CONTAINER_RUNNING
             and c.id.startswith(wanted.id)
             and c.sandbox_id.startswith(wanted.pod_sandbox_id)
-            and matches(c.config.labels, wanted.label_selector)
         ]
         return await asyncio.to_thread(lambda: [self._container(c) for c in chosen])
 
@@ -165,8 +164,6 @@ class Statistics:
     async def pods(self, wanted: Any) -> list[Any]:
         """PodSandboxStats of the ready sandboxes that a PodSandboxStatsFilter lets through."""
         chosen = [
-            s
-            for s in self.sandboxes.records
-            if s.ready and s.id.startswith(wanted.id) and matches(s.config.labels, wanted.label_selector)
+            s for s in self.sandboxes.records.labelled(wanted.label_selector) if s.ready and s.id.startswith(wanted.id)
         ]
         return await asyncio.to_thread(lambda: [self._pod(s) for s in chosen])

@@ -5,7 +5,7 @@ Sources: kubernetes pkg/kubelet/lifecycle/predicate.go, pkg/kubelet/sysctl/allow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from longshore.node.kubelet import resources
@@ -22,8 +22,10 @@ SAFE_SYSCTLS = frozenset(
 )  # fmt: skip
 
 
-def refusal(pod: Pod, others: Iterable[Pod], node: Mapping[str, Any] | None, config: Config) -> tuple[str, str] | None:
-    """(reason, message) of a pod that is refused; None for one that is taken."""
+def refusal(
+    pod: Pod, others: Collection[Pod], node: Mapping[str, Any] | None, config: Config
+) -> tuple[str, str] | None:
+    """(reason, message) of a pod that is refused; None for one that is taken. others: looked at only where it matters."""
     for sysctl in (pod["spec"].get("securityContext") or {}).get("sysctls") or ():
         name = sysctl["name"].replace("/", ".")
         allowed = name in SAFE_SYSCTLS or any(
@@ -34,12 +36,11 @@ def refusal(pod: Pod, others: Iterable[Pod], node: Mapping[str, Any] | None, con
             return "SysctlForbidden", f'forbidden sysctl: "{sysctl["name"]}" not allowlisted'
     if node is None or resources.is_critical(pod):
         return None
-    running = list(others)
-    short = _short_of(pod, running, node)
+    short = _short_of(pod, others, node)
     if short is not None:
         return short
-    taken = [port for other in running for port in _host_ports(other)]
-    if any(_collide(mine, theirs) for mine in _host_ports(pod) for theirs in taken):
+    wanted = _host_ports(pod)
+    if wanted and any(_collide(mine, theirs) for other in others for theirs in _host_ports(other) for mine in wanted):
         return "NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
     return _unfitting(pod, node)
 
@@ -60,7 +61,7 @@ def _collide(mine: tuple[str, str, int], theirs: tuple[str, str, int]) -> bool:
     return mine[1:] == theirs[1:] and (mine[0] == theirs[0] or "0.0.0.0" in (mine[0], theirs[0]))
 
 
-def _short_of(pod: Pod, others: list[Pod], node: Mapping[str, Any]) -> tuple[str, str] | None:
+def _short_of(pod: Pod, others: Collection[Pod], node: Mapping[str, Any]) -> tuple[str, str] | None:
     """The first resource of which the node has not enough left."""
     allocatable = (node.get("status") or {}).get("allocatable") or {}
     if "pods" in allocatable and len(others) + 1 > resources.amount(allocatable["pods"]):

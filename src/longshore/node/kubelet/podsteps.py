@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ from longshore.node.kubelet.placement.cpusets import render
 from longshore.node.kubelet.placement.errors import AllocationError
 from longshore.node.kubelet.placement.manager import Placement
 from longshore.node.kubelet.podstatus import StatusMaker
+from longshore.node.kubelet.resize import Allocations
 from longshore.node.kubelet.volumes import VolumeError, VolumeManager
 from longshore.node.kubelet.worker import Worker
 from longshore.wire.cri import cri
@@ -34,6 +35,22 @@ from longshore.wire.cri import cri
 log = logging.getLogger("longshore.kubelet")
 Pod = dict[str, Any]
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", False)
+
+
+class OtherPods(Collection[Pod]):
+    """Pods as they have been given their resources, worked out when somebody looks: most steps only count them."""
+
+    def __init__(self, workers: list[Worker], allocations: Allocations) -> None:
+        self._workers, self._allocations = workers, allocations
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __iter__(self) -> Iterator[Pod]:
+        return (self._allocations.given(worker.pod) for worker in self._workers)
+
+    def __contains__(self, pod: object) -> bool:
+        return any(pod is worker.pod for worker in self._workers)
 
 
 class PodSteps(StatusMaker, ABC):
@@ -163,9 +180,9 @@ class PodSteps(StatusMaker, ABC):
                     except RpcError as error:
                         log.warning("CPUs of %s/%s: %s", state.namespace, state.name, error.message)
 
-    def _others(self, uid: str) -> Iterator[Pod]:
-        """The node's other pods, with the resources that they have been given. Most steps look at none of them."""
-        return (self.allocations.given(w.pod) for w in self.workers.values() if w.uid != uid and not w.ending)
+    def _others(self, uid: str) -> Collection[Pod]:
+        """The node's other pods, with the resources that they have been given."""
+        return OtherPods([w for w in self.workers.values() if w.uid != uid and not w.ending], self.allocations)
 
     def _node(self) -> dict[str, Any] | None:
         return self.node.store.named("", self.config.node_name)

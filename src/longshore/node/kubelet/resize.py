@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import orjson
@@ -80,7 +80,7 @@ class Allocations:
         """The pods whose resize was put off."""
         return [uid for uid, found in self.conditions.items() if any(c[0] == PENDING for c in found)]
 
-    def effective(self, pod: Pod, others: Iterable[Pod], node: Mapping[str, Any] | None) -> Pod:
+    def effective(self, pod: Pod, others: Collection[Pod], node: Mapping[str, Any] | None) -> Pod:
         """The pod with the resources that it has been given; a resize that the node can bear is given now.
 
         others: the node's other pods, as given.
@@ -121,7 +121,7 @@ class Allocations:
         else:
             self.conditions.pop(uid, None)
 
-    def _problem(self, pod: Pod, others: Iterable[Pod], node: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    def _problem(self, pod: Pod, others: Collection[Pod], node: Mapping[str, Any] | None) -> tuple[str, str] | None:
         """(Infeasible or Deferred, why) of a resize that the node cannot bear."""
         if resources.is_static(pod):
             return "Infeasible", "In-place resize of static-pods is not supported"
