@@ -200,6 +200,10 @@ def test_small_truths(engine: DockerEngine) -> None:
     assert "invalid container format container:<name|id>" in done.stderr
     done = engine.docker("run", "-v", "kept:/d:shared", "busybox", "true", check=False)
     assert "field BindOptions must not be specified" in done.stderr
+    done = engine.docker("network", "prune", "-f", "--filter", "until=1h", "--filter", "until=2h", check=False)
+    assert "more than one until filter specified" in done.stderr
+    cgroups = ["run", "--rm", "--security-opt", "writable-cgroups=true", "busybox", "mount"]
+    assert not any("cgroup" in line and "(ro," in line for line in engine.docker(*cgroups).stdout.splitlines() if "tmpfs" not in line)  # fmt: skip
     endpoints = {"EndpointsConfig": {"one": {}, "two": {}}}
     body = {"Image": "busybox", "NetworkingConfig": endpoints}
     status, answer = ask(engine, "POST", "/v1.43/containers/create", body)

@@ -67,6 +67,9 @@ def test_no_file_is_no_settings(tmp_path: Path) -> None:
         (b'{"registry-mirrors": ["http://u:p@x"]}', "invalid mirror: username/password not allowed in URI"),
         (b'{"max-concurrent-downloads": -1}', "invalid max"),
         (b'{"default-shm-size": "many"}', "default-shm-size"),
+        (b'{"userns-remap": "default"}', "userns-remap is not supported by this engine"),
+        (b'{"host-gateway-ips": ["10.0.0.1", "10.0.0.2"]}', "only one IPv4 and one IPv6 address"),
+        (b'{"fixed-cidr-v6": "10.0.0.0/24"}', "invalid CIDR address: 10.0.0.0/24"),
         (b'{"init": "yes"}', "init: true or false is wanted"),
         (b'{"default-ulimits": {"nofile": {"Hard": 1}}}', "default-ulimits"),
     ],
@@ -79,7 +82,7 @@ def test_what_dockerd_refuses_is_refused(text: bytes, why: str) -> None:
 
 def test_what_has_no_use_here_is_told_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert parse(b'{"storage-driver": "overlay2"}') == Configuration()
+        assert parse(b'{"storage-driver": "overlay2", "selinux-enabled": false}') == Configuration()
     assert "storage-driver is not used" in caplog.text
 
 

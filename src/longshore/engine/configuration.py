@@ -30,7 +30,6 @@ _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _UNUSED = frozenset(
     [
         "allow-direct-routing",
-        "authorization-plugins",
         "bridge",
         "cdi-spec-dirs",
         "containerd",
@@ -58,7 +57,6 @@ _UNUSED = frozenset(
         "pidfile",
         "proxies",
         "raw-logs",
-        "selinux-enabled",
         "shutdown-timeout",
         "storage-driver",
         "storage-opts",
@@ -69,10 +67,12 @@ _UNUSED = frozenset(
         "tlskey",
         "tlsverify",
         "userland-proxy-path",
-        "userns-remap",
         "validate",
     ]
 )
+
+#: What would let a container or a client do less than it can here: passing these over would be unsafe.
+_REFUSED = frozenset(["userns-remap", "authorization-plugins", "selinux-enabled"])
 
 
 class ConfigurationError(ValueError):
@@ -205,6 +205,9 @@ def parse(text: bytes, path: Path = FILE) -> Configuration:
                 found[attribute] = read(value)
             except (ValueError, TypeError, KeyError) as error:
                 raise ConfigurationError(_refused(path, f"{name}: {error}")) from None
+        elif name in _REFUSED:
+            if value:
+                raise ConfigurationError(_refused(path, f"{name} is not supported by this engine"))
         elif name in _UNUSED:
             log.warning("%s: %s is not used by this engine", path, name)
         else:

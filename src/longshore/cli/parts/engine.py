@@ -98,13 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     runtime = {Path(arguments.runtime).name: arguments.runtime}
     from longshore.engine.server import serve as serve_engine
-    from longshore.registry.server import serve as serve_registry
 
     beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
     if arguments.docker and port:
         # Nodes that are namespaces reach the registry at the host's address on their bridge.
         hosts = ["127.0.0.1"] + (config.host_ips if config and config.bridge else [])
-        beside = [lambda host=host: serve_registry(data_dir=layout.registry, host=host, port=port) for host in hosts]  # type: ignore[misc]
+        beside = [lambda host=host: _registry(layout.registry, host, port) for host in hosts]  # type: ignore[misc]
     if arguments.docker and config is not None and len(config.nodes) > 1:
         # This engine is the process of the host's own network namespace that speaks nftables.
         members = config
@@ -131,6 +130,13 @@ def run(arguments: argparse.Namespace) -> int:
             )
 
     return run_part(main)
+
+
+async def _registry(folder: Path, host: str, port: int) -> None:
+    # Loaded when the engine answers already.
+    from longshore.registry.server import serve
+
+    await serve(data_dir=folder, host=host, port=port)
 
 
 def _ranges(config: Any) -> tuple[str, ...]:

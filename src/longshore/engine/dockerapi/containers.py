@@ -56,7 +56,7 @@ async def create(call: Call) -> Response:
 async def prune(call: Call) -> Response:
     wanted = call.filters()
     filters.check(wanted, ("label", "label!", "until"))
-    until = max((parse_until(text) for text in wanted.get("until", [])), default=0)
+    until = parse_until(wanted.get("until", []))
 
     def accept(container: Container) -> bool:
         from longshore.engine.containers.model import parse_time

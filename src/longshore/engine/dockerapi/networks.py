@@ -96,7 +96,7 @@ def check_body(body: Json) -> None:
 async def prune(call: Call) -> Response:
     wanted = call.filters()
     filters.check(wanted, ("label", "label!", "until"))
-    until = max((parse_until(text) for text in wanted.get("until", [])), default=0)
+    until = parse_until(wanted.get("until", []))
     service = call.api.networks
     used = {name for c in call.api.containers.store for name in c.networks}
     gone = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.wire.crilog import parse_time
@@ -33,8 +34,16 @@ def parse_timestamp(text: str) -> int:
     return parse_unix(text)
 
 
-def parse_until(text: str) -> int:
-    """An `until` filter: a duration back from now ("1h30m"), RFC 3339, or seconds since 1970. Raises InvalidParameter."""
+def parse_until(values: Sequence[str]) -> int:
+    """An `until` filter in nanoseconds since 1970: a duration back from now ("1h30m"), RFC 3339, or seconds; 0 for none.
+
+    Raises InvalidParameter.
+    """
+    if not values:
+        return 0
+    if len(values) > 1:
+        raise InvalidParameter("more than one until filter specified")
+    text = values[0]
     matches = _DURATION.findall(text)
     if matches and "".join(number + unit for number, unit in matches) == text:
         return time.time_ns() - sum(int(float(number) * _UNITS[unit]) for number, unit in matches)
