@@ -8,7 +8,7 @@ from typing import Any
 
 from longshore.api import printing
 from longshore.api.core.container_validation import port_or_name
-from longshore.api.core.service import load_balancer
+from longshore.api.core.service_validation import load_balancer
 from longshore.api.gotypes import dump
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata

@@ -56,51 +56,12 @@ _UNIONS = {
     _EXTENSIONS + "JSONSchemaPropsOrStringArray": "JSONSchemaProps",
 }
 
-_CORE = "io.k8s.api.core.v1."
-_ADMISSION = "io.k8s.api.admissionregistration.v1."
-_REFERENCE = ((("LocalObjectReference",), frozenset(("name",)), False),)
-_RULE = frozenset(("apiGroups", "apiVersions", "resources", "scope"))
-_DEVICE = ((("DeviceConfiguration",), frozenset(("opaque",)), False),)
-# definition -> the Go structures it embeds, each with the fields it has (True: all but these).
-_EMBEDDED: dict[str, tuple[tuple[tuple[str, ...], frozenset[str], bool], ...]] = {
-    **{
-        _CORE + name: _REFERENCE
-        for name in (
-            "ConfigMapEnvSource", "ConfigMapKeySelector", "ConfigMapProjection", "ConfigMapVolumeSource",
-            "SecretEnvSource", "SecretKeySelector", "SecretProjection",
-        )
-    },
-    **{
-        "io.k8s.api.resource.v1." + name: _DEVICE
-        for name in ("DeviceAllocationConfiguration", "DeviceClaimConfiguration", "DeviceClassConfiguration")
-    },
-    _ADMISSION + "NamedRuleWithOperations": (
-        (("RuleWithOperations",), frozenset(("operations",)), False),
-        (("RuleWithOperations", "Rule"), _RULE, False),
-    ),
-    _ADMISSION + "RuleWithOperations": ((("Rule",), _RULE, False),),
-    _CORE + "EphemeralContainer": ((("EphemeralContainerCommon",), frozenset(("targetContainerName",)), True),),
-    _CORE + "PersistentVolumeSpec": (
-        (
-            ("PersistentVolumeSource",),
-            frozenset((
-                "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy",
-                "storageClassName", "volumeAttributesClassName", "volumeMode",
-            )),
-            True,
-        ),
-    ),
-    _CORE + "Probe": ((("ProbeHandler",), frozenset(("exec", "grpc", "httpGet", "tcpSocket")), False),),
-    _CORE + "Volume": ((("VolumeSource",), frozenset(("name",)), True),),
-    "io.k8s.api.networking.v1.IngressRule": ((("IngressRuleValue",), frozenset(("http",)), False),),
-}  # fmt: skip
-
 
 class DecodeError(Exception):
     """A value does not fit its type; str() is the message of Go's JSON package."""
 
 
-class _Mismatch(Exception):
+class Mismatch(Exception):
     """Raised on the fast path; the slow path then finds the place and the words."""
 
 
@@ -226,11 +187,15 @@ class Schema:
         trouble: list[None] = []
         try:
             out = _decode(self, value, trouble)
-        except (_Mismatch, quantity.QuantityError, times.TimeError, ValueError):
-            _explain(self, value)
+        except (Mismatch, quantity.QuantityError, times.TimeError, ValueError):
+            from longshore.api.mismatches import explain
+
+            explain(self, value)
             raise DecodeError("unable to decode the object") from None
         if trouble and unknown is not None:
-            _unknown(self, value, "", unknown)
+            from longshore.api.mismatches import unknown_fields
+
+            unknown_fields(self, value, "", unknown)
         return out
 
 
@@ -246,7 +211,7 @@ def _decode(t: Schema, v: Any, trouble: list[None]) -> Any:
     kind = t.kind
     if kind == STRUCT:
         if v.__class__ is not dict:
-            raise _Mismatch
+            raise Mismatch
         out: dict[str, Any] = {}
         fields = t.fields
         for key, x in v.items():
@@ -260,13 +225,13 @@ def _decode(t: Schema, v: Any, trouble: list[None]) -> Any:
             fk = ft.kind
             if fk == STRING:
                 if x.__class__ is not str:
-                    raise _Mismatch
+                    raise Mismatch
                 if x or field.keep:
                     out[key] = x
                 continue
             if fk == BOOLEAN:
                 if x.__class__ is not bool:
-                    raise _Mismatch
+                    raise Mismatch
                 if x or field.keep:
                     out[key] = x
                 continue
@@ -285,7 +250,7 @@ def _decode(t: Schema, v: Any, trouble: list[None]) -> Any:
         return out
     if kind == LIST:
         if v.__class__ is not list:
-            raise _Mismatch
+            raise Mismatch
         items = t.items
         assert items is not None
         ik = items.kind
@@ -293,67 +258,68 @@ def _decode(t: Schema, v: Any, trouble: list[None]) -> Any:
             for x in v:
                 if x.__class__ is not str:
                     if x is not None:
-                        raise _Mismatch
+                        raise Mismatch
                     return ["" if y is None else _decode(items, y, trouble) for y in v]
             return v
         return [_zero(items) if x is None else _decode(items, x, trouble) for x in v]
     if kind == MAP:
         if v.__class__ is not dict:
-            raise _Mismatch
+            raise Mismatch
         items = t.items
         assert items is not None
         if items.kind == STRING:
             for x in v.values():
                 if x.__class__ is not str:
                     if x is not None:
-                        raise _Mismatch
+                        raise Mismatch
                     return {k: "" if y is None else _decode(items, y, trouble) for k, y in v.items()}
             return v
         return {k: _zero(items) if x is None else _decode(items, x, trouble) for k, x in v.items()}
-    return _scalar(t, v, trouble)
+    return decode_scalar(t, v, trouble)
 
 
-def _scalar(t: Schema, v: Any, trouble: list[None]) -> Any:
+def decode_scalar(t: Schema, v: Any, trouble: list[None]) -> Any:
+    """One scalar as Go would hold it. Mismatch for a value of another kind; what parsing raises for a wrong text."""
     kind = t.kind
     if kind == INTEGER:
         if v.__class__ is not int or not -(1 << (t.bits - 1)) <= v < 1 << (t.bits - 1):
-            raise _Mismatch
+            raise Mismatch
         return v
     if kind == QUANTITY:
         return quantity.canonical(v if v.__class__ is str else _number(v))
     if kind == INT_OR_STRING:
         if v.__class__ is str or (v.__class__ is int and -0x80000000 <= v <= 0x7FFFFFFF):
             return v
-        raise _Mismatch
+        raise Mismatch
     if kind == STRING:
         if v.__class__ is str:
             return v
-        raise _Mismatch
+        raise Mismatch
     if kind == BOOLEAN:
         if v.__class__ is bool:
             return v
-        raise _Mismatch
+        raise Mismatch
     if kind == TIME:
         if v.__class__ is str:
             return times.canonical(v)
-        raise _Mismatch
+        raise Mismatch
     if kind == MICRO_TIME:
         if v.__class__ is str:
             return times.canonical_micro(v)
-        raise _Mismatch
+        raise Mismatch
     if kind == DURATION:
         if v.__class__ is str:
             return times.format_duration(times.parse_duration(v))
-        raise _Mismatch
+        raise Mismatch
     if kind == BYTES:
         if v.__class__ is not str:
-            raise _Mismatch
+            raise Mismatch
         _check_base64(v)
         return v if "\n" not in v and "\r" not in v else v.replace("\n", "").replace("\r", "")
     if kind == NUMBER:
         if v.__class__ is float or v.__class__ is int:
             return v
-        raise _Mismatch
+        raise Mismatch
     if kind == UNION:
         assert t.items is not None
         if v.__class__ is dict:
@@ -402,113 +368,6 @@ def _zero(t: Schema) -> Any:
     return {STRING: "", BOOLEAN: False, INTEGER: 0, NUMBER: 0, QUANTITY: "0", DURATION: "0s", INT_OR_STRING: 0}.get(
         t.kind
     )
-
-
-def _go_kind(v: Any) -> str:
-    if v is True or v is False:
-        return "bool"
-    if isinstance(v, str):
-        return "string"
-    if isinstance(v, dict):
-        return "object"
-    if isinstance(v, list):
-        return "array"
-    return "number"
-
-
-def _embedded(definition: str, field: str) -> tuple[str, ...]:
-    """The Go structures within a definition's own that have a field: they stand in the paths of messages."""
-    for names, fields, others in _EMBEDDED.get(definition, ()):
-        if (field in fields) is not others:
-            return names
-    return ()
-
-
-def _explain(root: Schema, value: Any) -> None:
-    """Raise DecodeError for what Go's decoder reports of a value that does not fit.
-
-    It goes on after a value of a wrong kind and tells of the first one at the end, unless a type that decodes itself
-    (a quantity, a time) gives up before.
-    """
-    found: list[DecodeError] = []
-    _walk(root, value, [], root, found)
-    if found:
-        raise found[0]
-
-
-def _walk(t: Schema, v: Any, path: list[str], owner: Schema, found: list[DecodeError]) -> None:
-    if v is None:
-        return
-    kind = t.kind
-
-    def mismatch(value: str, target: str) -> DecodeError:
-        into = (
-            f"Go struct field {owner.name.rsplit('.', 1)[1]}.{'.'.join(path)} of type " if path else "Go value of type "
-        )
-        return DecodeError(f"json: cannot unmarshal {value} into {into}{target}")
-
-    if kind == STRUCT:
-        if not isinstance(v, dict):
-            found.append(mismatch(_go_kind(v), t.name))
-            return
-        for key, x in v.items():
-            field = t.fields.get(key)
-            if field is not None:
-                _walk(field.type, x, [*path, *_embedded(t.definition, key), key], t, found)
-        return
-    if kind in (LIST, MAP):
-        if not isinstance(v, list if kind == LIST else dict):
-            found.append(mismatch(_go_kind(v), t.name))
-            return
-        assert t.items is not None
-        for x in v if isinstance(v, list) else v.values():
-            _walk(t.items, x, path, owner, found)
-        return
-    if kind == UNION:
-        assert t.items is not None
-        inner: list[DecodeError] = []
-        for x in v if isinstance(v, list) else (v,):
-            if isinstance(x, dict):
-                _walk(t.items, x, path, owner, inner)
-        if inner:
-            raise inner[0]
-        return
-    shown = _go_kind(v)
-    if shown == "number" and kind in (INTEGER, INT_OR_STRING):
-        shown = f"number {v!r}"
-    if kind in (TIME, MICRO_TIME, DURATION) and not isinstance(v, str):
-        raise mismatch(shown, "string")
-    try:
-        _scalar(t, v, [])
-    except _Mismatch:
-        if kind == INT_OR_STRING:
-            raise mismatch(shown, "int32") from None
-        found.append(mismatch(shown, t.name))
-    except (quantity.QuantityError, times.TimeError, ValueError) as error:
-        if kind != BYTES:
-            raise DecodeError(str(error)) from None
-        found.append(DecodeError(str(error)))
-
-
-def _unknown(t: Schema, v: Any, path: str, found: list[str]) -> None:
-    """The paths of unknown fields, a struct's children before its own as upstream reports them in document order."""
-    if t.kind == STRUCT and isinstance(v, dict):
-        for key, x in v.items():
-            field = t.fields.get(key)
-            here = f"{path}.{key}" if path else key
-            if field is None:
-                found.append(here)
-            else:
-                _unknown(field.type, x, here, found)
-    elif t.kind == LIST and isinstance(v, list):
-        assert t.items is not None
-        for index, x in enumerate(v):
-            _unknown(t.items, x, f"{path}[{index}]", found)
-    elif t.kind == MAP and isinstance(v, dict):
-        assert t.items is not None
-        if t.items.kind in (STRUCT, LIST, MAP):
-            for key, x in v.items():
-                _unknown(t.items, x, f"{path}.{key}", found)
 
 
 _compiled: dict[str, Schema] = {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from longshore.api.core.service import address_warnings, special_ip
+from longshore.api.core.service import address_warnings
+from longshore.api.core.service_validation import special_ip
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation.errors import Errors
 from longshore.api.validation.names import dns1123_label, dns1123_subdomain, ip, port_number, qualified_name

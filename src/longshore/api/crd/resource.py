@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from longshore.api import mismatches
 from longshore.api import schema as schemas
 from longshore.api.crd import celrules, jsonpath, structural
 from longshore.api.kinds import ALL_VERBS, Column, Subresource
@@ -150,7 +151,7 @@ class CustomResource:
         """A parsed body: metadata as every object's, the rest pruned to the schema. DecodeError when it is no object."""
         if not isinstance(value, dict):
             raise DecodeError(
-                f"json: cannot unmarshal {schemas._go_kind(value)} into Go value of type map[string]interface {{}}"
+                f"json: cannot unmarshal {mismatches.go_kind(value)} into Go value of type map[string]interface {{}}"
             )
         obj = dict(value)
         meta_unknown: list[str] = []

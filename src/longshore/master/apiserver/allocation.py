@@ -15,7 +15,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from longshore.api.core.service import is_headless, needs_cluster_ip, needs_health_check_port, needs_node_port
+from longshore.api.core.service_needs import is_headless, needs_cluster_ip, needs_health_check_port, needs_node_port
 from longshore.api.validation.errors import Errors, FieldError
 from longshore.machinery.errors import Cause, StatusError, internal_error, invalid
 from longshore.master.apiserver.call import Call
