@@ -200,6 +200,9 @@ def test_small_truths(engine: DockerEngine) -> None:
     assert "invalid container format container:<name|id>" in done.stderr
     done = engine.docker("run", "-v", "kept:/d:shared", "busybox", "true", check=False)
     assert "field BindOptions must not be specified" in done.stderr
+    engine.docker("network", "create", "near")
+    alone = ["run", "--rm", "--network", "near", "--link-local-ip", "169.254.7.7", "busybox", "ip", "addr"]
+    assert "169.254.7.7/16" in engine.docker(*alone).stdout
     done = engine.docker("network", "prune", "-f", "--filter", "until=1h", "--filter", "until=2h", check=False)
     assert "more than one until filter specified" in done.stderr
     cgroups = ["run", "--rm", "--security-opt", "writable-cgroups=true", "busybox", "mount"]

@@ -222,6 +222,7 @@ class Endpoint:
     rules: list[PortRule] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     sysctls: str = ""
+    link_local: tuple[str, ...] = ()
 
     @property
     def ipv4(self) -> str:

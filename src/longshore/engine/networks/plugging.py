@@ -36,6 +36,8 @@ def plug(sandbox: Path, plugs: Sequence[Plug]) -> None:
             _set_sysctls(fd, endpoint, interface)
             for address, prefix in endpoint.addresses:
                 inside.add_address(index, ipaddress.ip_interface(f"{address}/{prefix}"))
+            for text in endpoint.link_local:
+                inside.add_address(index, ipaddress.ip_interface(f"{text}/{64 if ':' in text else 16}"))
             inside.set_link(index, up=True)
             for version in versions:
                 _set_default_route(inside, version, endpoint, index)

@@ -434,6 +434,7 @@ class NetworkService:
         options = settings.get("DriverOpts") or {}
         endpoint.interface = options.get("com.docker.network.endpoint.ifname", "")
         endpoint.sysctls = options.get(plugging.SYSCTLS, "")
+        endpoint.link_local = tuple(wanted.get("LinkLocalIPs") or ())
         endpoint.fill(settings)
         active[endpoint.id] = endpoint
         return endpoint
