@@ -54,8 +54,10 @@ def pair(
     members: tuple[list[str], list[subprocess.Popen[bytes]]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Running, Running]]:
     urls, _ = members
-    a = Running(tmp_path_factory.mktemp("a"), "--etcd-servers", spread(urls, 0))
-    b = Running(tmp_path_factory.mktemp("b"), "--etcd-servers", spread(urls, 1), data=a.data)
+    a = Running(tmp_path_factory.mktemp("a"), "--etcd-servers", spread(urls, 0), "--advertise-address", "192.0.2.1")
+    b = Running(
+        tmp_path_factory.mktemp("b"), "--etcd-servers", spread(urls, 1), "--advertise-address", "192.0.2.2", data=a.data
+    )
     yield a, b
     a.stop()
     b.stop()
@@ -117,6 +119,15 @@ def test_nothing_is_allocated_twice(pair: tuple[Running, Running]) -> None:
     assert not held & set(addresses)
 
 
+def behind(server: Running) -> list[str]:
+    """The addresses of the servers that Pods are sent to."""
+    slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+    found = server.send("GET", f"{slices}/kubernetes").json["endpoints"]
+    subsets = server.send("GET", "/api/v1/namespaces/default/endpoints/kubernetes").json["subsets"]
+    addresses = [address for endpoint in found for address in endpoint["addresses"]]
+    return addresses if [a["ip"] for a in subsets[0]["addresses"]] == addresses else []
+
+
 def eventually(look: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 60
     while not (found := look()):
@@ -176,6 +187,7 @@ def test_a_server_and_the_leading_manager_are_killed_and_the_others_carry_on(
     writer = threading.Thread(target=write)
     writer.start()
     eventually(lambda: len(acknowledged) > 20)
+    eventually(lambda: behind(b) == ["192.0.2.1", "192.0.2.2"])
     a.process.kill()
     first.kill()
     writer.join()

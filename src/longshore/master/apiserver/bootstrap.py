@@ -18,6 +18,7 @@ from longshore.api import times
 from longshore.machinery.errors import StatusError
 from longshore.master.apiserver.flowschemas import GROUP as _FLOW
 from longshore.master.apiserver.flowschemas import MANAGER, dangling
+from longshore.master.apiserver.presence import Presence
 
 if TYPE_CHECKING:
     from longshore.master.apiserver.server import APIServer
@@ -175,15 +176,26 @@ class Bootstrap:
         await self.ensure(
             "", "services", "default", {"metadata": {"name": "kubernetes", "labels": labels}, "spec": spec}
         )
-        with contextlib.suppress(StatusError):
-            await self._endpoints(config.advertise[0], target)
+        own = config.advertise[0]
+        if ipaddress.ip_address(own).is_loopback:
+            return  # such an address cannot be told there
+        if self.server.store.shared:
+            presence = Presence(self.server.store, own, lambda found: self._endpoints(found, target))
+            await presence.look()
+            self.server.spawn(presence.run(), "presence")
+            self.server.closers.append(presence.close)
+        else:
+            await self._endpoints([own], target)
 
-    async def _endpoints(self, address: str, port: int) -> None:
-        """Endpoints and EndpointSlice of the `kubernetes` Service; loopback addresses cannot be told there."""
-        if ipaddress.ip_address(address).is_loopback:
-            return
+    async def _endpoints(self, addresses: list[str], port: int) -> None:
+        """Endpoints and EndpointSlice of the `kubernetes` Service: the servers at these addresses."""
+        with contextlib.suppress(StatusError):
+            await self._tell_endpoints(addresses, port)
+
+    async def _tell_endpoints(self, addresses: list[str], port: int) -> None:
         api = self.server.api
-        subsets = [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]
+        found = [{"ip": address} for address in addresses]
+        subsets = [{"addresses": found, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]
         label = "endpointslice.kubernetes.io/skip-mirror"
         endpoints: Object = {"metadata": {"name": "kubernetes", "labels": {label: "true"}}, "subsets": subsets}
         present = api.get("", "endpoints", "default", "kubernetes")
@@ -191,9 +203,9 @@ class Bootstrap:
             await self.ensure("", "endpoints", "default", endpoints)
         elif present.get("subsets") != subsets:
             await api.update("", "endpoints", "default", {**present, "subsets": subsets})
-        endpoint_list = [{"addresses": [address], "conditions": {"ready": True}}]
+        endpoint_list = [{"addresses": [address], "conditions": {"ready": True}} for address in addresses]
         ports = [{"name": "https", "port": port, "protocol": "TCP"}]
-        family = "IPv6" if ":" in address else "IPv4"
+        family = "IPv6" if ":" in addresses[0] else "IPv4"
         piece: Object = {
             "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
             "addressType": family, "endpoints": endpoint_list, "ports": ports,
