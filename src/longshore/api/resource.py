@@ -12,12 +12,13 @@ from longshore.api.gotypes import dump
 from longshore.api.strategy import Object, Strategy, age_of
 from longshore.api.validation import metadata
 from longshore.api.validation.errors import Errors
-from longshore.api.validation.names import c_identifier, dns1123_label, dns1123_subdomain, qualified_name
+from longshore.api.validation.names import c_identifier, dns1123_label, dns1123_subdomain, label_value, qualified_name
 from longshore.api.validation.quantities import is_extended as is_extended_resource
 
 _RESOURCE = "io.k8s.api.resource.v1."
 _MODES = ("All", "ExactCount")
 _DEVICE = {"device": "dyn"}
+_EFFECTS = ("NoExecute", "NoSchedule", "None")
 
 
 def _default_request(request: Object) -> None:
@@ -51,9 +52,13 @@ def _selectors(errors: Errors, selectors: list[Object], path: str) -> None:
             errors.too_long(f"{here}.expression", 10 * 1024)
         else:
             try:
-                cel.compile(text, _DEVICE, ("bool",))
+                program = cel.compile(text, _DEVICE)
             except cel.CompileError as error:
                 errors.invalid(f"{here}.expression", text, str(error))
+            else:
+                if program.type not in ("bool", "dyn"):
+                    wrong = f"must evaluate to bool or the unknown type, not {program.type}"
+                    errors.invalid(f"{here}.expression", text, wrong)
 
 
 def _label(errors: Errors, name: str, path: str) -> None:
@@ -73,6 +78,20 @@ def _tolerations(errors: Errors, tolerations: list[Object], path: str) -> None:
     for index, one in enumerate(tolerations):
         for message in qualified_name(one["key"]) if one.get("key") else ():
             errors.invalid(f"{path}[{index}].key", one["key"], message)
+        operator, value = one.get("operator") or "", one.get("value") or ""
+        if operator == "Exists":
+            if value:
+                errors.invalid(f"{path}[{index}].value", value, "must be empty for operator `Exists`")
+        elif operator == "Equal":
+            for message in label_value(value):
+                errors.invalid(f"{path}[{index}].value", value, message)
+        elif not operator:
+            errors.required(f"{path}[{index}].operator")
+        else:
+            errors.unsupported(f"{path}[{index}].operator", operator, ("Equal", "Exists"))
+        effect = one.get("effect") or ""
+        if effect and effect not in _EFFECTS:
+            errors.unsupported(f"{path}[{index}].effect", effect, _EFFECTS)
 
 
 def _wanted(errors: Errors, names: list[str], known: set[str], path: str) -> None:

@@ -161,7 +161,7 @@ def _cluster_ips(errors: Errors, spec: Object, ips: list[str]) -> None:
             errors.duplicate(f"spec.ipFamilies[{index}]", family)
     policy = spec.get("ipFamilyPolicy")
     if policy is not None and policy not in ("SingleStack", "PreferDualStack", "RequireDualStack"):
-        errors.unsupported("spec.ipFamilyPolicy", policy, ("SingleStack", "PreferDualStack", "RequireDualStack"))
+        errors.unsupported("spec.ipFamilyPolicy", policy, ("PreferDualStack", "RequireDualStack", "SingleStack"))
     for index, address in enumerate(ips):
         if index == 0 and address == "None":
             if len(ips) > 1:

@@ -23,9 +23,9 @@ _PVC = "io.k8s.api.core.v1.PersistentVolumeClaimSpec"
 _BETA_CLASS = "volume.beta.kubernetes.io/storage-class"
 
 
-def _access_modes(errors: Errors, modes: list[str], path: str) -> None:
+def _access_modes(errors: Errors, modes: list[str], path: str, missing: str = "") -> None:
     if not modes:
-        errors.required(path)
+        errors.required(path, missing)
     for mode in modes:
         if mode not in _MODES:
             errors.unsupported(path, mode, _MODES)
@@ -200,7 +200,7 @@ def _source_diff(old: Object, new: Object) -> str:
 
 def claim_spec(errors: Errors, spec: Object, path: str) -> None:
     """The spec of a claim, also of one that stands in a template."""
-    _access_modes(errors, spec.get("accessModes") or [], f"{path}.accessModes")
+    _access_modes(errors, spec.get("accessModes") or [], f"{path}.accessModes", "at least 1 access mode is required")
     if spec.get("selector") is not None:
         label_selector(errors, spec["selector"], f"{path}.selector")
     storage = ((spec.get("resources") or {}).get("requests") or {}).get("storage")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from longshore.api.validation.errors import quote
 from longshore.machinery import quantity
+from longshore.machinery.errors import StatusError
 from longshore.master.apiserver.admission.base import PODS, Object, Plugin, refuse
 from longshore.master.apiserver.context import AdmissionRequest
 
@@ -56,8 +58,14 @@ class RuntimeClass(Plugin):
 
     async def _found(self, a: AdmissionRequest, pod: Object) -> Object | None:
         name = pod["spec"].get("runtimeClassName")
-        if not name:
+        if name is None:
             return None
+        # Upstream's plugin asks its client for it, which refuses what cannot be a part of a path.
+        if not name:
+            raise StatusError(500, "", "resource name may not be empty")
+        for part in ("/", "%"):
+            if part in name:
+                raise StatusError(500, "", f"invalid resource name {quote(name)}: [may not contain '{part}']")
         found = a.api.get("node.k8s.io", "runtimeclasses", "", name)
         if found is None:
             found = await a.api.get_live("node.k8s.io", "runtimeclasses", "", name)
