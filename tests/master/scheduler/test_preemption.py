@@ -12,7 +12,7 @@ from fake_api import FakeAPI
 from longshore.client.informer import InformerFactory
 from longshore.master.scheduler.configuration import Configuration
 from longshore.master.scheduler.core import Scheduler
-from longshore.master.scheduler.framework import CycleState
+from longshore.master.scheduler.framework import CycleState, Status
 from longshore.master.scheduler.plugins.preemption import Candidate, DefaultPreemption
 from longshore.master.scheduler.podinfo import PodInfo
 from longshore.master.scheduler.profile import Profile
@@ -109,3 +109,25 @@ def test_promised_room_counts() -> None:
         assert place.profile.pre_filter(state, info) is None
         rows = place.scheduler._prefer_nominated(state, place.profile, info, place.profile.feasible(state, info))
         assert len(rows) == expected
+
+
+def test_who_waits_for_its_victims_does_not_preempt_again() -> None:
+    place = Place(1)
+    mark = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    high = pod("high", cpu="3", priority=10)
+    high["status"]["nominatedNodeName"] = "n0"
+    info = PodInfo(high)
+
+    def why(victim: dict[str, Any], status: Status | None = None) -> str:
+        place.table.add_pod(PodInfo(victim), "n0")
+        return place.plugin._not_eligible(info, {"n0": status} if status else {})
+
+    going = pod("low", cpu="3")
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert why(going) == ""  # it goes for another reason
+    going["status"]["conditions"] = [mark]
+    assert why(going) == "not eligible due to a terminating pod on the nominated node."
+    assert why(going, Status.unschedulable("Insufficient cpu"))
+    assert why(going, Status.unresolvable("node(s) were unschedulable")) == ""
+    high["spec"]["preemptionPolicy"] = "Never"
+    assert place.plugin._not_eligible(PodInfo(high), {}) == "not eligible due to preemptionPolicy=Never."

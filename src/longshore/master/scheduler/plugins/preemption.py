@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from longshore.client.objects import is_deleting, is_terminal, now
+from longshore.client.objects import condition, is_deleting, is_terminal, now
 from longshore.client.resources import POD_DISRUPTION_BUDGETS, PODS
 from longshore.client.rest import is_not_found
 from longshore.client.selectors import matcher
@@ -29,6 +29,7 @@ from longshore.master.scheduler.room import Room
 
 log = logging.getLogger("longshore.scheduler")
 
+PREEMPTED = "PreemptionByScheduler"
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
 
@@ -122,7 +123,7 @@ class DefaultPreemption(Plugin):
     async def post_filter(
         self, state: CycleState, pod: PodInfo, refused: dict[str, Status]
     ) -> tuple[str, Status | None]:
-        why = self._not_eligible(pod)
+        why = self._not_eligible(pod, refused)
         if why:
             return "", Status.unschedulable(f"preemption: {why}")
         chosen, reasons = self.choose(state, pod, refused)
@@ -162,11 +163,14 @@ class DefaultPreemption(Plugin):
                 break
         return candidates
 
-    def _not_eligible(self, pod: PodInfo) -> str:
+    def _not_eligible(self, pod: PodInfo, refused: dict[str, Status]) -> str:
         if pod.cls.preemption_policy == "Never":
             return "not eligible due to preemptionPolicy=Never."
         row = self.handle.table.by_name.get(pod.nominated)
-        if row is not None and any(is_deleting(v.pod) and v.priority < pod.priority for v in row.pods.values()):
+        status = refused.get(pod.nominated)
+        if row is None or (status is not None and status.code is Code.UNRESOLVABLE):
+            return ""  # what was promised is no place for the pod any more
+        if any(v.priority < pod.priority and is_leaving_for_another(v.pod) for v in row.pods.values()):
             return "not eligible due to a terminating pod on the nominated node."
         return ""
 
@@ -250,16 +254,16 @@ class DefaultPreemption(Plugin):
 
     async def _prepare(self, pod: PodInfo, chosen: Candidate) -> None:
         client, scheduler = self.handle.client, pod.cls.scheduler
-        condition = {
+        mark = {
             "type": "DisruptionTarget",
             "status": "True",
-            "reason": "PreemptionByScheduler",
+            "reason": PREEMPTED,
             "message": f"{scheduler}: preempting to accommodate a higher priority pod",
         }
 
         async def evict(victim: PodInfo) -> None:
             if not is_deleting(victim.pod):
-                patch = {"status": {"conditions": [{**condition, "lastTransitionTime": now()}]}}
+                patch = {"status": {"conditions": [{**mark, "lastTransitionTime": now()}]}}
                 try:
                     await client.patch(
                         PODS, victim.name, patch, victim.namespace, kind="strategic", subresource="status"
@@ -281,6 +285,12 @@ class DefaultPreemption(Plugin):
                 except StatusError as error:
                     if not is_not_found(error):
                         raise
+
+
+def is_leaving_for_another(pod: Object) -> bool:
+    """Whether a pod ends because of an earlier preemption."""
+    mark = condition(pod, "DisruptionTarget") or {}
+    return is_deleting(pod) and (mark.get("status"), mark.get("reason")) == ("True", PREEMPTED)
 
 
 def split_by_budgets(pods: list[PodInfo], budgets: list[Object]) -> tuple[list[PodInfo], list[PodInfo]]:
