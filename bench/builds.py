@@ -1,5 +1,5 @@
 """Claims: a ten-step Dockerfile takes no longer than 500 ms cold and 20 ms cached (classic builder), 600 and 340 ms with
-buildx (where the docker command has that plugin); save, load, import, push and pull move at least 500, 100, 100, 150 and 100 MB/s. Peer in the same run: Debian's dockerd.
+buildx (where the docker command has that plugin, or BUILDX names it); save, load, import, push and pull move at least 500, 100, 100, 150 and 100 MB/s. Peer in the same run: Debian's dockerd.
 """
 
 from __future__ import annotations
@@ -88,6 +88,17 @@ def timed(*argv: str, before: tuple[str, ...] = (), cwd: str | None = None, buil
     return once
 
 
+def buildx(folder: Path) -> bool:
+    """Whether the docker command has buildx. BUILDX: a path of the plugin, for a command that has none of its own."""
+    plugin = os.environ.get("BUILDX")
+    if plugin:
+        plugins = folder / "config" / "cli-plugins"
+        plugins.mkdir(parents=True)
+        (plugins / "docker-buildx").symlink_to(plugin)
+        os.environ["DOCKER_CONFIG"] = str(folder / "config")
+    return subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0
+
+
 def main() -> None:
     from longshore.cli.demo import busybox_root
 
@@ -131,7 +142,7 @@ def main() -> None:
             "ten-step Dockerfile, cold", "< 500", "ms", each("build", "--no-cache", "--network", "none", "-q", context)
         )
         told("ten-step Dockerfile, cached", "< 20", "ms", each("build", "--network", "none", "-q", context))
-        if subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0:
+        if buildx(folder):
             words = ("build", "--network", "none", "-q", context)
             told("ten-step Dockerfile with buildx, cold", "< 600", "ms", each(*words, "--no-cache", buildkit="1"))
             told("ten-step Dockerfile with buildx, cached", "< 340", "ms", each(*words, buildkit="1"))

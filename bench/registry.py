@@ -1,6 +1,7 @@
 """Claim: pushing and pulling blobs of 1 GB is no slower than with the reference registry, at half its CPU.
 
-Peer in the same run: Debian's docker-registry.
+Peer in the same run: Debian's docker-registry. Beside them the floor: one thread that reads the socket, hashes, writes and
+syncs (push), and one sendfile (pull), without any protocol.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,26 @@ from pathlib import Path
 from longshore.registry.server import serve
 uvloop.install()
 asyncio.run(serve(data_dir=Path(sys.argv[1]), port=5100))
+"""
+FLOOR = """
+import hashlib, os, socket, sys
+with socket.create_server(("127.0.0.1", 5300)) as listener:
+    while True:
+        peer = listener.accept()[0]
+        if peer.recv(1) == b"<":
+            with open(sys.argv[1], "rb") as file:
+                peer.sendfile(file)
+        else:
+            room = memoryview(bytearray(1 << 20))
+            total = hashlib.sha256()
+            with open(sys.argv[2], "wb", buffering=0) as file:
+                while count := peer.recv_into(room, 0, socket.MSG_WAITALL):
+                    total.update(room[:count])
+                    file.write(room[:count])
+                os.fsync(file.fileno())
+            os.unlink(sys.argv[2])
+            peer.send(b".")
+        peer.close()
 """
 THEIRS = """version: 0.1
 storage: {{filesystem: {{rootdirectory: {folder}}}}}
@@ -85,6 +107,30 @@ class Side:
         return took
 
 
+class Floor(Side):
+    """The same octets without a registry."""
+
+    def push(self) -> float:
+        return self._counted("push", b">")
+
+    def pull(self) -> float:
+        return self._counted("pull", b"<")
+
+    def _counted(self, what: str, word: bytes) -> float:
+        used, started = cpu(self.pid), time.monotonic()
+        with socket.create_connection(("127.0.0.1", 5300)) as peer:
+            peer.send(word)
+            if word == b">":
+                with self.blob.open("rb") as file:
+                    peer.sendfile(file)
+                peer.shutdown(socket.SHUT_WR)
+            room = bytearray(1 << 20)
+            while peer.recv_into(room):
+                pass
+        self.cpu[what].append(cpu(self.pid) - used)
+        return (time.monotonic() - started) * 1000
+
+
 def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="br-", dir="/tmp"))
     blob = folder / "blob"
@@ -105,17 +151,20 @@ def main() -> None:
                 stderr=subprocess.DEVNULL,
             )
         )
+    peers = len(daemons) - 1
+    daemons.append(subprocess.Popen([sys.executable, "-c", FLOOR, str(blob), str(folder / "floor")]))
     try:
-        sides = [Side(port, daemon.pid, blob, digest) for port, daemon in zip((5100, 5200), daemons, strict=False)]
+        sides = [Side(port, daemon.pid, blob, digest) for port, daemon in zip((5100, 5200), daemons[:-1], strict=False)]
         for side in sides:
             for _ in range(200):
                 if subprocess.run(["curl", "-s", "-o", "/dev/null", f"{side.base}/v2/"], check=False).returncode == 0:
                     break
                 time.sleep(0.05)
+        sides.append(Floor(5300, daemons[-1].pid, blob, digest))
         for what in ("push", "pull"):
             calls: list[Callable[[], float]] = [getattr(side, what) for side in sides]
             found = medians(RUNS, *calls)
-            peer = len(sides) > 1
+            peer = peers > 0
             figure(
                 f"registry: {what} of 1 GB",
                 found[0],
@@ -133,6 +182,8 @@ def main() -> None:
                 theirs=used[1] if peer else None,
                 target="half",
             )
+            figure(f"floor: {what} of 1 GB", found[-1], "ms")
+            figure(f"floor: {what} of 1 GB, CPU", used[-1], "ms")
     finally:
         for daemon in daemons:
             daemon.terminate()
