@@ -26,10 +26,13 @@ class MemoryWatch:
         self._last: dict[Path, float] = {}
 
     def watch(self, id: str, folder: Path) -> None:
-        """Watch a container's bundle until the folder is removed."""
-        if self._inotify is None:
-            self._inotify = Inotify()
+        """Watch a container's bundle until the folder is removed.
+
+        Where the kernel has no more watches to give, it is told when the container ends.
+        """
         with contextlib.suppress(OSError):
+            if self._inotify is None:
+                self._inotify = Inotify()
             self._inotify.watch(folder, Mask.CREATE, lambda _, mask, name: self._changed(id, folder, mask, name))
 
     def forget(self, folder: Path) -> None:
