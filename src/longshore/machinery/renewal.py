@@ -1,6 +1,6 @@
 """Certificates in files and who holds them: what was read from a file is read again when the file is replaced.
 
-Every process of Longshore follows its files (`run.run_part`), so that a certificate is renewed by writing a new one.
+API server, manager and node follow their files, so that a certificate is renewed by writing a new one.
 """
 
 from __future__ import annotations

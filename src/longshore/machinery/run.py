@@ -1,4 +1,4 @@
-"""How every process of Longshore runs: uvloop, logging to stderr, renewed certificates, an orderly end on SIGTERM."""
+"""How every process of Longshore runs: uvloop, logging to stderr, an orderly end on SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
-
-from longshore.machinery import renewal
 
 
 class _Format(logging.Formatter):
@@ -55,7 +53,6 @@ def run_part(main: Callable[[], Coroutine[Any, Any, None]], *, level: int = logg
             loop.add_signal_handler(number, stop)
         # What start-up has made stays: keep the collector from walking it again and again.
         loop.call_later(5, freeze)
-        following = asyncio.create_task(renewal.follow())
         try:
             await task
         except asyncio.CancelledError:
@@ -63,8 +60,6 @@ def run_part(main: Callable[[], Coroutine[Any, Any, None]], *, level: int = logg
         except Exception:
             logging.getLogger("longshore").exception("the part failed")
             return 1
-        finally:
-            following.cancel()
         return 0
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

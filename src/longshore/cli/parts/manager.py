@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longshore.client.config import load as load_kubeconfig
     from longshore.client.informer import InformerFactory
     from longshore.client.rest import Client
+    from longshore.machinery import renewal
     from longshore.machinery.http import client_context, server_context
     from longshore.master.controllers.options import Options
     from longshore.master.controllers.server import serve as serve_controllers
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         # One live copy of each resource for both, read as the controller manager, which may read everything.
         informers = InformerFactory(Client(load_kubeconfig(layout.kubeconfig("controller-manager"))))
         async with healthy(layout.run / "manager.sock"), asyncio.TaskGroup() as tasks:
+            tasks.create_task(renewal.follow())
             tasks.create_task(
                 serve_controllers(
                     kubeconfig=layout.kubeconfig("controller-manager"),

@@ -136,6 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longshore.client.informer import InformerFactory
     from longshore.client.resources import NODES
     from longshore.client.rest import Client
+    from longshore.machinery import renewal
     from longshore.machinery.http import Client as HTTPClient
     from longshore.machinery.http import client_context, server_context
     from longshore.node.dns.server import serve as serve_dns
@@ -169,6 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         shared = InformerFactory(proxy)
         shared.start()
         async with healthy(folders.run / "node.sock"), asyncio.TaskGroup() as tasks:
+            tasks.create_task(renewal.follow())
             tasks.create_task(
                 serve_kubelet(
                     kubeconfig=layout.kubeconfig(f"kubelet-{node.name}"),
