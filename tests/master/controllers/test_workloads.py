@@ -20,11 +20,13 @@ from longshore.client.resources import (
     NODES,
     PERSISTENT_VOLUME_CLAIMS,
     PODS,
+    REPLICA_SETS,
     STATEFUL_SETS,
 )
 from longshore.master.controllers import jobrules
 from longshore.master.controllers.cronjob import last_due
 from longshore.master.controllers.cronschedule import Schedule, ScheduleError
+from longshore.master.controllers.daemonroll import Roll
 
 LABELS = {"a": "b"}
 
@@ -51,6 +53,48 @@ def daemon_set(**spec: Any) -> dict[str, Any]:
         "metadata": {"name": "ds", "namespace": "default", "annotations": annotations},
         "spec": {"selector": {"matchLabels": LABELS}, "template": template(), "updateStrategy": strategy, **spec},
     }
+
+
+def rolled(
+    nodes: list[tuple[bool, str, str]], desired: int, surge: int, unavailable: int
+) -> tuple[list[str], list[str]]:
+    """(nodes to surge on, pods to delete); nodes as (should run, new pod, old pod), each "up", "down" or ""."""
+    roll = Roll(desired)
+    for number, (runs, new, old) in enumerate(nodes):
+        fresh, stale = ([f"{n}{number}-{state}"] if state else [] for n, state in (("new", new), ("old", old)))
+        is_up = lambda pod: pod.endswith("-up")  # noqa: E731
+        if surge:
+            roll.surge(f"n{number}", runs, fresh, stale, is_up)  # type: ignore[arg-type]
+        else:
+            roll.replace(fresh, stale, is_up)  # type: ignore[arg-type]
+    create, delete = roll.with_surge(surge) if surge else roll.without_surge(unavailable)
+    return create, [str(pod).partition("-")[0] for pod in delete]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "desired", "surge", "unavailable", "create", "delete"),
+    [
+        # One at a time: the first old one goes; while a node is without an available pod, none does.
+        ([(True, "", "up"), (True, "", "up")], 2, 0, 1, [], ["old0"]),
+        ([(True, "down", ""), (True, "", "up")], 2, 0, 1, [], []),
+        ([(True, "", ""), (True, "", "up"), (True, "", "up")], 3, 0, 2, [], ["old1"]),
+        # An old one that serves nobody goes at once.
+        ([(True, "", "down"), (True, "", "down"), (True, "", "up")], 3, 0, 1, [], ["old0", "old1"]),
+        # Surging: a new one beside an old one, as many as may; beside those that serve nobody at once.
+        ([(True, "", "up"), (True, "", "up")], 2, 1, 0, ["n0"], []),
+        ([(True, "down", "up"), (True, "", "up")], 2, 1, 0, [], []),
+        ([(True, "", "down"), (True, "", "down"), (True, "", "up")], 3, 1, 0, ["n0", "n1", "n2"], []),
+        ([(True, "up", "up"), (True, "", "up")], 2, 1, 0, ["n1"], ["old0"]),
+        # A node that should not run it any more gives its pod up when as many are available elsewhere.
+        ([(False, "", "up"), (True, "", "")], 1, 1, 0, [], []),
+        ([(False, "", "up"), (True, "up", "")], 1, 1, 0, [], ["old0"]),
+        ([(False, "", "down"), (True, "", "")], 1, 1, 0, [], ["old0"]),
+    ],
+)
+def test_a_step_of_a_daemon_sets_update(
+    nodes: list[tuple[bool, str, str]], desired: int, surge: int, unavailable: int, create: list[str], delete: list[str]
+) -> None:
+    assert rolled(nodes, desired, surge, unavailable) == (create, delete)
 
 
 async def test_daemon_set_as_recorded(manager: Any) -> None:
@@ -402,6 +446,59 @@ async def test_restarts_count_each_pod_once(manager: Any) -> None:
     await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 2, pods=False)
     assert manager.api.all(JOBS)[0]["status"]["succeeded"] == 12
     assert len(manager.api.all(PODS)) == 12
+
+
+async def test_an_index_that_was_counted_is_not_run_again_while_the_jobs_cache_lags(manager: Any) -> None:
+    """After the API server's restart pods may be told earlier than the Job's own status."""
+    await manager.start("job-controller")
+    await manager.api.create(JOBS, job(completions=2, parallelism=2, completionMode="Indexed"))
+    await manager.settle(
+        lambda: len(manager.api.all(PODS)) == 2 and manager.api.all(JOBS)[0]["status"]["active"] == 2, pods=False
+    )
+    manager.api.hold(JOBS)
+    first = manager.api.all(PODS)[0]
+    first["status"] = {"phase": "Succeeded"}
+    manager.api.put(PODS, first)
+    await manager.settle(lambda: not manager.api.all(PODS)[0]["metadata"].get("finalizers"), pods=False)
+    await asyncio.sleep(0.1)
+    assert len(manager.api.all(PODS)) == 2
+    manager.api.release(JOBS)
+    await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 2, pods=False)
+    assert manager.api.all(JOBS)[0]["status"]["succeeded"] == 2 == len(manager.api.all(PODS))
+
+
+@pytest.mark.parametrize("what", ["job", "replicaset"])
+async def test_a_creation_that_nobody_answered_is_looked_for_before_another(
+    manager: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The API server is killed after its write and before its answer: the pod is there."""
+    call, lost = manager.api.call, []
+
+    async def broken(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        answer = await call(method, path, *rest, **more)
+        if method == "POST" and path.endswith("/pods") and not lost:
+            lost.append(path)
+            raise ConnectionResetError("EOF")
+        return answer
+
+    monkeypatch.setattr(manager.api, "call", broken)
+    manager.api.hold(PODS)
+    await manager.start(f"{what}-controller")
+    if what == "job":
+        await manager.api.create(JOBS, job(completions=1, parallelism=1, backoffLimit=0))
+    else:
+        spec = {"replicas": 1, "selector": {"matchLabels": LABELS}, "template": template()}
+        await manager.api.create(REPLICA_SETS, {"metadata": {"name": "r", "namespace": "default"}, "spec": spec})
+    await manager.settle(lambda: lost, pods=False)
+    await asyncio.sleep(0.2)
+    assert len(manager.api.all(PODS)) == 1
+    manager.api.release(PODS)
+    if what == "job":
+        await manager.settle(lambda: run_jobs(manager) or len(outcome(manager)) == 2, pods=False)
+        assert outcome(manager)[1] == "Complete: CompletionsReached"
+    else:
+        await manager.settle(lambda: manager.api.all(REPLICA_SETS)[0]["status"].get("readyReplicas") == 1)
+    assert len(manager.api.all(PODS)) == 1
 
 
 @given(st.sets(st.integers(0, 60)))

@@ -24,6 +24,7 @@ from longshore.machinery.errors import StatusError
 from longshore.master.controllers import history
 from longshore.master.controllers import pods as pod_control
 from longshore.master.controllers.adoption import claim
+from longshore.master.controllers.daemonroll import Roll
 from longshore.master.controllers.podowner import PodOwnerController
 from longshore.master.controllers.rollout import percent
 
@@ -73,9 +74,9 @@ def target_node(pod: Object) -> str:
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     for term in required.get("nodeSelectorTerms") or ():
-        for field in term.get("matchFields") or ():
-            if field.get("key") == "metadata.name" and len(field.get("values") or ()) == 1:
-                return str(field["values"][0])
+        for entry in term.get("matchFields") or ():
+            if entry.get("key") == "metadata.name" and len(entry.get("values") or ()) == 1:
+                return str(entry["values"][0])
     return ""
 
 
@@ -163,7 +164,7 @@ class DaemonSetController(PodOwnerController):
         letters = revision["metadata"]["labels"][history.REVISION_HASH]
         failure: BaseException | None = None
         wait: float | None = None
-        if self.expectations.satisfied(key):
+        if await self.caught_up(ds):
             by_node = await self._pods_by_node(ds)
             failure, wait = await self._manage(key, ds, by_node, letters)
             if failure is None and self.expectations.satisfied(key):
@@ -246,6 +247,8 @@ class DaemonSetController(PodOwnerController):
                     else:
                         running.append(pod)
                 delete.extend(self._excess(ds, running, letters, surge))
+                if surge and should and not running:
+                    create.append(name)  # while surging, what ends is not waited for
             elif pods:
                 delete.extend(p for p in pods if not is_deleting(p))
         for name, pods in by_node.items():
@@ -263,7 +266,7 @@ class DaemonSetController(PodOwnerController):
         new = [p for p in ordered if self._has(p, letters)]
         old = [p for p in ordered if not self._has(p, letters)]
         extra = [*new[1:], *old[1:]]
-        if new and old and is_available(new[0], self._min_ready(ds), time.time()):
+        if new and old and (not is_ready(old[0]) or is_available(new[0], self._min_ready(ds), time.time())):
             extra.append(old[0])
         return extra
 
@@ -321,39 +324,24 @@ class DaemonSetController(PodOwnerController):
     async def _roll(self, key: str, ds: Object, by_node: dict[str, list[Object]], letters: str) -> BaseException | None:
         surge, allowed = self._limits(ds)
         at, wait = time.time(), self._min_ready(ds)
-        unavailable, surging = 0, 0
-        candidates: list[Object] = []
-        now_dead: list[Object] = []
-        to_surge: list[str] = []
+        roll = Roll(desired=0)
         for node in self.nodes.store:
             name = node["metadata"]["name"]
-            if not belongs(ds, node)[0]:
+            runs = belongs(ds, node)[0]
+            roll.desired += runs
+            if not runs and name not in by_node:
                 continue
-            pods = [p for p in by_node.get(name, []) if phase(p) not in ("Failed", "Succeeded")]
-            new = next((p for p in pods if self._has(p, letters)), None)
-            old = next((p for p in pods if not self._has(p, letters)), None)
-            if surge:
-                if old is not None and new is not None:
-                    surging += not is_deleting(old)
-                elif old is not None and not is_deleting(old):
-                    to_surge.append(name)
-                continue
-            if new is None and old is None:
-                unavailable += 1
-            elif old is not None and new is None:
-                if is_deleting(old):
-                    unavailable += 1
-                elif not is_available(old, wait, at):
-                    unavailable += 1
-                    now_dead.append(old)  # it serves nobody: replacing it costs nothing
-                else:
-                    candidates.append(old)
-            elif new is not None and not is_available(new, wait, at):
-                unavailable += 1
-        if surge:
-            return await self._carry_out(key, ds, to_surge[: max(0, surge - surging)], [], letters)
-        spare = max(0, allowed - unavailable)
-        return await self._carry_out(key, ds, [], [*now_dead, *candidates[:spare]], letters)
+            pods = [p for p in by_node.get(name, []) if not is_deleting(p)]
+            new = [p for p in pods if self._has(p, letters)]
+            old = [p for p in pods if not self._has(p, letters)]
+            if len(new) > 1 or len(old) > 1:
+                roll.busy += 1  # those too many go first
+            elif surge:
+                roll.surge(name, runs, new, old, lambda p: is_available(p, wait, at))
+            else:
+                roll.replace(new, old, lambda p: is_available(p, wait, at))
+        create, delete = roll.with_surge(surge) if surge else roll.without_surge(allowed)
+        return await self._carry_out(key, ds, create, delete, letters)
 
     # -- status ------------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ TIMEOUT_SECONDS = 300.0
 
 
 class Expectations:
-    """Creations (counted, by the names that the API server gave) and deletions (by key) still to be seen, by key.
+    """Creations (counted, by the names that the API server gave), deletions (by key) and writes of the owner itself (by
+    its version) still to be seen, by key.
 
     Names instead of counts: a creation that the informer told before the answer of the POST came is not counted
     twice, and one that was seen once cannot stand for another.
@@ -22,15 +23,30 @@ class Expectations:
         self._pending: dict[str, int] = {}
         self._seen: dict[str, set[str]] = {}
         self._deletions: dict[str, set[str]] = {}
+        self._written: dict[str, int] = {}
         self._since: dict[str, float] = {}
 
-    def satisfied(self, key: str) -> bool:
-        """Whether the cache has caught up with our writes (or they are so old that we no longer wait)."""
-        if self._pending.get(key) or self._creations.get(key) or self._deletions.get(key):
+    def satisfied(self, key: str, version: int | None = None) -> bool:
+        """Whether the cache has caught up with our writes (or they are so old that we no longer wait).
+
+        version: of the owner that the cache has, for who tells of its writes with `wrote`.
+        """
+        behind = version is not None and version < self._written.get(key, 0)
+        if behind or self._pending.get(key) or self._creations.get(key) or self._deletions.get(key):
             if time.monotonic() - self._since.get(key, 0.0) < TIMEOUT_SECONDS:
                 return False
         self.forget(key)
         return True
+
+    def wrote(self, key: str, version: int) -> None:
+        """The owner itself was written: its new version."""
+        self._written[key] = version
+        self._since[key] = time.monotonic()
+
+    def found(self, key: str, name: str) -> None:
+        """The API server has an object of which the informer has not told yet."""
+        self._creations.setdefault(key, set()).add(name)
+        self._since[key] = time.monotonic()
 
     def creating(self, key: str) -> None:
         """A POST is about to be sent."""
@@ -72,5 +88,5 @@ class Expectations:
             waiting.discard(name)
 
     def forget(self, key: str) -> None:
-        for table in (self._creations, self._pending, self._seen, self._deletions, self._since):
+        for table in (self._creations, self._pending, self._seen, self._deletions, self._written, self._since):
             table.pop(key, None)

@@ -62,17 +62,18 @@ class JobController(PodOwnerController):
             return None
         if job["spec"].get("managedBy", MANAGER) != MANAGER:
             return None
-        candidates = self.candidates(job)
         if is_finished(job):
+            candidates = self.candidates(job)
             await asyncio.gather(*(self.release(p) for p in candidates if controller_of(p) is not None))
             return None
-        fresh = self.expectations.satisfied(key)
+        # Before the pods are taken from the cache: those that it has learned of meanwhile are then among them.
+        fresh = await self.caught_up(job, int(job["metadata"]["resourceVersion"]))
         pods = await claim(
             self.client,
             job,
             JOBS,
             PODS,
-            candidates,
+            self.candidates(job),
             matcher(job["spec"].get("selector")),
             finalizer=rules.FINALIZER,
         )

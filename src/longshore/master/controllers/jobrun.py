@@ -410,7 +410,9 @@ class Run:
             status["conditions"] = self.conditions
         if status == self.before:
             return
-        await self.c.client.update(JOBS, {**self.job, "status": status}, subresource="status")
+        fresh = await self.c.client.update(JOBS, {**self.job, "status": status}, subresource="status")
+        # What was counted is in no pod any more: nothing is made before the cache has this version, or it is made twice.
+        self.c.expectations.wrote(self.key, int(fresh["metadata"]["resourceVersion"]))
         was = {c["type"] for c in self.before.get("conditions") or ()}
         for entry in self.conditions:
             if entry["type"] in was:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from longshore.client.informer import Informer
-from longshore.client.objects import controller_of, is_deleting
+from longshore.client.objects import controller_of, is_controlled_by, is_deleting
 from longshore.client.resources import PODS, Resource
 from longshore.client.rest import is_not_found
-from longshore.client.selectors import Predicate, matcher
+from longshore.client.selectors import Predicate, as_text, matcher
 from longshore.client.store import Object, by_controller, key_of
 from longshore.machinery.errors import StatusError
 from longshore.master.controllers import pods as pod_control
@@ -34,6 +34,7 @@ class PodOwnerController(Controller):
     def watch_pods(self) -> None:
         """The informers of the owners and of all pods, with their handlers."""
         self.expectations = Expectations()
+        self._uncertain: set[str] = set()
         self.owners = self.watch(
             self.resource,
             add=self.enqueue,
@@ -64,6 +65,7 @@ class PodOwnerController(Controller):
 
     def owner_gone(self, obj: Object) -> None:
         self.expectations.forget(key_of(obj))
+        self._uncertain.discard(key_of(obj))
         self.enqueue(obj)
 
     def pod_added(self, pod: Object) -> None:
@@ -110,6 +112,23 @@ class PodOwnerController(Controller):
             *self.pods.store.index("controller", "orphans/" + obj["metadata"]["namespace"]),
         ]
 
+    async def caught_up(self, obj: Object, version: int | None = None) -> bool:
+        """Whether the cache knows what we have done for obj; see Expectations.satisfied for version.
+
+        After a creation that nobody answered (the API server went away) it is asked what there is: the pod may be there
+        though the informer, which has just connected again, has not told of it.
+        """
+        key = key_of(obj)
+        if key in self._uncertain:
+            labels = obj["spec"]["template"].get("metadata", {}).get("labels")
+            selector = as_text({"matchLabels": labels}) if labels else ""
+            there = await self.client.list(PODS, obj["metadata"]["namespace"], label_selector=selector)
+            self._uncertain.discard(key)
+            for pod in there["items"]:
+                if is_controlled_by(pod, obj) and self.pods.store.get(key_of(pod)) is None:
+                    self.expectations.found(key, pod["metadata"]["name"])
+        return self.expectations.satisfied(key, version)
+
     async def make_pod(self, obj: Object, pod: Object) -> Object:
         """Create a pod for obj and tell it. Raises what the API server answers."""
         key, made = key_of(obj), None
@@ -117,6 +136,9 @@ class PodOwnerController(Controller):
         try:
             fresh = await pod_control.create(self.client, self.recorder, obj, pod)
             made = fresh["metadata"]["name"]
+        except OSError:
+            self._uncertain.add(key)
+            raise
         finally:
             self.expectations.created(key, made)
         return fresh

@@ -62,7 +62,7 @@ class ReplicaSetController(PodOwnerController):
         if obj is None:
             self.expectations.forget(key)
             return None
-        fresh = self.expectations.satisfied(key)
+        fresh = await self.caught_up(obj)
         owned = self.pods.store.index("controller", obj["metadata"]["uid"])
         candidates = [p for p in self.candidates(obj) if is_active(p)]
         active = await claim(self.client, obj, self.resource, PODS, candidates, self.selector(obj))
