@@ -52,6 +52,7 @@ class FakeAPI(Client):
         self.calls: list[tuple[str, str]] = []
         self.fail: Any = None  # (method, path, body) -> StatusError | None
         self.uids = itertools.count(1)
+        self.held: set[tuple[str, str]] = set()  # (group, plural) whose watches are silent
 
     async def close(self) -> None:
         return None
@@ -90,6 +91,15 @@ class FakeAPI(Client):
         if event != "DELETED":
             self.objects[key] = obj
         self.log.append((self.revision, key[:2], event, copy(obj)))
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def hold(self, resource: Resource) -> None:
+        """Watches of a resource tell nothing until `release`: a cache that lags."""
+        self.held.add((resource.group, resource.plural))
+
+    def release(self, resource: Resource) -> None:
+        self.held.discard((resource.group, resource.plural))
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -267,6 +277,9 @@ class FakeAPI(Client):
         group = "" if resource.group == "events.k8s.io" else resource.group
         while True:
             waiter = self.changed
+            if (group, resource.plural) in self.held:
+                await waiter.wait()
+                continue
             batch = []
             for revision, which, event, obj in self.log[position:]:
                 position = revision
