@@ -109,16 +109,22 @@ def _spec(spec: Object, errors: Errors, old: Object | None) -> None:
     _conversion(spec.get("conversion"), errors, "spec.conversion")
 
 
+def _has_status(version: Object) -> bool:
+    return (version.get("subresources") or {}).get("status") is not None
+
+
 def _per_version(spec: Object, errors: Errors, versions: list[Object]) -> None:
     if shared(spec, "schema"):
         schema = (versions[0].get("schema") or {}).get("openAPIV3Schema")
         if schema is not None:
-            schema_rules.validate(schema, errors, "spec.validation.openAPIV3Schema", root=True)
+            status = any(map(_has_status, versions))
+            schema_rules.validate(schema, errors, "spec.validation.openAPIV3Schema", root=True, status=status)
     else:
         for index, version in enumerate(versions):
             schema = (version.get("schema") or {}).get("openAPIV3Schema")
             if schema is not None:
-                schema_rules.validate(schema, errors, f"spec.versions[{index}].schema.openAPIV3Schema", root=True)
+                path = f"spec.versions[{index}].schema.openAPIV3Schema"
+                schema_rules.validate(schema, errors, path, root=True, status=_has_status(version))
     for key, check in (
         ("subresources", _subresources),
         ("additionalPrinterColumns", _columns),

@@ -23,18 +23,24 @@ _VALUE_FIELDS = (
 _REASONS = ("FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired")
 
 
-def validate(schema: Object, errors: Errors, path: str, *, root: bool = False) -> None:
-    """A version's schema."""
+def validate(schema: Object, errors: Errors, path: str, *, root: bool = False, status: bool = False) -> None:
+    """A version's schema. status: whether it has that subresource."""
     before = len(errors)
-    _allowed(schema, errors, path)
+    kind = schema.get("type")
+    if status and kind and kind != "object":
+        errors.invalid(
+            f"{path}.type",
+            kind,
+            'only "object" is allowed as the type at the root of the schema if the status subresource is enabled',
+        )
     if root and schema.get("nullable"):
         errors.forbidden(f"{path}.nullable", "nullable cannot be true at the root")
-    if schema.get("type") != "object":
-        if schema.get("type"):
-            errors.invalid(f"{path}.type", schema.get("type"), "must be object at the root")
-        else:
-            errors.required(f"{path}.type", "must be object at the root")
+    if not kind:
+        errors.required(f"{path}.type", "must not be empty at the root")
+    elif kind != "object":
+        errors.invalid(f"{path}.type", kind, "must be object at the root")
     _structural(schema, errors, path, root=True)
+    _allowed(schema, errors, path)
     if len(errors) == before:
         _defaults(schema, errors, path)
     rules_only = len(errors) == before
