@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_api import FakeAPI, eventually
-from longshore.client import config, metrics
+from longshore.client import config, informer, metrics
 from longshore.client.events import EventRecorder
-from longshore.client.informer import compact
+from longshore.client.informer import InformerFactory, compact
 from longshore.client.leader import LeaderElection
 from longshore.client.objects import set_condition, tolerates
 from longshore.client.resources import EVENTS, LEASES, PODS, SERVICES
@@ -220,6 +220,43 @@ def test_pods_in_different_states_share_with_their_like() -> None:
     assert kept[0]["status"]["conditions"] is kept[4]["status"]["conditions"]
     assert kept[1]["status"] is kept[5]["status"] and kept[0]["metadata"]["labels"] is kept[2]["metadata"]["labels"]
     assert kept[0]["spec"]["containers"] is not kept[1]["spec"]["containers"]
+
+
+async def test_pods_that_are_gone_are_not_kept_for_their_siblings() -> None:
+    """A cluster where controllers come and go all day (tests, jobs) must not hold a pod of each that ever was."""
+    api = FakeAPI()
+    factory = InformerFactory(api)
+    pods = factory.informer(PODS)
+    factory.start()
+    await factory.wait_synced()
+    before = dict(informer._siblings)
+    for number in range(20):
+        owner = {"uid": f"gone-{number}", "controller": True, "kind": "Job", "name": "j", "apiVersion": "batch/v1"}
+        meta = {"name": f"p{number}", "uid": f"pod-{number}", "namespace": "d", "ownerReferences": [owner]}
+        for phase in ("Pending", "Running", "Succeeded"):
+            pod = {"metadata": dict(meta), "spec": {"nodeName": "n"}, "status": {"phase": phase}}
+            api.put(PODS, pod, "d")
+            await eventually(lambda phase=phase, n=number: phase_of(pods.store.named("d", f"p{n}")) == phase)
+        assert set(informer._siblings) - set(before) == {f"gone-{number}"}
+        api.drop(PODS, f"p{number}", "d")
+        await eventually(lambda: len(pods.store) == 0)
+    assert informer._siblings == before
+    await factory.stop()
+
+
+def phase_of(pod: Any) -> str:
+    return str(pod["status"]["phase"]) if pod else ""
+
+
+def test_parts_that_nobody_has_any_more_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(informer, "PARTS", 8)
+    monkeypatch.setattr(informer, "_parts", {})
+    monkeypatch.setattr(informer, "_older_parts", {})
+    often = informer._one_for_all({"often": True})
+    for number in range(100):
+        informer._one_for_all({"n": number})
+        assert informer._one_for_all({"often": True}) is often, "what is asked for stays the same one"
+    assert len(informer._parts) + len(informer._older_parts) <= 2 * 8
 
 
 async def test_figures_are_shown_in_prometheus_form() -> None:

@@ -72,11 +72,14 @@ def strip_managed_fields(obj: Object) -> Object:
     return obj
 
 
-_siblings: dict[tuple[str, str, bool], Object] = {}
+# The last pod seen in each state (phase, whether it has a node) of each controller (its UID); nodes: of no controller.
+_siblings: dict[str, dict[tuple[str, bool], Object]] = {}
 SIBLINGS = 8192
+_NODE = ("Node", False)
+# What was met lately, and before that: what nobody asks for any more goes with the older ones.
 _parts: dict[bytes, Any] = {}
-PARTS = 32768
-_NODE = ("", "Node", False)
+_older_parts: dict[bytes, Any] = {}
+PARTS = 2048
 # Texts that several objects, or several places of one, have in common.
 _COMMON = frozenset(
     ("creationTimestamp", "hostIP", "ip", "lastTransitionTime", "name", "nodeName", "podIP", "startTime", "startedAt")
@@ -91,26 +94,47 @@ def compact(obj: Object) -> Object:
     """
     meta = obj["metadata"]
     meta.pop("managedFields", None)
-    for owner in meta.get("ownerReferences") or ():
-        if owner.get("controller") and "spec" in obj:
-            state = (owner["uid"], (obj.get("status") or {}).get("phase", ""), "nodeName" in obj["spec"])
-            sibling = _siblings.get(state)
-            if sibling is not None:
-                _share(sibling, obj)
-            elif len(_siblings) >= SIBLINGS:
-                _siblings.clear()
-            _siblings[state] = obj
-            _pool(meta, obj["spec"], obj.get("status") or {})
+    controller = _controller(obj)
+    if controller and "spec" in obj:
+        _share_with_sibling(controller, ((obj.get("status") or {}).get("phase", ""), "nodeName" in obj["spec"]), obj)
+        _pool(meta, obj["spec"], obj.get("status") or {})
     return obj
+
+
+def forget(obj: Object) -> None:
+    """A pod is gone: what is kept of it for its siblings goes as well, or each controller that ever was would leave a pod."""
+    controller = _controller(obj)
+    known = _siblings.get(controller)
+    if not controller or known is None:
+        return
+    uid = obj["metadata"].get("uid")
+    for state in [state for state, kept in known.items() if kept["metadata"].get("uid") == uid]:
+        del known[state]
+    if not known:
+        del _siblings[controller]
+
+
+def _controller(obj: Object) -> str:
+    """The UID of the object's controller, "" where there is none."""
+    owners = obj["metadata"].get("ownerReferences") or ()
+    return next((owner["uid"] for owner in owners if owner.get("controller")), "")
+
+
+def _share_with_sibling(controller: str, state: tuple[str, bool], obj: Object) -> None:
+    known = _siblings.get(controller)
+    if known is None:
+        if len(_siblings) >= SIBLINGS:
+            _siblings.clear()
+        known = _siblings[controller] = {}
+    elif state in known:
+        _share(known[state], obj)
+    known[state] = obj
 
 
 def compact_node(obj: Object) -> Object:
     """The same for a node: machines of a kind differ in their names, addresses and times."""
     obj["metadata"].pop("managedFields", None)
-    sibling = _siblings.get(_NODE)
-    if sibling is not None:
-        _share(sibling, obj)
-    _siblings[_NODE] = obj
+    _share_with_sibling("", _NODE, obj)
     status = obj.get("status") or {}
     for key in ("capacity", "allocatable", "conditions", "nodeInfo", "images"):
         if part := status.get(key):
@@ -131,9 +155,14 @@ def _pool(meta: Object, spec: Object, status: Object) -> None:
 
 def _one_for_all(part: Any) -> Any:
     """The part that was the first of all that are equal to this one."""
-    if len(_parts) >= PARTS:
-        _parts.clear()
-    return _parts.setdefault(bytes(memoryview(orjson.dumps(part))), part)  # a copy: as it comes it holds 4 KB
+    global _parts, _older_parts
+    key = bytes(memoryview(orjson.dumps(part)))  # a copy: as it comes it holds 4 KB
+    found = _parts.get(key)
+    if found is None:
+        if len(_parts) >= PARTS:
+            _older_parts, _parts = _parts, {}
+        found = _parts[key] = _older_parts.get(key, part)
+    return found
 
 
 def _share(old: Any, new: Any) -> None:
@@ -314,6 +343,7 @@ class Informer:
                 self._call(handler.on_add, obj)
         elif old["metadata"].get("uid") != obj["metadata"].get("uid"):
             # Deleted and made again while we were not looking.
+            forget(old)
             for handler in self._handlers:
                 self._call(handler.on_delete, old)
                 self._call(handler.on_add, obj)
@@ -323,6 +353,7 @@ class Informer:
 
     def _deleted(self, key: str, last: Object | None) -> None:
         old = self.store.remove(key)
+        forget(last or old or {"metadata": {}})
         if old is None:
             return
         if last is not None and "kind" not in last:
