@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from longshore.node.kubelet.config import Config
+from longshore.node.kubelet.pulls.records import PullRecords
 from longshore.node.kubelet.upkeep import Upkeep
 from longshore.wire.cri import cri
 
@@ -38,7 +39,9 @@ async def test_unused_images_go_when_the_disk_is_full(tmp_path: Path, monkeypatc
     runtime, events = Runtime(str(tmp_path)), []
     recorder = SimpleNamespace(event=lambda ref, *words: events.append((ref["kind"], *words)))
     config = Config("n", ["127.0.0.1"], tmp_path, tmp_path)
-    upkeep = Upkeep(SimpleNamespace(config=config, runtime=runtime, recorder=recorder), lambda: None)  # type: ignore[arg-type]
+    records = PullRecords(tmp_path)
+    kubelet = SimpleNamespace(config=config, runtime=runtime, recorder=recorder, pull_records=records)
+    upkeep = Upkeep(kubelet, lambda: None)  # type: ignore[arg-type]
     free = 20
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_frsize=1, f_bavail=free * 10))
 
