@@ -17,6 +17,7 @@ import pytest
 from longshore.engine.build.buildkit import schemas
 from longshore.engine.build.buildkit.schemas import control, filesync
 from longshore.engine.build.buildkit.session import stat_of
+from longshore.engine.build.usage import Space
 from longshore.machinery.grpc import RpcError
 
 from ..images.conftest import busybox
@@ -224,12 +225,23 @@ async def test_a_client_that_goes_ends_its_build(kit: Kit) -> None:
     assert sleeping() == []
 
 
+@pytest.mark.parametrize(
+    ("space", "kept"),
+    [((0, 0, 0), 0), ((50, 0, 0), 50), ((0, 70, 0), 70), ((80, 70, 0), 80), ((0, 0, 30), 80), ((0, 70, 40), 70), ((60, 0, 90), 60), ((0, 0, 5), 0)],
+)  # fmt: skip
+def test_space_of_the_cache(space: tuple[int, int, int], kept: int) -> None:
+    """A cache of 100 bytes on a disk with 10 left."""
+    assert Space(*space).kept(100, 10) == kept
+
+
 async def test_cache_usage_and_prune(kit: Kit) -> None:
     await kit.build("FROM busybox\nRUN echo 1 > /x\n", name="kept", **{"force-network-mode": "none"})
     await kit.build("FROM busybox\nRUN echo 2 > /y\n", exporter="cacheonly", **{"force-network-mode": "none"})
     records = (await kit.client.call("DiskUsage")).record
     assert sorted(record.InUse for record in records) == [False, True]
-    gone = [record async for record in kit.client.stream("Prune", all=True)]
+    spared = [record async for record in kit.client.stream("Prune", all=True, reservedSpace=1 << 30)]
+    assert spared == []
+    gone = [record async for record in kit.client.stream("Prune", all=True, maxUsedSpace=1)]
     assert [record.Description for record in gone] == ["RUN /bin/sh -c echo 2 > /y # buildkit"]
     assert kit.store.find("kept") is not None
 

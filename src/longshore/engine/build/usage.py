@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build.cache import KIT, BuildCache
@@ -105,17 +107,39 @@ def accepts(record: dict[str, Any], filters: Mapping[str, Sequence[str]], before
     return not kinds or "regular" in kinds
 
 
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How much of the cache may stay, in bytes (0: not said). reserved: this much in any case; most: no more than this;
+    free: as much as leaves this much of the disk free.
+    """
+
+    reserved: int = 0
+    most: int = 0
+    free: int = 0
+
+    def kept(self, total: int, free: int) -> int:
+        """What may stay of a cache of `total` bytes on a disk with `free` bytes left; 0: nothing need stay.
+
+        Source: BuildKit cache/manager.go calculateKeepBytes.
+        """
+        kept = self.most
+        lacking = self.free - free
+        if lacking > 0:
+            kept = min(kept, total - lacking) if kept else total - lacking
+        return max(kept, self.reserved, 0)
+
+
 async def prune(
     store: ImageStore,
     *,
     everything: bool = False,
     filters: Mapping[str, Sequence[str]] | None = None,
-    reserved: int = 0,
+    space: Space | None = None,
 ) -> list[dict[str, Any]]:
     """Take away what no named image needs (and with `everything` the folders of cache mounts); what went.
 
-    filters: `until` or `unused-for` (age of the last use), `id`, `description`, `type`. reserved: bytes of cache that may
-    stay (the oldest go first). Raises InvalidParameter.
+    filters: `until` or `unused-for` (age of the last use), `id`, `description`, `type`. space: what may stay (the oldest go
+    first). Raises InvalidParameter.
     """
     filters = filters or {}
     age = filters.get("until") or filters.get("unused-for")
@@ -123,10 +147,12 @@ async def prune(
     gone: list[dict[str, Any]] = []
     every = records(store)
     left = sum(record["size"] for record in every)
+    disk = os.statvfs(store.root)
+    kept = (space or Space()).kept(left, disk.f_bavail * disk.f_frsize)
     for record in reversed(every):
         if record["in_use"] or not accepts(record, filters, before):
             continue
-        if reserved and left <= reserved:
+        if kept and left <= kept:
             break
         left -= record["size"]
         if store.get(record["image"]) is not None:
@@ -136,7 +162,7 @@ async def prune(
                 continue
         gone.append(record)
     BuildCache(store).prune()
-    if everything and not filters:
+    if everything and not filters and not kept:
         with store.database.write() as connection:
             connection.execute(f"DELETE FROM build_cache WHERE {_OURS}")
             connection.execute("DELETE FROM uses WHERE owner='definitions'")

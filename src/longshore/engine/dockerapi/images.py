@@ -354,9 +354,20 @@ async def build_prune(call: Call) -> Response:
         )
     except InvalidParameter as error:
         raise InvalidParameter(f"failed to prune build cache: {error.message}") from None
+    from longshore.engine.build.usage import Space
     from longshore.engine.build.usage import prune as prune_cache
 
-    gone = await prune_cache(call.api.images, everything=call.flag("all"), filters=call.filters())
+    def size(name: str) -> int:
+        text = call.param(name)
+        if text and not text.lstrip("+-").isdigit():
+            raise InvalidParameter(
+                f'{name} is in bytes and expects an integer, got {text}: strconv.Atoi: parsing "{text}": invalid syntax'
+            )
+        return int(text or 0)
+
+    reserved = size("reserved-space") or size("keep-storage")
+    space = Space(reserved, size("max-used-space"), size("min-free-space"))
+    gone = await prune_cache(call.api.images, everything=call.flag("all"), filters=call.filters(), space=space)
     return json_response(
         {"CachesDeleted": [r["id"] for r in gone] or None, "SpaceReclaimed": sum(r["size"] for r in gone)}
     )

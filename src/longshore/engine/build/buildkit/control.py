@@ -223,14 +223,14 @@ class Control:
         return control.DiskUsageResponse(record=[_usage(record) for record in found])
 
     async def prune(self, request: Any) -> AsyncIterator[Any]:
-        from longshore.engine.build.usage import kit_filters, prune
+        from longshore.engine.build.usage import Space, kit_filters, prune
 
         filters = kit_filters(request.filter)
         if request.keepDuration:
             filters["unused-for"] = [f"{request.keepDuration // 10**9}s"]
-        for record in await prune(
-            self._services.builder.store, everything=request.all, filters=filters, reserved=request.reservedSpace
-        ):
+        space = Space(request.reservedSpace, request.maxUsedSpace, request.minFreeSpace)
+        store = self._services.builder.store
+        for record in await prune(store, everything=request.all, filters=filters, space=space):
             yield _usage(record)
 
     async def solve(self, request: Any) -> Any:

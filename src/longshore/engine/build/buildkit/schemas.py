@@ -34,7 +34,8 @@ service Control: DiskUsage, Prune(PruneRequest)~UsageRecord, Solve, Status(Statu
 """
     + _COMMON
     + """
-PruneRequest: 1 filter *string, 2 all bool, 3 keepDuration int64, 4 reservedSpace int64
+PruneRequest: 1 filter *string, 2 all bool, 3 keepDuration int64, 4 reservedSpace int64, 5 maxUsedSpace int64,
+  6 minFreeSpace int64
 DiskUsageRequest: 1 filter *string
 DiskUsageResponse: 1 record *UsageRecord
 UsageRecord: 1 ID string, 2 Mutable bool, 3 InUse bool, 4 Size int64, 5 Parent string, 6 CreatedAt Timestamp,
