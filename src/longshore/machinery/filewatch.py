@@ -34,7 +34,11 @@ class FileWatch:
     def add(self, files: Sequence[Path], changed: Changed) -> None:
         """Call `changed` when the content of any of the files changes. What it raises is logged."""
         if self._inotify is None:
-            self._inotify = Inotify()
+            try:
+                self._inotify = Inotify()
+            except OSError as error:  # a machine has few of them (fs.inotify.max_user_instances)
+                log.warning("%s: not read again when changed: %s", ", ".join(map(str, files)), error)
+                return
         for file in files:
             self._inotify.watch(file.parent, _EVENTS, lambda *event: self._soon())
             self._digests[file] = _digest(file) or b""
