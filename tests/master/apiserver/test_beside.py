@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.master.apiserver.conftest import Running
+from tests.support.etcd import Three, three_members
 
 MAPS = "/api/v1/namespaces/default/configmaps"
 SERVICES = "/api/v1/namespaces/default/services"
@@ -22,26 +23,9 @@ pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="etcd-server is
 
 
 @pytest.fixture(scope="module")
-def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], list[subprocess.Popen[bytes]]]]:
-    folder = tmp_path_factory.mktemp("etcd")
-    urls = [f"http://127.0.0.1:{25000 + 10 * n}" for n in range(3)]
-    peers = [f"http://127.0.0.1:{25001 + 10 * n}" for n in range(3)]
-    cluster = ",".join(f"m{n}={peer}" for n, peer in enumerate(peers))
-    started = [
-        subprocess.Popen(
-            [
-                "etcd", "--name", f"m{n}", "--data-dir", str(folder / f"m{n}"), "--heartbeat-interval", "50",
-                "--election-timeout", "500", "--listen-client-urls", urls[n], "--advertise-client-urls", urls[n],
-                "--listen-peer-urls", peers[n], "--initial-advertise-peer-urls", peers[n], "--initial-cluster", cluster,
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for n in range(3)
-    ]  # fmt: skip
-    yield urls, started
-    for member in started:
-        member.kill()
-        member.wait()
+def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
+    with three_members(tmp_path_factory.mktemp("etcd"), 25000) as cluster:
+        yield cluster
 
 
 def spread(urls: list[str], first: int) -> str:
@@ -50,9 +34,7 @@ def spread(urls: list[str], first: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def pair(
-    members: tuple[list[str], list[subprocess.Popen[bytes]]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Running, Running]]:
+def pair(members: Three, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Running]]:
     urls, _ = members
     a = Running(tmp_path_factory.mktemp("a"), "--etcd-servers", spread(urls, 0), "--advertise-address", "192.0.2.1")
     b = Running(
@@ -152,7 +134,7 @@ def start_manager() -> Iterator[Callable[[Any, str], subprocess.Popen[bytes]]]:
 
 
 def test_a_server_and_the_leading_manager_are_killed_and_the_others_carry_on(
-    pair: tuple[Running, Running], members: tuple[list[str], list[subprocess.Popen[bytes]]], start_manager: Any
+    pair: tuple[Running, Running], members: Three, start_manager: Any
 ) -> None:
     a, b = pair
     deployments, lease = "/apis/apps/v1/namespaces/default/deployments", "kube-controller-manager"

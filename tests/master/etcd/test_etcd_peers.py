@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.etcd import Three, three_members
 
 from longshore.machinery import process
 from longshore.master.etcd import face as faces
@@ -215,30 +216,13 @@ async def test_watches_go_on_after_etcd_was_away(etcd_server: str, tmp_path: Pat
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> Iterator[tuple[list[str], list[subprocess.Popen[bytes]]]]:
-    """A cluster of three members on loopback."""
-    urls = [f"http://127.0.0.1:{24000 + 10 * n}" for n in range(3)]
-    peers = [f"http://127.0.0.1:{24001 + 10 * n}" for n in range(3)]
-    cluster = ",".join(f"m{n}={peer}" for n, peer in enumerate(peers))
-    members = [
-        subprocess.Popen(
-            [
-                "etcd", "--name", f"m{n}", "--data-dir", str(tmp_path / f"m{n}"), "--heartbeat-interval", "50",
-                "--election-timeout", "500", "--listen-client-urls", urls[n], "--advertise-client-urls", urls[n],
-                "--listen-peer-urls", peers[n], "--initial-advertise-peer-urls", peers[n], "--initial-cluster", cluster,
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for n in range(3)
-    ]  # fmt: skip
-    yield urls, members
-    for member in members:
-        member.kill()
-        member.wait()
+def three(tmp_path: Path) -> Iterator[Three]:
+    with three_members(tmp_path, 24000) as cluster:
+        yield cluster
 
 
 @needs_etcd
-async def test_three_members_and_the_leader_dies(three: tuple[list[str], list[subprocess.Popen[bytes]]]) -> None:
+async def test_three_members_and_the_leader_dies(three: Three) -> None:
     urls, members = three
     await (await opened(urls[0])).close()
     store = await EtcdStore.open(urls)
