@@ -221,6 +221,25 @@ async def test_stateful_set_updates_from_the_last_down_to_the_partition(manager:
     )
 
 
+async def test_an_update_mends_a_parallel_set_whose_first_pod_is_broken(manager: Any) -> None:
+    await manager.start("statefulset-controller")
+    await manager.api.create(STATEFUL_SETS, stateful_set(3, podManagementPolicy="Parallel"))
+    await manager.settle(lambda: len(names(manager)) == 3, pods=False)
+
+    def run() -> None:
+        """All come up but a first pod of the old image."""
+        manager.run_pods()
+        for pod in manager.api.all(PODS):
+            if pod["metadata"]["name"] == "sts-0" and pod["spec"]["containers"][0]["image"] == "i:1":
+                manager.set_pod(pod, "Running", ready=False)
+
+    await manager.settle(
+        lambda: run() or manager.api.all(STATEFUL_SETS)[0]["status"].get("readyReplicas") == 2, pods=False
+    )
+    await manager.api.patch(STATEFUL_SETS, "sts", {"spec": {"template": template("i:2")}}, "default")
+    await manager.settle(lambda: run() or images(manager) == ["i:2"] * 3, pods=False)
+
+
 async def test_a_place_whose_pods_end_at_once_is_filled_with_growing_pauses(manager: Any) -> None:
     await manager.start("statefulset-controller")
     await manager.api.create(STATEFUL_SETS, stateful_set(1))

@@ -203,13 +203,13 @@ class Run:
         for number in range(self.start, self.start + self.replicas):
             if not await self._fill(number, places) and self.ordered:
                 return
-        unhealthy = [p for p in (*(places[n] for n in sorted(places)), *reversed(condemned)) if not self._healthy(p)]
+        unhealthy = [p for p in (*(places[n] for n in sorted(places)), *reversed(condemned)) if not self._up(p)]
         for pod in condemned:
             if is_deleting(pod):
                 if self.ordered:
                     return
                 continue
-            if self.ordered and not is_ready(pod) and unhealthy and pod is not unhealthy[0]:
+            if self.ordered and not self._up(pod) and pod is not unhealthy[0]:
                 return
             await self._delete(pod)
             if self.ordered:
@@ -219,6 +219,10 @@ class Run:
 
     def _healthy(self, pod: Object) -> bool:
         return phase(pod) == "Running" and is_ready(pod) and not is_deleting(pod)
+
+    def _up(self, pod: Object) -> bool:
+        """Whether a pod serves, and has for long enough."""
+        return self._healthy(pod) and self.available(pod)
 
     async def _fill(self, number: int, places: dict[int, Object]) -> bool:
         """See to one place; whether the next may be looked at in ordered mode."""
@@ -246,20 +250,23 @@ class Run:
         if phase(pod) == "Pending":
             await self._make_claims(pod, number)
         await self._repair(pod, number)
-        return self._healthy(pod) and self.available(pod)
+        return self._up(pod)
 
     async def _roll(self, places: dict[int, Object]) -> None:
         """Replace pods of other revisions from the last place down, as many at a time as may be unavailable."""
         latest = self.latest["metadata"]["name"]
         rolling = (self.s["spec"].get("updateStrategy") or {}).get("rollingUpdate") or {}
         allowed = max(1, percent(rolling.get("maxUnavailable", 1), self.replicas, up=True))
-        down = sum(1 for p in places.values() if not (self._healthy(p) and self.available(p)))
+        if allowed == 1:
+            await self._roll_one(places)
+            return
+        down = sum(1 for p in places.values() if not self._up(p))
         down += self.replicas - len(places)
         for number in sorted(places, reverse=True):
             if number < self.start + self._partition():
                 return
             pod = places[number]
-            well = self._healthy(pod) and self.available(pod)
+            well = self._up(pod)
             if revision_of(pod) != latest and not is_deleting(pod):
                 if well and down >= allowed:
                     return
@@ -268,6 +275,17 @@ class Run:
                 if down >= allowed:
                     return
             elif not well and down >= allowed:
+                return
+
+    async def _roll_one(self, places: dict[int, Object]) -> None:
+        """Replace the last pod of another revision, unless one after it is not up yet. What is wrong before it does not hold it
+        back: the update may be what mends that."""
+        for number in range(self.start + self.replicas - 1, self.start + self._partition() - 1, -1):
+            pod = places.get(number)
+            if pod is not None and revision_of(pod) != self.latest["metadata"]["name"] and not is_deleting(pod):
+                await self._delete(pod)
+                return
+            if pod is None or not self._up(pod):
                 return
 
     # pods and claims
