@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,14 @@ async def test_unary_and_errors(pair: tuple[Impl, Client]) -> None:
     with pytest.raises(RpcError) as caught:
         await client.call("Lost")
     assert caught.value.status is Status.UNIMPLEMENTED
+
+
+async def test_calls_that_are_over_leave_little(pair: tuple[Impl, Client]) -> None:
+    _, client = pair
+    for _ in range(1200):
+        await client.call("Say", text="ho")
+    kept = [len(o) for o in gc.get_objects() if type(o).__name__ == "SizeLimitDict"]
+    assert kept and max(kept) <= 1024
 
 
 async def test_streams(pair: tuple[Impl, Client]) -> None:

@@ -26,6 +26,7 @@ from grpclib.const import Cardinality, Handler
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server as GrpcServer
+from h2.connection import H2Connection
 
 from longshore.wire.protobuf import Method, Service
 
@@ -33,6 +34,9 @@ __all__ = ["Client", "RpcError", "Server", "Status", "snake"]
 
 log = logging.getLogger("longshore.grpc")
 _WINDOW = 4 * 2**20
+# A connection remembers how its last streams ended, for frames that come late; the library's 65,536 of them, a call
+# each, are 10 MB for every connection that lives long.
+H2Connection.MAX_CLOSED_STREAMS = 1024
 
 
 def snake(name: str) -> str:

@@ -153,6 +153,18 @@ async def test_changes_show_at_once(zone):
 
 
 @pytest.mark.root
+def test_namespaces_that_are_gone_leave_nothing(zone):
+    before = dict(zone._namespaces)
+    for number in range(5):
+        passing = service("a", ["10.96.9.9"], namespace=f"passing-{number}")
+        zone.set_service(passing)
+        zone.set_service(passing)
+        assert zone._is_namespace(f"passing-{number}")
+        zone.remove_service(passing)
+        assert not zone._is_namespace(f"passing-{number}")
+    assert zone._namespaces == before
+
+
 async def test_over_the_wire(zone):
     for number in range(60):
         zone.set_slice(endpoint_slice(f"many-{number}", "db", {"addresses": [f"10.244.9.{number}"]}))

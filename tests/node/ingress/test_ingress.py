@@ -126,6 +126,16 @@ def test_targets() -> None:
     assert routes.targets(backend) == ["example.org:80"]
 
 
+def test_services_that_are_gone_leave_nothing() -> None:
+    routes = Routes()
+    for number in range(5):
+        part = endpoint_slice(f"gone-{number}", 8080, "10.0.0.1")
+        routes.slice(part)
+        assert len(routes._slices) == 1
+        routes.slice_gone(part)
+    assert not routes._slices
+
+
 async def backend_handler(request: Request) -> Response | None:
     if request.wants_upgrade:
         duplex = await request.upgrade(101, [("Connection", "Upgrade"), ("Upgrade", "echo")])

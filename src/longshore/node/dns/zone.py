@@ -94,6 +94,8 @@ class Zone:
         if entry is None:
             return
         self._namespaces[key[0]] -= 1
+        if not self._namespaces[key[0]]:
+            del self._namespaces[key[0]]
         for ip in entry.ips:
             self._unpoint(ip, self._service_name(entry))
         self.serial += 1
@@ -202,7 +204,7 @@ class Zone:
         return Answer(True)
 
     def _is_namespace(self, name: str) -> bool:
-        return name in self._known_namespaces or self._namespaces.get(name, 0) > 0
+        return name in self._known_namespaces or name in self._namespaces
 
     def _service(self, labels: tuple[str, ...], kind: int, asked: str) -> Answer:
         """labels: (..., service, namespace)."""

@@ -132,9 +132,12 @@ class Routes:
 
     def slice_gone(self, obj: Object) -> None:
         owner = (obj["metadata"].get("labels") or {}).get(SERVICE_NAME_LABEL)
-        slices = self._slices.get(f"{obj['metadata']['namespace']}/{owner}")
+        key = f"{obj['metadata']['namespace']}/{owner}"
+        slices = self._slices.get(key)
         if slices is not None:
             slices.pop(obj["metadata"]["name"], None)
+            if not slices:
+                del self._slices[key]
 
     def is_ours(self, obj: Object) -> bool:
         """Whether an Ingress names our class (by its controller, or by the old annotation)."""
