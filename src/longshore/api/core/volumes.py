@@ -100,6 +100,8 @@ class PersistentVolume(Strategy):
                 errors.required("spec.csi", "has to be specified when using volumeAttributesClassName")
 
     def validate_update(self, new: Object, old: Object, errors: Errors) -> None:
+        # Upstream's strategy validates the whole, and so does its validation of updates: each complaint is there twice.
+        self.validate(new, errors, old)
         self.validate(new, errors, old)
         spec, before = new["spec"], old["spec"]
         mine, was = ({k: s[k] for k in PERSISTENT_SOURCES if k in s} for s in (spec, before))

@@ -215,7 +215,9 @@ def _defaulted(body: Object, resource: Any, version: str) -> Object:
         resource.default(out, version)
     except (ValueError, AttributeError):
         return body
-    return {"kind": body.get("kind", ""), "apiVersion": body.get("apiVersion", ""), **out}
+    group = resource.group
+    head = {"kind": resource.kind, "apiVersion": f"{group}/{version}" if group else version}
+    return {**head, **{k: body[k] for k in head if body.get(k)}, **out}
 
 
 def sent(body: bytes) -> Any:
