@@ -314,7 +314,8 @@ def graph(*operations: Any, schema: Any = bridge) -> Any:
 
 async def test_definitions(kit: Kit) -> None:
     pb = schemas.pb
-    base = pb.Op(source=pb.SourceOp(identifier="docker-image://docker.io/library/busybox:latest"))
+    resolved = kit.store.resolve("busybox").id
+    base = pb.Op(source=pb.SourceOp(identifier=f"docker-image://docker.io/library/busybox:latest@{resolved}"))
     local = pb.Op(source=pb.SourceOp(identifier="local://context"))
     (kit.context / "f").write_text("from the client")
     run = pb.Op(exec=pb.ExecOp(

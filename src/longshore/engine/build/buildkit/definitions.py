@@ -199,11 +199,14 @@ class Solver:
         if operation.HasField("platform") and operation.platform.OS:
             parts = [operation.platform.OS, operation.platform.Architecture, operation.platform.Variant]
             platform = "/".join(filter(None, parts))
+        reference = references.parse(name).with_default_tag()
         found = self.store.find(name)
+        if found is None and reference.digest:
+            # An image that no registry knows was resolved to its own id.
+            found = self.store.get(reference.digest)
         fits = found is not None and (not platform or platform_matches(found, platform))
         if found is not None and fits and attributes.get("image.resolvemode") != "pull":
             return found
-        reference = references.parse(name).with_default_tag()
         auth = await self.session.credentials(reference.domain)
         return await self.store.pull(reference, auth=auth, platform=platform)
 

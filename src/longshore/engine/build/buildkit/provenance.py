@@ -68,6 +68,69 @@ def _arguments(facts: Facts, mode: str) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What either version of the predicate tells of a build."""
+
+    facts: Facts
+    builder: str
+    source: dict[str, Any]
+    request: dict[str, Any]
+    metadata: dict[str, Any]
+    reproducible: bool
+
+    def v1(self) -> dict[str, Any]:
+        return {
+            "buildDefinition": {
+                "buildType": _BUILD_TYPE,
+                "externalParameters": {"configSource": self.source, "request": self.request},
+                "internalParameters": {"builderPlatform": self.facts.platform},
+                "resolvedDependencies": _materials(self.facts),
+            },
+            "runDetails": {
+                "builder": {"id": self.builder},
+                "metadata": {
+                    "invocationID": self.facts.ref,
+                    "startedOn": self.facts.started,
+                    "finishedOn": self.facts.ended,
+                    **({"buildkit_metadata": self.metadata} if self.metadata else {}),
+                    "buildkit_reproducible": self.reproducible,
+                    "buildkit_completeness": {
+                        "request": self.request["args"] != {},
+                        "resolvedDependencies": "locals" not in self.request,
+                    },
+                },
+            },
+        }
+
+    def v02(self) -> dict[str, Any]:
+        inner = {key: value for key, value in self.source.items() if key != "path"}
+        found: dict[str, Any] = {
+            "builder": {"id": self.builder},
+            "buildType": _BUILD_TYPE_02,
+            "materials": _materials(self.facts),
+            "invocation": {
+                "configSource": {**inner, "entryPoint": self.source["path"]},
+                "parameters": self.request,
+                "environment": {"platform": self.facts.platform},
+            },
+            "metadata": {
+                "buildInvocationID": self.facts.ref,
+                "buildStartedOn": self.facts.started,
+                "buildFinishedOn": self.facts.ended,
+                "completeness": {
+                    "parameters": self.request["args"] != {},
+                    "environment": True,
+                    "materials": "locals" not in self.request,
+                },
+                "reproducible": self.reproducible,
+            },
+        }
+        if self.metadata:
+            found["metadata"]["https://mobyproject.org/buildkit@v1#metadata"] = self.metadata
+        return found
+
+
 def statement(facts: Facts, settings: Mapping[str, str]) -> tuple[str, bytes]:
     """(predicate type, statement) of one image. settings: mode, version, builder-id, reproducible.
 
@@ -97,77 +160,7 @@ def statement(facts: Facts, settings: Mapping[str, str]) -> tuple[str, bytes]:
         {"name": f"pkg:docker/{name}?platform={quote(facts.platform, safe='')}", "digest": {}}
         for name in facts.names or ["_"]
     ]
-    predicate = _v1(facts, settings, source, request, metadata, reproducible)
-    kind = SLSA1
-    if version == "v0.2":
-        kind = SLSA02
-        predicate = _v02(facts, settings, source, request, metadata, reproducible)
+    told = _Told(facts, settings.get("builder-id", ""), source, request, metadata, reproducible)
+    kind, predicate = (SLSA02, told.v02()) if version == "v0.2" else (SLSA1, told.v1())
     body = {"_type": _STATEMENT, "predicateType": kind, "subject": subjects, "predicate": predicate}
     return kind, orjson.dumps(body)
-
-
-def _v1(
-    facts: Facts,
-    settings: Mapping[str, str],
-    source: dict[str, Any],
-    request: dict[str, Any],
-    metadata: dict[str, Any],
-    reproducible: bool,
-) -> dict[str, Any]:
-    return {
-        "buildDefinition": {
-            "buildType": _BUILD_TYPE,
-            "externalParameters": {"configSource": source, "request": request},
-            "internalParameters": {"builderPlatform": facts.platform},
-            "resolvedDependencies": _materials(facts),
-        },
-        "runDetails": {
-            "builder": {"id": settings.get("builder-id", "")},
-            "metadata": {
-                "invocationID": facts.ref,
-                "startedOn": facts.started,
-                "finishedOn": facts.ended,
-                **({"buildkit_metadata": metadata} if metadata else {}),
-                "buildkit_reproducible": reproducible,
-                "buildkit_completeness": {
-                    "request": request["args"] != {},
-                    "resolvedDependencies": "locals" not in request,
-                },
-            },
-        },
-    }
-
-
-def _v02(
-    facts: Facts,
-    settings: Mapping[str, str],
-    source: dict[str, Any],
-    request: dict[str, Any],
-    metadata: dict[str, Any],
-    reproducible: bool,
-) -> dict[str, Any]:
-    inner = {key: value for key, value in source.items() if key != "path"}
-    found: dict[str, Any] = {
-        "builder": {"id": settings.get("builder-id", "")},
-        "buildType": _BUILD_TYPE_02,
-        "materials": _materials(facts),
-        "invocation": {
-            "configSource": {**inner, "entryPoint": source["path"]},
-            "parameters": request,
-            "environment": {"platform": facts.platform},
-        },
-        "metadata": {
-            "buildInvocationID": facts.ref,
-            "buildStartedOn": facts.started,
-            "buildFinishedOn": facts.ended,
-            "completeness": {
-                "parameters": request["args"] != {},
-                "environment": True,
-                "materials": "locals" not in request,
-            },
-            "reproducible": reproducible,
-        },
-    }
-    if metadata:
-        found["metadata"]["https://mobyproject.org/buildkit@v1#metadata"] = metadata
-    return found
