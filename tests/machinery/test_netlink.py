@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,19 @@ def test_mounts(tmp_path: Path) -> None:
         mounts.MS_RDONLY | mounts.MS_BIND | mounts.MS_REC,
         "size=1m",
     )
+
+
+@pytest.mark.timeout(30)
+def test_threads_take_turns() -> None:
+    with Netlink() as host, ThreadPoolExecutor(8) as threads:
+        names = [f"turn{n}" for n in range(8)]
+
+        def live(name: str) -> None:
+            for _ in range(20):
+                index = host.add_bridge(name)
+                found = host.link(name)
+                assert found is not None and found.index == index
+                host.delete_link(index)
+                assert host.link(name) is None
+
+        list(threads.map(live, names))

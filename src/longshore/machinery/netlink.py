@@ -13,6 +13,7 @@ import ipaddress
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def _family(address: Address | Network | Interface) -> int:
 
 
 class Netlink:
-    """A conversation with one network namespace.
+    """A conversation with one network namespace, in which several threads may take turns.
 
     namespace: path or descriptor of it; None: the caller's own.
     """
@@ -136,6 +137,7 @@ class Netlink:
         )
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._turn = threading.Lock()  # whoever asks reads its own answer
 
     def close(self) -> None:
         self._socket.close()
@@ -148,13 +150,14 @@ class Netlink:
 
     # ------------------------------------------------------------------ messages
 
-    def _send(self, kind: int, flags: int, body: bytes) -> int:
-        self._sequence += 1
-        self._socket.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
-        return self._sequence
+    def _exchange(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """The answers to a request, once it is acknowledged or the dump at its end. Raises NetlinkError."""
+        with self._turn:
+            self._sequence += 1
+            self._socket.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
+            return list(self._answers(self._sequence))
 
-    def _receive(self, sequence: int) -> Iterator[tuple[int, bytes]]:
-        """The answers to a request; ends after the acknowledgement. Raises NetlinkError."""
+    def _answers(self, sequence: int) -> Iterator[bytes]:
         while True:
             data = self._socket.recv(1 << 17)
             offset = 0
@@ -171,14 +174,13 @@ class Netlink:
                     return
                 if kind == _DONE:
                     return
-                yield kind, body
+                yield body
 
     def _ask(self, kind: int, flags: int, body: bytes) -> None:
-        for _ in self._receive(self._send(kind, _REQUEST | _ACK | flags, body)):
-            continue
+        self._exchange(kind, _REQUEST | _ACK | flags, body)
 
     def _dump(self, kind: int, body: bytes) -> list[bytes]:
-        return [answer for _, answer in self._receive(self._send(kind, _REQUEST | _DUMP, body))]
+        return self._exchange(kind, _REQUEST | _DUMP, body)
 
     # ------------------------------------------------------------------ links
 
@@ -206,8 +208,7 @@ class Netlink:
         """One interface by name; None when there is none."""
         body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(3, name)
         try:
-            sequence = self._send(_GETLINK, _REQUEST | _ACK, body)
-            answers = [answer for _, answer in self._receive(sequence)]
+            answers = self._exchange(_GETLINK, _REQUEST | _ACK, body)
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return None

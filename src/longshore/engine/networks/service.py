@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from longshore.engine.errors import (
 )
 from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
+from longshore.machinery.nftables import NftablesError
 
 from . import default, ipam, plugging, ports
 from .firewall import BridgeRule, Firewall, PortRule
@@ -63,7 +65,10 @@ class NetworkService:
         self._bridge = bridge
         self._configuration = configuration or Configuration()
         self._reserved = [ipaddress.ip_network(r) for r in reserved]
+        #: Replaced and not changed: the event loop looks at it while a thread makes or removes a network.
         self._networks: dict[str, Network] = {}
+        self._changing = threading.RLock()  # two networks that are made at once must not choose the same addresses
+        self._ruling = threading.Lock()  # the rules that endpoints have are those in the table
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
         self._ports = ports.Ports(carry=self._configuration.userland_proxy)
         self._firewall = Firewall(name)
@@ -134,7 +139,7 @@ class NetworkService:
                 plugging.remove_parent(self._netlink, network)
 
     def _keep(self, network: Network) -> None:
-        self._networks[network.id] = network
+        self._networks = {**self._networks, network.id: network}
         self._endpoints.setdefault(network.id, {})
         network.save(self._data)
         if not network.predefined:
@@ -238,6 +243,10 @@ class NetworkService:
 
     def create(self, body: Json) -> Network:
         """Make a network from the API's body. Raises EngineError classes."""
+        with self._changing:
+            return self._create(body)
+
+    def _create(self, body: Json) -> Network:
         name = body.get("Name") or ""
         if not name.strip():
             raise InvalidParameter("invalid name: name is empty")
@@ -383,6 +392,10 @@ class NetworkService:
 
     def remove(self, network: Network) -> None:
         """Remove a network without endpoints. Raises Forbidden."""
+        with self._changing:
+            self._remove(network)
+
+    def _remove(self, network: Network) -> None:
         if network.predefined:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         active = self.endpoints(network)
@@ -391,15 +404,18 @@ class NetworkService:
             raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({shown})")
         if network.config_only and any(n.config_from == network.name for n in self._networks.values()):
             raise Forbidden(f"configuration network {network.name!r} is in use")
-        del self._networks[network.id]
+        self._networks = {key: other for key, other in self._networks.items() if key != network.id}
         self._endpoints.pop(network.id, None)
         network.delete(self._data)
         if network.driver in ("macvlan", "ipvlan"):
             plugging.remove_parent(self._netlink, network)
         if network.driver == "bridge":
             self._unmake_bridge(network)
-            with contextlib.suppress(Exception):
-                self.refresh_firewall(self._all_rules())
+            with self._ruling:
+                try:
+                    self.refresh_firewall(self._all_rules())
+                except NftablesError as error:
+                    log.warning("the rules of network %s stay: %s", network.name, error)
         self._announce("destroy", network)
 
     def _all_rules(self) -> list[PortRule]:
@@ -489,8 +505,7 @@ class NetworkService:
                 for binding in wanted or []:
                     entries += self._take_port(endpoint, protocol, dict(binding or {}))
                 shown[f"{number}/{protocol}"] = entries or None
-            self._lead(endpoint, shown)
-            self._firewall.add_ports(endpoint.rules)
+            self._open(endpoint, shown)
         except BaseException as error:
             self._ports.release(endpoint.id)
             if isinstance(error, SystemFailure):
@@ -516,17 +531,13 @@ class NetworkService:
 
     def move_ports(self, source: Endpoint, target: Endpoint, shown: Json) -> None:
         """Let another endpoint of the same container have its published ports; they stay the same at the host."""
-        self._firewall.remove_ports(source.rules)
-        source.rules = []
+        self._shut(source)
         self._ports.give(source.id, target.id)
-        self._lead(target, shown)
-        self._firewall.add_ports(target.rules)
+        self._open(target, shown)
 
     def unpublish(self, endpoint: Endpoint) -> None:
         """Give the ports of an endpoint back."""
-        if endpoint.rules:
-            self._firewall.remove_ports(endpoint.rules)
-            endpoint.rules = []
+        self._shut(endpoint)
         self._ports.release(endpoint.id)
 
     def republish(self, endpoint: Endpoint, shown: Json) -> None:
@@ -540,6 +551,21 @@ class NetworkService:
                 with contextlib.suppress(SystemFailure):
                     self._ports.take(endpoint.id, protocol, entry)
         self._lead(endpoint, shown)
+
+    def _open(self, endpoint: Endpoint, shown: Json) -> None:
+        with self._ruling:
+            self._lead(endpoint, shown)
+            try:
+                self._firewall.add_ports(endpoint.rules)
+            except NftablesError:
+                endpoint.rules = []
+                raise
+
+    def _shut(self, endpoint: Endpoint) -> None:
+        with self._ruling:
+            if endpoint.rules:
+                self._firewall.remove_ports(endpoint.rules)
+                endpoint.rules = []
 
     def _lead(self, endpoint: Endpoint, shown: Json) -> None:
         """Let published ports lead to an endpoint: by rules, and what these cannot reach by the sockets that hold the ports."""
