@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from support import differential
+from support.cluster import eventually
+
 FOLDER = Path(os.environ.get("LONGSHORE_UPSTREAM", "/opt/kubernetes/bin"))
 
 
@@ -50,3 +53,40 @@ def complaints(log: Path, *harmless: str) -> list[str]:
     """The lines of a klog that are errors, but for those with one of the `harmless` words in them."""
     lines = log.read_text(errors="replace").splitlines()
     return [line for line in lines if line.startswith(("E", "F")) and not any(word in line for word in harmless)]
+
+
+def loopback() -> None:
+    """The addresses that upstream's API server wants to have."""
+    subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
+    subprocess.run(("ip", "addr", "add", "10.9.9.1/32", "dev", "lo"), check=True)
+
+
+def api_server(pki: Path, *more: str) -> tuple[str, ...]:
+    """The command of upstream's API server on port 6443 and a store on 2379, with the certificates of ours."""
+    return (
+        *(program("kube-apiserver"), "--etcd-servers", "http://127.0.0.1:2379", "--secure-port", "6443"),
+        *("--bind-address", "127.0.0.1", "--advertise-address", "10.9.9.1", "--allow-privileged=true"),
+        *("--client-ca-file", str(pki / "ca.crt"), "--authorization-mode", "Node,RBAC"),
+        *("--tls-cert-file", str(pki / "apiserver.crt"), "--tls-private-key-file", str(pki / "apiserver.key")),
+        *("--service-account-key-file", str(pki / "sa.key"), "--service-account-signing-key-file", str(pki / "sa.key")),
+        *("--service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
+        *("--service-cluster-ip-range", "10.96.0.0/16", *more),
+    )
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int, *argv: str) -> Iterator[differential.Server]:
+    """An API server that is ready; its certificates are in folder/own/pki."""
+
+    def ready() -> differential.Server | None:
+        try:
+            server = differential.Server(port, folder / "own" / "pki")
+            found = server.ask("GET", "/readyz")
+        except (KeyError, OSError, AssertionError):
+            return None
+        return server if found is not None and found.status == 200 else None
+
+    with running(folder / f"{port}.log", *argv):
+        server = eventually(ready, seconds=120)
+        assert isinstance(server, differential.Server)
+        yield server

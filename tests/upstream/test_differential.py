@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from support import differential
-from support.cluster import eventually
-from support.upstream import longshore, program, running
+from support.upstream import api_server, longshore, loopback, running, serving
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1800)]
 
@@ -23,42 +20,21 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[differential.Server, differential.Server]]:
     """Upstream's on `longshore etcd`, ours on its own store, with the same certificates."""
-    api = program("kube-apiserver")
-    subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
-    subprocess.run(("ip", "addr", "add", "10.9.9.1/32", "dev", "lo"), check=True)
+    loopback()
     folder = Path(tempfile.mkdtemp(prefix="ld-", dir="/tmp"))
     pki, kubeconfig = folder / "own" / "pki", folder / "kc"
     ours = longshore("apiserver", "--data-dir", str(folder / "own"), "--secure-port", "7443", "--write-kubeconfig", str(kubeconfig))  # fmt: skip
-    theirs = (
-        *(api, "--etcd-servers", "http://127.0.0.1:2379", "--secure-port", "6443", "--bind-address", "127.0.0.1"),
-        *("--advertise-address", "10.9.9.1", "--client-ca-file", str(pki / "ca.crt"), "--allow-privileged=true"),
-        *("--tls-cert-file", str(pki / "apiserver.crt"), "--tls-private-key-file", str(pki / "apiserver.key")),
-        *("--service-account-key-file", str(pki / "sa.key"), "--service-account-signing-key-file", str(pki / "sa.key")),
-        *("--service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
-        *("--authorization-mode", "Node,RBAC", "--service-cluster-ip-range", "10.96.0.0/16"),
-    )
     etcd = longshore("etcd", "--data-dir", str(folder / "etcd"))
-    with running(folder / "etcd.log", *etcd, end=signal.SIGINT), running(folder / "own.log", *ours):
-        eventually(kubeconfig.exists, seconds=60)
-        with running(folder / "api.log", *theirs):
-            both = []
-            for port in (6443, 7443):
-                eventually(lambda port=port: _answers(port, pki), seconds=120)
-                server = differential.Server(port, pki)
-                server.ask("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
-                runtime = {"metadata": {"name": "rc"}, "handler": "h"}
-                server.ask("POST", "/apis/node.k8s.io/v1/runtimeclasses", runtime)
-                both.append(server)
-            yield both[0], both[1]
-
-
-def _answers(port: int, pki: Path) -> bool:
-    try:
-        found = differential.Server(port, pki).ask("GET", "/readyz")
-    except (AssertionError, KeyError, OSError):
-        time.sleep(0.3)
-        return False
-    return found is not None and found.status == 200
+    with (
+        running(folder / "etcd.log", *etcd, end=signal.SIGINT),
+        serving(folder, 7443, *ours) as mine,
+        serving(folder, 6443, *api_server(pki)) as judge,
+    ):
+        for server in (judge, mine):
+            server.ask("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
+            runtime = {"metadata": {"name": "rc"}, "handler": "h"}
+            server.ask("POST", "/apis/node.k8s.io/v1/runtimeclasses", runtime)
+        yield judge, mine
 
 
 @pytest.mark.parametrize("update", [False, True], ids=["create", "update"])

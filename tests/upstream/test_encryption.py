@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from support import differential
-from support.cluster import eventually
 from support.kmsplugin import Plugin
-from support.upstream import longshore, program, running
+from support.upstream import api_server, longshore, loopback, running, serving
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 SECRET = base64.b64encode(bytes(range(32))).decode()
@@ -26,23 +23,6 @@ KINDS = {
     "aescbc": ("services", {"aescbc": {"keys": [{"name": "c", "secret": SECRET}]}}),
     "kms": ("configmaps", {"kms": {"apiVersion": "v2", "name": "keys", "endpoint": "", "timeout": "3s"}}),
 }
-
-
-@contextmanager
-def serving(folder: Path, port: int, *argv: str) -> Iterator[differential.Server]:
-    pki = folder / "own" / "pki"
-
-    def ready() -> differential.Server | None:
-        try:
-            server = differential.Server(port, pki)
-            return server if server.ask("GET", "/readyz").status == 200 else None
-        except (KeyError, OSError, AssertionError, AttributeError):
-            return None
-
-    with running(folder / f"{port}.log", *argv):
-        found = eventually(ready, seconds=120)
-        assert isinstance(found, differential.Server)
-        yield found
 
 
 def objects(name: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -65,9 +45,7 @@ def read(server: differential.Server, name: str) -> None:
 
 
 def test_each_reads_what_the_other_wrote() -> None:
-    api = program("kube-apiserver")
-    subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
-    subprocess.run(("ip", "addr", "add", "10.9.9.1/32", "dev", "lo"), check=True)
+    loopback()
     folder = Path(tempfile.mkdtemp(prefix="le-", dir="/tmp"))
     KINDS["kms"][1]["kms"]["endpoint"] = f"unix://{folder}/kms.sock"
     entries = [{"resources": [plural], "providers": [p, {"identity": {}}]} for plural, p in KINDS.values()]
@@ -75,17 +53,13 @@ def test_each_reads_what_the_other_wrote() -> None:
     kind = {"kind": "EncryptionConfiguration", "apiVersion": "apiserver.config.k8s.io/v1"}
     file.write_text(json.dumps({**kind, "resources": entries}))
     pki = folder / "own" / "pki"
-    common = ("--etcd-servers", "http://127.0.0.1:2379", "--encryption-provider-config", str(file))
-    ours = longshore("apiserver", "--data-dir", str(folder / "own"), "--secure-port", "7443", *common)
-    theirs = (
-        *(api, *common, "--secure-port", "6443", "--bind-address", "127.0.0.1", "--advertise-address", "10.9.9.1"),
-        *("--client-ca-file", str(pki / "ca.crt"), "--authorization-mode", "Node,RBAC"),
-        *("--tls-cert-file", str(pki / "apiserver.crt"), "--tls-private-key-file", str(pki / "apiserver.key")),
-        *("--service-account-key-file", str(pki / "sa.key"), "--service-account-signing-key-file", str(pki / "sa.key")),
-        *("--service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
-        # Ours keeps and reads JSON; upstream's would write protobuf.
-        *("--service-cluster-ip-range", "10.96.0.0/16", "--storage-media-type", "application/json"),
+    common = ("--encryption-provider-config", str(file))
+    ours = longshore(
+        *("apiserver", "--data-dir", str(folder / "own"), "--secure-port", "7443", *common),
+        *("--etcd-servers", "http://127.0.0.1:2379"),
     )
+    # Ours keeps and reads JSON; upstream's would write protobuf.
+    theirs = api_server(pki, *common, "--storage-media-type", "application/json")
     etcd = longshore("etcd", "--data-dir", str(folder / "etcd"))
     with Plugin(folder / "kms.sock"), running(folder / "etcd.log", *etcd, end=signal.SIGINT):
         with serving(folder, 7443, *ours) as server:
