@@ -319,7 +319,7 @@ async def test_definitions(kit: Kit) -> None:
     local = pb.Op(source=pb.SourceOp(identifier="local://context"))
     (kit.context / "f").write_text("from the client")
     run = pb.Op(exec=pb.ExecOp(
-        meta=pb.Meta(args=["/bin/sh", "-c", "cat /in/f > /out/x; echo kept > /y; echo $A"], env=["PATH=/bin", "A=said"], cwd="/"),
+        meta=pb.Meta(args=["/bin/sh", "-c", "cat /in/f > /out/x; echo kept > /y; test $no_proxy$NO_PROXY = hh"], env=["PATH=/bin"], cwd="/", proxy_env=pb.ProxyEnv(no_proxy="h")),
         network=2,
         mounts=[
             pb.Mount(input=0, dest="/", output=0),

@@ -41,7 +41,7 @@ _LLB_CAPS = (
     "source.local.sharedkeyhint", "source.local.differ", "source.git", "source.git.keepgitdir", "source.git.fullurl",
     "source.git.httpauth", "source.git.subdir", "source.git.checksum", "source.git.skipsubmodules", "source.git.mtime",
     "source.http", "source.http.checksum", "source.http.perm", "exec.meta.base", "exec.meta.cgroup.parent",
-    "exec.meta.network", "exec.meta.security", "exec.meta.setsdefaultpath", "exec.meta.ulimit", "exec.mount.bind",
+    "exec.meta.network", "exec.meta.proxyenv", "exec.meta.security", "exec.meta.setsdefaultpath", "exec.meta.ulimit", "exec.mount.bind",
     "exec.mount.bind.readwrite-nooutput", "exec.mount.cache", "exec.mount.cache.sharing", "exec.mount.selector",
     "exec.mount.tmpfs", "exec.mount.tmpfs.size", "exec.mount.secret", "exec.mount.ssh", "exec.cgroup", "exec.secretenv",
     "exec.validexitcode", "file.base", "file.rm.wildcard", "file.rm.nofollowsymlink",

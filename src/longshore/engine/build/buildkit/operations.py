@@ -138,6 +138,16 @@ async def _build(solver: Solver, operation: Any, inputs: list[str]) -> str:
     return await solver.solve(definition)
 
 
+def _proxies(given: Any) -> list[str]:
+    """The proxies of a command as environment, under both spellings of each name."""
+    found: list[str] = []
+    for name in ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"):
+        value = getattr(given, name)
+        if value:
+            found += [f"{name.upper()}={value}", f"{name}={value}"]
+    return found
+
+
 class _Exec:
     """A command in a root, with mounts."""
 
@@ -157,7 +167,7 @@ class _Exec:
         async with contextlib.AsyncExitStack() as stack:
             root: StepRoot | None = None
             held: list[Mount] = []
-            env = list(meta.env)
+            env = [*meta.env, *_proxies(meta.proxy_env)]
             for mount in self._operation.mounts:
                 if mount.dest == "/":
                     root = await self._root(mount, stack)

@@ -124,8 +124,9 @@ Op: 1 inputs *Input, 2 exec ExecOp @op, 3 source SourceOp @op, 4 file FileOp @op
 Platform: 1 Architecture string, 2 OS string, 3 Variant string
 Input: 1 digest string, 2 index int64
 ExecOp: 1 meta Meta, 2 mounts *Mount, 3 network int32, 4 security int32, 5 secretenv *SecretEnv
-Meta: 1 args *string, 2 env *string, 3 cwd string, 4 user string, 6 extraHosts *HostIP, 7 hostname string, 9 ulimit *Ulimit,
+Meta: 1 args *string, 2 env *string, 3 cwd string, 4 user string, 5 proxy_env ProxyEnv, 6 extraHosts *HostIP, 7 hostname string, 9 ulimit *Ulimit,
   10 cgroupParent string, 12 validExitCodes *int32
+ProxyEnv: 1 http_proxy string, 2 https_proxy string, 3 ftp_proxy string, 4 no_proxy string, 5 all_proxy string
 HostIP: 1 Host string, 2 IP string
 Ulimit: 1 Name string, 2 Soft int64, 3 Hard int64
 SecretEnv: 1 ID string, 2 name string, 3 optional bool
