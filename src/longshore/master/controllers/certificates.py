@@ -230,6 +230,7 @@ class CSRApprover(Controller):
     name = "certificatesigningrequest-approving-controller"
     account = "certificate-controller"
     component = "csrapproving"
+    signers = frozenset({KUBELET_CLIENT})  # whose requests it looks at
 
     def setup(self) -> None:
         self.requests = self.watch(
@@ -240,14 +241,19 @@ class CSRApprover(Controller):
         csr = self.requests.store.get(key)
         if csr is None or (csr.get("status") or {}).get("certificate") or has(csr, "Approved") or has(csr, "Denied"):
             return None
-        if csr["spec"].get("signerName") != KUBELET_CLIENT:
+        signer = csr["spec"].get("signerName") or ""
+        if signer not in self.signers:
             return None
         try:
             request = Request(csr)
         except ValueError:
             return None
-        if unfit(request, KUBELET_CLIENT, set(csr["spec"].get("usages") or ())):
-            return None
+        if not unfit(request, signer, set(csr["spec"].get("usages") or ())):
+            await self.decide(csr, signer, request)
+        return None
+
+    async def decide(self, csr: Object, signer: str, request: Request) -> None:
+        """Approve a well-formed request, or leave it. Raises StatusError to look at it again."""
         own = csr["spec"].get("username") == request.common_name
         tried = (
             [("selfnodeclient", "Auto approving self kubelet client certificate after SubjectAccessReview.")]
@@ -258,7 +264,7 @@ class CSRApprover(Controller):
         for subresource, message in tried:
             if await self._may(csr, subresource):
                 await self._approve(csr, message)
-                return None
+                return
         raise StatusError(403, "Forbidden", "recognized csr but subject access review was not approved", None)
 
     async def _may(self, csr: Object, subresource: str) -> bool:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 
-from longshore.client.resources import CERTIFICATE_SIGNING_REQUESTS, NODES
+from longshore.client.resources import NODES
 from longshore.client.store import Object
 from longshore.master.controllers.certificates import (
     CLIENT,
     KUBELET_SERVING,
     CSRApprover,
     Request,
-    has,
-    unfit,
 )
 
 #: Users of what runs on nodes beside the kubelet, and the right by which a node may have their certificates.
@@ -32,35 +30,19 @@ class NodeCertificateApprover(CSRApprover):
     """Approves what a joined machine asks for, where RBAC lets the requester have it."""
 
     name = "node-certificate-approving-controller"
-    account = "certificate-controller"
-    component = "csrapproving"
+    signers = frozenset({KUBELET_SERVING, CLIENT})
 
     def setup(self) -> None:
-        self.requests = self.watch(
-            CERTIFICATE_SIGNING_REQUESTS, add=self.enqueue, update=lambda old, new: self.enqueue(new)
-        )
+        super().setup()
         self.nodes = self.watch(NODES)
 
-    async def reconcile(self, key: str) -> float | None:
-        csr = self.requests.store.get(key)
-        if csr is None or (csr.get("status") or {}).get("certificate") or has(csr, "Approved") or has(csr, "Denied"):
-            return None
-        signer = csr["spec"].get("signerName")
-        if signer not in (KUBELET_SERVING, CLIENT):
-            return None
-        try:
-            request = Request(csr)
-        except ValueError:
-            return None
-        if unfit(request, signer, set(csr["spec"].get("usages") or ())):
-            return None
+    async def decide(self, csr: Object, signer: str, request: Request) -> None:
         if signer == KUBELET_SERVING:
             if self._is_own(csr, request) and await self._may(csr, "nodeserving"):
                 await self._approve(csr, "Auto approving the serving certificate of a kubelet for its own addresses.")
         elif request.common_name in PARTS and not request.organizations and request.alternatives is None:
             if await self._may(csr, PARTS[request.common_name]):
                 await self._approve(csr, "Auto approving a client certificate of a node's parts.")
-        return None
 
     def _is_own(self, csr: Object, request: Request) -> bool:
         """Whether a kubelet asks for itself, under its own name and addresses that nobody else has."""
