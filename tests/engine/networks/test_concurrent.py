@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
 
 class Container:
-    name, id = "/c", "c" * 64
+    def __init__(self, number: int) -> None:
+        self.name, self.id = f"/c{number}", f"{number:064x}"
 
 
 async def test_many_at_once(tmp_path: Path) -> None:
@@ -31,14 +32,14 @@ async def test_many_at_once(tmp_path: Path) -> None:
         going = [threads.submit(networks.remove, network) for network in made]
         endpoints = []
         for number in range(12):
-            endpoint = networks.allocate(stays, Container(), {})
+            endpoint = networks.allocate(stays, Container(number), {})
             networks.publish(endpoint, {"80/tcp": [{"HostIp": "", "HostPort": str(28000 + number)}]})
             endpoints.append(endpoint)
         for done in going:
             done.result()
     table = Nftables()
     text = table.run("list map ip longshore_concurrent_test any_ports")
-    assert all(f"tcp . {28000 + number} : " in text for number in range(12))
+    assert all(f"6 . {28000 + number} : " in text for number in range(12))
     for endpoint in endpoints:
         networks.release(endpoint)
     assert {n.name for n in networks.networks()} == {"none", "host", "bridge", "stays"}
