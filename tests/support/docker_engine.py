@@ -16,6 +16,12 @@ from pathlib import Path
 import pytest
 
 BUSYBOX = Path("/bin/busybox")
+#: Where Docker's plugins lie: as scripts/setup unpacks them, as a person installs them, as packages do.
+PLUGIN_FOLDERS = (
+    Path(sys.prefix) / "plugins/usr/libexec/docker/cli-plugins",
+    Path.home() / ".docker/cli-plugins",
+    *(Path(f"/usr/{place}/docker/cli-plugins") for place in ("libexec", "lib", "local/lib")),
+)
 _SERVE = """
 import asyncio, logging, pathlib, signal, sys, uvloop
 from longshore.engine import configuration
@@ -34,6 +40,16 @@ async def main():
         pass
 uvloop.run(main())
 """
+
+
+def docker_plugin(name: str) -> str:
+    """The program of a Docker plugin; the environment's NAME (BUILDX, COMPOSE) names another. Skips where it is absent."""
+    places = [folder / f"docker-{name}" for folder in PLUGIN_FOLDERS]
+    named = os.environ.get(name.upper())
+    found = next((path for path in [*([Path(named)] if named else []), *places] if path.exists()), None)
+    if found is None:
+        pytest.skip(f"docker {name} is not installed")
+    return str(found)
 
 
 def base_image_tar() -> bytes:
