@@ -25,11 +25,11 @@ def kubernetes() -> Iterator[str]:
 
 def admission() -> Iterator[str]:
     """The admission chain."""
-    from longshore.master.apiserver.admission.chain import OFF_BY_DEFAULT, plugins
+    from longshore.master.apiserver.admission.chain import OFF_BY_DEFAULT, PluginConfiguration, available
 
-    every = plugins(SimpleNamespace(enable_admission=list(OFF_BY_DEFAULT), disable_admission=[]), SimpleNamespace())  # type: ignore[arg-type]
+    every = available(PluginConfiguration(None), SimpleNamespace())  # type: ignore[arg-type]
     yield "\n## Admission plugins, in their order\n"
-    yield ", ".join(p.name + (" (off by default)" if p.name in OFF_BY_DEFAULT else "") for p in every)
+    yield ", ".join(name + (" (off by default)" if name in OFF_BY_DEFAULT else "") for name in every)
 
 
 def manager() -> Iterator[str]:

@@ -52,14 +52,9 @@ ELSEWHERE = frozenset((
 ))  # fmt: skip
 
 
-def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
-    """The plugins that are on, in their order. ConfigurationError for an unknown name or a bad configuration file.
-
-    config: the server's (enable_admission and disable_admission name plugins, admission_config is the file); api: the
-    server's own objects.
-    """
-    told = PluginConfiguration(config.admission_config)
-    every: dict[str, Callable[[], AdmissionPlugin]] = {
+def available(told: PluginConfiguration, api: API) -> dict[str, Callable[[], AdmissionPlugin]]:
+    """What makes each plugin that can be named, in their order. told: the configuration file; api: the server's objects."""
+    return {
         "AlwaysAdmit": optional.AlwaysAdmit,
         "NamespaceAutoProvision": optional.NamespaceAutoProvision,
         "NamespaceLifecycle": NamespaceLifecycle,
@@ -97,6 +92,15 @@ def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
         "ResourceQuota": lambda: ResourceQuota(limited(told)),
         "AlwaysDeny": optional.AlwaysDeny,
     }
+
+
+def plugins(config: Any, api: API) -> list[AdmissionPlugin]:
+    """The plugins that are on, in their order. ConfigurationError for an unknown name or a bad configuration file.
+
+    config: the server's (enable_admission and disable_admission name plugins, admission_config is the file); api: the
+    server's own objects.
+    """
+    every = available(PluginConfiguration(config.admission_config), api)
     on, off = set(config.enable_admission), set(config.disable_admission)
     _check_names(config.enable_admission, config.disable_admission, every.keys() | ELSEWHERE)
     return [make() for name, make in every.items() if name not in off and (name in on or name not in OFF_BY_DEFAULT)]
