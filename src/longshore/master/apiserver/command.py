@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.client.config import ConfigError
-from longshore.machinery import pki, renewal
+from longshore.machinery import pki
 from longshore.master.apiserver.audit import flags as audit_flags
 from longshore.master.apiserver.auth import flags
 from longshore.master.apiserver.config import Config
@@ -195,7 +195,6 @@ async def run(args: argparse.Namespace, folder: Path) -> None:
     task = asyncio.ensure_future(
         serve(store=store, config=config, host=args.bind_address, port=args.secure_port, ready=ready)
     )
-    following = asyncio.create_task(renewal.follow())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -203,7 +202,6 @@ async def run(args: argparse.Namespace, folder: Path) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
     finally:
-        following.cancel()
         await store.close()
 
 

@@ -1,4 +1,6 @@
-"""What the server reads again while it runs: its certificates, the CAs of its clients, its configuration files.
+"""What the server reads again while it runs: the CAs of its clients, its configuration files.
+
+Its own certificate is read again as everybody's is (machinery.renewal).
 
 Source: k8s.io/apiserver/pkg/server/dynamiccertificates; kubeapiserver/options/authentication.go (reload of
 AuthenticationConfiguration); pkg/controlplane/apiserver/options; encryptionconfig/controller.
@@ -10,7 +12,6 @@ import base64
 import hashlib
 import logging
 import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,10 +33,10 @@ def identity_hash() -> str:
 
 
 class Reloading:
-    """Watches the files of one server. context: of its TLS, None without."""
+    """Watches the files of one server."""
 
-    def __init__(self, server: APIServer, context: ssl.SSLContext | None) -> None:
-        self._server, self._context = server, context
+    def __init__(self, server: APIServer) -> None:
+        self._server = server
         self._watch = FileWatch()
         self._identity = identity_hash()
         self._moments: dict[str, dict[str, float]] = {}
@@ -44,8 +45,6 @@ class Reloading:
     def start(self) -> None:
         server, config = self._server, self._server.config
         assert server.access is not None
-        if self._context is not None and config.certificate is not None and config.key is not None:
-            self._watch.add([config.certificate, config.key], self._serving)
         for authorities in server.access.authorities:
             self._watch.add([authorities.file], self._logged(authorities.file, authorities.load))
         options = server.access.options
@@ -61,17 +60,6 @@ class Reloading:
 
     def close(self) -> None:
         self._watch.close()
-
-    async def _serving(self) -> None:
-        """New connections get the new certificate. Its two files may change one after the other: try at both."""
-        config = self._server.config
-        assert self._context is not None and config.certificate is not None and config.key is not None
-        try:
-            self._context.load_cert_chain(str(config.certificate), str(config.key))
-        except (OSError, ssl.SSLError) as error:
-            log.warning("the serving certificate is not taken: %s", error)
-        else:
-            log.info("serving with %s as it is now", config.certificate)
 
     def _logged(self, file: Path, load: Callable[[], None]) -> Callable[[], Awaitable[None]]:
         async def changed() -> None:

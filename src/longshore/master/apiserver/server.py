@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.api.validation.errors import quote
+from longshore.machinery import renewal
 from longshore.machinery.errors import StatusError, request_entity_too_large, unauthorized
 from longshore.machinery.http import (
     BodyTooLarge,
@@ -571,9 +572,10 @@ async def serve(
     if config.advertise[1] in (0, port):
         config.advertise = (config.advertise[0], bound)
     server.discovery.server_address = f"{config.advertise[0]}:{bound}"
+    following = asyncio.create_task(renewal.follow(), name="renewal")
     try:
         await server.start()
-        reloading = Reloading(server, context)
+        reloading = Reloading(server)
         reloading.start()
         server.on_close(reloading.close)
         await http.listen_tcp(host, port, ssl=context, sock=sock)
@@ -585,5 +587,6 @@ async def serve(
         assert server.hub.failed is not None
         await asyncio.shield(server.hub.failed)
     finally:
+        following.cancel()
         await http.close(grace=5.0)
         await server.close()
