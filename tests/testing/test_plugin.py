@@ -45,6 +45,23 @@ def test_rights_are_checked(longshore):
     assert jane.list_namespaced_service("default").items
 
 
+def test_rights_hold_as_soon_as_they_are_given(longshore):
+    rbac = kubernetes.client.RbacAuthorizationV1Api(longshore.client())
+    for number in range(30):
+        name = f"user{number}"
+        kubeconfig = longshore.kubeconfig_for(name, [])
+        user = kubernetes.client.CoreV1Api(kubernetes.config.new_client_from_config(str(kubeconfig)))
+        rbac.create_namespaced_role_binding(
+            "default",
+            {
+                "metadata": {"name": name},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}],
+            },
+        )
+        assert user.list_namespaced_service("default").items
+
+
 def test_custom_resources_and_watches(longshore):
     api = longshore.client()
     schema = {"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer"}}}}}

@@ -300,7 +300,11 @@ class Hub:
 
     def current(self) -> bool:
         """Whether the caches hold everything that this process knows to be stored."""
-        return not self.store.shared and self.version >= int(self.store.revision)
+        return not self.store.shared and not self.behind()
+
+    def behind(self) -> bool:
+        """Whether something that this process has stored has not reached the caches yet."""
+        return not self.store.shared and self.version < int(self.store.revision)
 
     async def reached(self, version: int, limit: float = 3.0) -> bool:
         """Wait until the caches are as new as `version`; False when they are not after `limit` seconds."""

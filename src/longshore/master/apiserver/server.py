@@ -388,6 +388,19 @@ class APIServer:
         return answer
 
     def _decide(self, attributes: Attributes) -> Decision | Awaitable[Decision]:
+        decision = self._ask(attributes)
+        if isinstance(decision, Decision) and not decision.allowed and self.hub.behind():
+            return self._decide_again(attributes)
+        return decision
+
+    async def _decide_again(self, attributes: Attributes) -> Decision:
+        """For who is refused while a role or binding that was stored before has not reached the caches."""
+        await self.hub.reached(int(self.hub.store.revision))
+        decision = self._ask(attributes)
+        return decision if isinstance(decision, Decision) else await decision
+
+    def _ask(self, attributes: Attributes) -> Decision | Awaitable[Decision]:
+        """What the authorizers say, one after the other."""
         reasons: list[str] = []
         for at, authorizer in enumerate(self.authorizers):
             decision = authorizer.authorize(attributes)
