@@ -58,7 +58,7 @@ def complaints(log: Path, *harmless: str) -> list[str]:
 def loopback() -> None:
     """The addresses that upstream's API server wants to have."""
     subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
-    subprocess.run(("ip", "addr", "add", "10.9.9.1/32", "dev", "lo"), check=True)
+    subprocess.run(("ip", "addr", "replace", "10.9.9.1/32", "dev", "lo"), check=True)
 
 
 def api_server(pki: Path, *more: str) -> tuple[str, ...]:

@@ -320,6 +320,8 @@ class Buffer:
                     await (self._secondary if secondary and self._secondary else self._write)(chunk)
                 finally:
                     chunk.writing = False
+                    if self.set["overflow_action"] == "drop_oldest_chunk":
+                        self._room.set()  # whoever waits may drop this one now
                 self.written += 1
                 break
             except Unwritable as error:
