@@ -81,8 +81,10 @@ class DockerEngine:
     """An engine under `base`, with the settings of `base`/daemon.json where there are any. `docker(...)` runs the docker
     command; stop() leaves nothing behind."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, alone: bool = False) -> None:
+        """alone: in a network namespace of its own, where no other engine has taken names and addresses."""
         self.base = base
+        self._alone = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh") if alone else ()
         self.socket = base / "run" / "docker.sock"
         self._process: subprocess.Popen[str] | None = None
         (base / "run").mkdir(parents=True)
@@ -90,7 +92,7 @@ class DockerEngine:
     def start(self) -> None:
         log = open(self.base / "log", "a")  # noqa: SIM115 - the child keeps it
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(self.base)], stdout=subprocess.PIPE, stderr=log, text=True
+            [*self._alone, sys.executable, "-c", _SERVE, str(self.base)], stdout=subprocess.PIPE, stderr=log, text=True
         )
         log.close()
         assert self._process.stdout is not None
@@ -119,7 +121,8 @@ class DockerEngine:
         assert self._process is not None
         self._process.terminate()
         self._process.wait(10)
-        subprocess.run(("ip", "link", "delete", bridge), capture_output=True, check=False)
+        if not self._alone:
+            subprocess.run(("ip", "link", "delete", bridge), capture_output=True, check=False)
         with open("/proc/self/mountinfo") as table:
             mounted = [line.split()[4] for line in table]
         for path in reversed([m for m in mounted if m.startswith(str(self.base))]):
@@ -157,8 +160,8 @@ class DockerEngine:
             time.sleep(0.05)
 
 
-def running_engine(base: Path) -> Iterator[DockerEngine]:
-    """An engine with busybox:latest (for fixtures); skips where a program is absent."""
+def running_engine(base: Path, *, alone: bool = False) -> Iterator[DockerEngine]:
+    """An engine with busybox:latest (for fixtures; alone: see DockerEngine); skips where a program is absent."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     for program in ("docker", "runc", "conmon"):
@@ -166,7 +169,7 @@ def running_engine(base: Path) -> Iterator[DockerEngine]:
             pytest.skip(f"{program} is absent")
     if not BUSYBOX.exists():
         pytest.skip("busybox-static is absent")
-    engine = DockerEngine(base)
+    engine = DockerEngine(base, alone=alone)
     engine.start()
     try:
         changes = ["-c", 'CMD ["sh"]', "-c", "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    yield from running_engine(tmp_path_factory.mktemp("recorded"))
+    yield from running_engine(tmp_path_factory.mktemp("recorded"), alone=True)
 
 
 # Exact answers of all that are counted, at the time of writing 145 of 146, 107 of 108 and so on; a little slack for timing.
