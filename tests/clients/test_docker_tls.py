@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.docker_engine import take_away
 
 from longshore.engine.dockerapi import hosts
 from longshore.machinery import pki
@@ -47,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     finally:
         engine.send_signal(signal.SIGTERM)
         engine.wait(10)
+        take_away(base, "docker", "docker")
 
 
 def ask(certificates: Path, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -42,6 +42,23 @@ uvloop.run(main())
 """
 
 
+_TAKE_AWAY = """
+import asyncio, pathlib, sys
+from longshore.engine.server import tear_down
+from longshore.machinery.paths import Layout
+layout = Layout(pathlib.Path(sys.argv[1]) / "data", pathlib.Path(sys.argv[1]) / "run")
+asyncio.run(tear_down(layout=layout, node_layout=layout.node(sys.argv[2]), node=sys.argv[3]))
+"""
+
+
+def take_away(base: Path, node: str, name: str = "") -> None:
+    """What a stopped engine leaves to its containers and to its next start: bridges, rules, routes, processes.
+
+    base: the folder of its `data` and `run`. node: its folder in them. name: the engine's own.
+    """
+    subprocess.run([sys.executable, "-c", _TAKE_AWAY, str(base), node, name], check=True, timeout=60)
+
+
 def docker_plugin(name: str) -> str:
     """The program of a Docker plugin; the environment's NAME (BUILDX, COMPOSE) names another. Skips where it is absent."""
     places = [folder / f"docker-{name}" for folder in PLUGIN_FOLDERS]
@@ -114,15 +131,11 @@ class DockerEngine:
         ids = self.docker("ps", "-aq").stdout.split()
         if ids:
             self.docker("rm", "-f", "-v", *ids)
-        # An engine that ends leaves its bridges to its containers; here the next engine is to find their names free.
-        self.docker("network", "prune", "-f")
-        form = '{{index .Options "com.docker.network.bridge.name"}}'
-        bridge = self.docker("network", "inspect", "-f", form, "bridge").stdout.strip()
         assert self._process is not None
         self._process.terminate()
         self._process.wait(10)
         if not self._alone:
-            subprocess.run(("ip", "link", "delete", bridge), capture_output=True, check=False)
+            take_away(self.base, "n1")
         with open("/proc/self/mountinfo") as table:
             mounted = [line.split()[4] for line in table]
         for path in reversed([m for m in mounted if m.startswith(str(self.base))]):
