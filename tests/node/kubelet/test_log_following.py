@@ -63,3 +63,18 @@ def test_a_block_reads_as_its_lines(records, stream):
     block = b"".join(crilog.format_line(NOW, where, text, full) for where, full, text in records)
     expected = b"".join(text + (b"\n" if full else b"") for where, full, text in records if stream in (b"", where))
     assert logs._render(block, logs.Options(stream=stream)) == expected
+
+
+async def test_the_last_lines_are_those_of_the_moment_of_asking(tmp_path):
+    path = tmp_path / "0.log"
+    path.write_bytes(lines(0, 10))
+
+    async def running() -> bool:
+        return True
+
+    seen = b""
+    async for piece in logs.read(path, logs.Options(tail=2), running=running, wake=asyncio.Event()):
+        seen += piece
+        with path.open("ab") as out:
+            out.write(lines(10, 5))
+    assert seen == b"line 8\nline 9\n"

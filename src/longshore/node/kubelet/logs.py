@@ -29,10 +29,10 @@ class Options:
     stream: bytes = b""
 
 
-def tail_offset(path: Path, count: int) -> int:
-    """Where the last `count` lines of a file begin."""
+def tail_offset(path: Path, count: int, end: int = -1) -> int:
+    """Where the last `count` lines before `end` begin, or of the whole file."""
     with open(path, "rb") as file:
-        position = end = file.seek(0, os.SEEK_END)
+        position = end = end if end >= 0 else file.seek(0, os.SEEK_END)
         if count == 0:
             return end
         needed = count
@@ -92,13 +92,15 @@ async def read(
         if options.follow:
             watch = Inotify()
             watch.watch(path.parent, Mask.MODIFY | Mask.CREATE | Mask.MOVED_TO, lambda *_: wake.set())
+        # What is written while it is read is not asked for, unless it is followed.
+        end = -1 if options.follow else os.fstat(file.fileno()).st_size
         if options.tail >= 0:
-            file.seek(tail_offset(path, options.tail))
+            file.seek(tail_offset(path, options.tail, end))
         rest = b""
         while left > 0:
             wake.clear()
             over = options.follow and not await running()
-            block = file.read(_BLOCK)
+            block = file.read(_BLOCK if options.follow else min(_BLOCK, end - file.tell()))
             if block:
                 block = rest + block
                 cut = block.rfind(b"\n") + 1
