@@ -63,11 +63,9 @@ async def assemble(server: APIServer) -> None:
 
 def _access(server: APIServer) -> None:
     """Who asks and may they."""
-    access = Access.from_config(server.api, server.config)
+    access = Access.from_config(server.api, server.config, server.hub.catch_up)
     server.access = access
-    server.authenticators = [access.authentication]
-    server.authorizers = [access.authorization]
-    server.api.authorizers = server.authorizers
+    server.api.authorization = access.authorization
     reviews = ReviewHandlers(access, server.admission, server.scheme, lambda: server.discovery.server_address)
     server.dispatcher.special.update(reviews.handlers)
     server.path_handlers[".well-known"] = reviews.well_known

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -300,11 +300,13 @@ class Hub:
 
     def current(self) -> bool:
         """Whether the caches hold everything that this process knows to be stored."""
-        return not self.store.shared and not self.behind()
+        return not self.store.shared and self.version >= int(self.store.revision)
 
-    def behind(self) -> bool:
-        """Whether something that this process has stored has not reached the caches yet."""
-        return not self.store.shared and self.version < int(self.store.revision)
+    def catch_up(self) -> Awaitable[bool] | None:
+        """What to wait for until the caches hold what this process has stored; None: they do."""
+        if self.store.shared or self.current():
+            return None
+        return self.reached(int(self.store.revision))
 
     async def reached(self, version: int, limit: float = 3.0) -> bool:
         """Wait until the caches are as new as `version`; False when they are not after `limit` seconds."""

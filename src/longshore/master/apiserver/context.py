@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from longshore.machinery.http import Request
-
 Object = dict[str, Any]
 Operation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
 
@@ -76,16 +74,6 @@ class Decision:
 
 
 NO_OPINION = Decision("no opinion")
-
-
-@runtime_checkable
-class Authenticator(Protocol):
-    def authenticate(self, request: Request) -> UserInfo | Awaitable[UserInfo | None] | None:
-        """The user of the request, or None when this authenticator sees no credentials of its kind.
-
-        Raises machinery.errors.StatusError (401 Unauthorized) when credentials of its kind are there but wrong.
-        """
-        ...
 
 
 @runtime_checkable

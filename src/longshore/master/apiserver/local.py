@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from longshore.machinery.errors import StatusError
@@ -46,7 +45,7 @@ class LocalAPI:
         self.hub = hub
         self.writer = writer
         self.deleter = deleter
-        self.authorizers: Sequence[Authorizer] = ()
+        self.authorization: Authorizer | None = None
         self._peeked: dict[tuple[str, str, str], tuple[Item, Object]] = {}
 
     def endpoint(self, group: str, resource: str, version: str = "") -> Endpoint:
@@ -150,13 +149,10 @@ class LocalAPI:
         await self.deleter.delete_one(self.call(group, resource, namespace, name, "delete"), DeleteOptions())
 
     async def authorize(self, a: Attributes) -> Decision:
-        for authorizer in self.authorizers:
-            decision = authorizer.authorize(a)
-            if inspect.isawaitable(decision):
-                decision = await decision
-            if decision.verdict != "no opinion":
-                return decision
-        return NO_OPINION
+        if self.authorization is None:
+            return NO_OPINION
+        decision = self.authorization.authorize(a)
+        return decision if isinstance(decision, Decision) else await decision
 
     def resource(self, group: str, plural: str) -> Any | None:
         storage = self.scheme.storages.get((group, plural))

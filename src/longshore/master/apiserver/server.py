@@ -16,7 +16,7 @@ import orjson
 
 from longshore.api.validation.errors import quote
 from longshore.machinery import renewal
-from longshore.machinery.errors import StatusError, request_entity_too_large, unauthorized
+from longshore.machinery.errors import StatusError, request_entity_too_large
 from longshore.machinery.http import (
     BodyTooLarge,
     Request,
@@ -36,12 +36,8 @@ from longshore.master.apiserver.bootstrap import Bootstrap
 from longshore.master.apiserver.cache import Hub
 from longshore.master.apiserver.config import Config
 from longshore.master.apiserver.context import (
-    ANONYMOUS,
-    NO_OPINION,
     AdmissionPlugin,
     Attributes,
-    Authenticator,
-    Authorizer,
     Decision,
     UserInfo,
 )
@@ -67,20 +63,11 @@ if TYPE_CHECKING:
     from longshore.master.apiserver.encryption.controller import Encryption
 
 log = logging.getLogger("longshore.apiserver")
-PRIVILEGED = "system:masters"
 NOBODY = UserInfo("")
 Answer = Response | None
 PathHandler = Callable[[Request, list[str]], Response | Awaitable[Response | None] | None]
 
 
-class PrivilegedAuthorizer:
-    """system:masters may do everything."""
-
-    def authorize(self, a: Attributes) -> Decision:
-        return _ALLOW if PRIVILEGED in a.user.groups else NO_OPINION
-
-
-_ALLOW = Decision("allow")
 _LONG = frozenset(("exec", "attach", "portforward", "proxy", "log"))
 
 
@@ -110,9 +97,6 @@ class APIServer:
         self.admission.api = self.api
         self.discovery = Discovery(self.scheme)
         self.health = Health(self.store_alive)
-        self.authenticators: list[Authenticator] = []
-        self.authorizers: list[Authorizer] = [PrivilegedAuthorizer()]
-        self.api.authorizers = self.authorizers
         self.path_handlers: dict[str, PathHandler] = {}
         self.access: Access | None = None
         self.aggregator: Aggregator | None = None
@@ -227,8 +211,9 @@ class APIServer:
     def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
         began = time.perf_counter()
         try:
-            user = self._authenticate(request)
-            if user is None or not isinstance(user, UserInfo):
+            assert self.access is not None
+            user = self.access.authentication.authenticate(request)
+            if not isinstance(user, UserInfo):
                 return self._handle_later(request, user, began)
             answer = self._authorized(request, user)
             if answer is not None and not isinstance(answer, Response):
@@ -255,10 +240,9 @@ class APIServer:
         self.metrics.record(request, out, began)
         return out
 
-    async def _handle_later(self, request: Request, pending: Any, began: float) -> Answer:
+    async def _handle_later(self, request: Request, pending: Awaitable[UserInfo], began: float) -> Answer:
         async def go() -> Answer:
-            user = await pending if pending is not None else None
-            answer = self._authorized(request, user or ANONYMOUS)
+            answer = self._authorized(request, await pending)
             if inspect.isawaitable(answer):
                 out: Answer = await answer
                 return out
@@ -283,36 +267,6 @@ class APIServer:
         if code == 14:
             return rendering.error_answer(StatusError(500, "", text), request)
         return rendering.error_answer(StatusError(500, "", f"rpc error: {text}"), request)
-
-    def _authenticate(self, request: Request) -> Any:
-        for at, authenticator in enumerate(self.authenticators):
-            found = authenticator.authenticate(request)
-            if found is None:
-                continue
-            if isinstance(found, UserInfo):
-                return found
-            return self._authenticate_later(request, found, at + 1)
-        if request.headers.get("authorization") and not self.config.anonymous:
-            raise unauthorized()
-        if request.headers.get("authorization"):
-            raise unauthorized()
-        if not self.config.anonymous:
-            raise unauthorized()
-        return ANONYMOUS
-
-    async def _authenticate_later(self, request: Request, pending: Any, at: int) -> UserInfo:
-        found = await pending
-        while found is None and at < len(self.authenticators):
-            found = self.authenticators[at].authenticate(request)
-            if found is not None and not isinstance(found, UserInfo):
-                found = await found
-            at += 1
-        if found is None:
-            if request.headers.get("authorization") or not self.config.anonymous:
-                raise unauthorized()
-            found = ANONYMOUS
-        user: UserInfo = found
-        return user
 
     def _authorized(self, request: Request, user: UserInfo) -> Answer | Awaitable[Answer]:
         info, verb, attributes = self._attributes(request, user)
@@ -388,41 +342,8 @@ class APIServer:
         return answer
 
     def _decide(self, attributes: Attributes) -> Decision | Awaitable[Decision]:
-        decision = self._ask(attributes)
-        if isinstance(decision, Decision) and not decision.allowed and self.hub.behind():
-            return self._decide_again(attributes)
-        return decision
-
-    async def _decide_again(self, attributes: Attributes) -> Decision:
-        """For who is refused while a role or binding that was stored before has not reached the caches."""
-        await self.hub.reached(int(self.hub.store.revision))
-        decision = self._ask(attributes)
-        return decision if isinstance(decision, Decision) else await decision
-
-    def _ask(self, attributes: Attributes) -> Decision | Awaitable[Decision]:
-        """What the authorizers say, one after the other."""
-        reasons: list[str] = []
-        for at, authorizer in enumerate(self.authorizers):
-            decision = authorizer.authorize(attributes)
-            if not isinstance(decision, Decision):
-                return self._decide_later(attributes, decision, at + 1, reasons)
-            if decision.verdict != "no opinion":
-                return decision
-            if decision.reason:
-                reasons.append(decision.reason)
-        return Decision("no opinion", ", ".join(reasons))
-
-    async def _decide_later(self, attributes: Attributes, pending: Any, at: int, reasons: list[str]) -> Decision:
-        decision: Decision = await pending
-        while decision.verdict == "no opinion":
-            if decision.reason:
-                reasons.append(decision.reason)
-            if at >= len(self.authorizers):
-                return Decision("no opinion", ", ".join(reasons))
-            found = self.authorizers[at].authorize(attributes)
-            decision = found if isinstance(found, Decision) else await found
-            at += 1
-        return decision
+        assert self.access is not None
+        return self.access.authorization.authorize(attributes)
 
     def _allowed(
         self,

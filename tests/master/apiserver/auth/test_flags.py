@@ -26,7 +26,7 @@ def test_flags_become_options(objects: Any, tmp_path: Path) -> None:
     )
     assert given["proxy_names"] == ("a", "b") and given["oidc"]["required_claims"] == {"hd": "x"}
     config = Config(extra={"auth": given})
-    access = Access.from_config(objects, config)
+    access = Access.from_config(objects, config, lambda: None)
     assert [type(k).__name__ for k in access.authentication.tokens.kinds] == ["TokenFile", "OIDC"]
 
 
@@ -39,4 +39,4 @@ def test_contradictions() -> None:
 
 def test_webhook_mode_needs_its_file(objects: Any) -> None:
     with pytest.raises(ValueError, match="unknown authorization mode Webhook"):
-        Access.from_config(objects, Config(authorization_modes=["Webhook"]))
+        Access.from_config(objects, Config(authorization_modes=["Webhook"]), lambda: None)

@@ -12,7 +12,7 @@ from longshore.master.apiserver.context import API, AdmissionPlugin, Authorizer
 
 from . import policy
 from .authentication import Anonymous, Authentication, ClientCertificates, RequestHeaders, TokenAuthenticator, Tokens
-from .authorization import AlwaysAllow, AlwaysDeny, Authorization
+from .authorization import AlwaysAllow, AlwaysDeny, Authorization, CatchUp
 from .certificates import Authorities
 from .escalation import EscalationCheck
 from .node import NodeAuthorizer
@@ -56,7 +56,8 @@ class Options:
 class Access:
     """authentication, authorization, reviews; issuer (None without a signing key), keys, rbac (None without that mode)."""
 
-    def __init__(self, api: API, options: Options) -> None:
+    def __init__(self, api: API, options: Options, catch_up: CatchUp = lambda: None) -> None:
+        """catch_up: see Authorization."""
         self.options = options
         self._api = api
         audiences = list(options.api_audiences) or options.issuers[:1]
@@ -115,7 +116,7 @@ class Access:
         for mode in modes:
             if isinstance(mode, str):
                 self._modes[mode] = self._mode(mode)
-        self.authorization = Authorization([self._modes[m] if isinstance(m, str) else m for m in modes])
+        self.authorization = Authorization([self._modes[m] if isinstance(m, str) else m for m in modes], catch_up)
         self.reviews = Reviews(self.authentication, self.authorization, audiences)
         self.plugins: list[AdmissionPlugin] = []
         if self.rbac is not None:
@@ -174,7 +175,7 @@ class Access:
             await policy.reconcile(self._api)
 
     @classmethod
-    def from_config(cls, api: API, config: Any) -> Access:
+    def from_config(cls, api: API, config: Any, catch_up: CatchUp) -> Access:
         """From the server's configuration (server.Config)."""
         keys = list(config.service_account_keys)
         given: dict[str, Any] = {
@@ -189,4 +190,4 @@ class Access:
             "modes": config.authorization_modes,
             "anonymous": config.anonymous,
         }
-        return cls(api, Options(**(given | dict(config.extra.get("auth") or {}))))
+        return cls(api, Options(**(given | dict(config.extra.get("auth") or {}))), catch_up)

@@ -6,7 +6,7 @@ Source: k8s.io/apiserver/pkg/authorization/union, endpoints/handlers/responsewri
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from longshore.machinery.errors import StatusError, forbidden
 from longshore.master.apiserver.context import NO_OPINION, Attributes, Authorizer, Decision, UserInfo
@@ -15,6 +15,9 @@ from .rules import Resolution, Rule
 from .users import MASTERS, quoted
 
 ALLOW = Decision("allow")
+
+
+CatchUp = Callable[[], Awaitable[object] | None]
 
 
 class AlwaysAllow:
@@ -38,14 +41,33 @@ class AlwaysDeny:
 
 
 class Authorization:
-    """Asks each authorizer until one allows or denies. The group system:masters may do everything."""
+    """Asks each authorizer until one allows or denies. The group system:masters may do everything.
 
-    def __init__(self, authorizers: Sequence[Authorizer]) -> None:
+    catch_up: what to wait for before somebody is refused, so that a role or binding that is stored holds; None: nothing.
+    """
+
+    def __init__(
+        self,
+        authorizers: Sequence[Authorizer],
+        catch_up: CatchUp = lambda: None,
+    ) -> None:
         self.authorizers = list(authorizers)
+        self._catch_up = catch_up
 
     def authorize(self, a: Attributes) -> Decision | Awaitable[Decision]:
         if MASTERS in a.user.groups:
             return ALLOW
+        decision = self._ask(a)
+        if isinstance(decision, Decision) and not decision.allowed and (pending := self._catch_up()) is not None:
+            return self._ask_again(a, pending)
+        return decision
+
+    async def _ask_again(self, a: Attributes, pending: Awaitable[object]) -> Decision:
+        await pending
+        decision = self._ask(a)
+        return decision if isinstance(decision, Decision) else await decision
+
+    def _ask(self, a: Attributes) -> Decision | Awaitable[Decision]:
         reasons: list[str] = []
         for i, authorizer in enumerate(self.authorizers):
             decision = authorizer.authorize(a)
