@@ -33,7 +33,7 @@ async def test_many_at_once(tmp_path: Path) -> None:
         endpoints = []
         for number in range(12):
             endpoint = networks.allocate(stays, Container(number), {})
-            networks.publish(endpoint, {"80/tcp": [{"HostIp": "", "HostPort": str(28000 + number)}]})
+            networks.publishing.publish(endpoint, {"80/tcp": [{"HostIp": "", "HostPort": str(28000 + number)}]})
             endpoints.append(endpoint)
         for done in going:
             done.result()

@@ -161,7 +161,7 @@ class Lifecycle(Cleaning):
             if plugs:
                 bindings = self.bindings(container)
                 if bindings:
-                    container.ports = service.networks.publish(plugs[0][0], bindings)
+                    container.ports = service.networks.publishing.publish(plugs[0][0], bindings)
             if serving is not None:
                 await serving
                 serving = None

@@ -66,9 +66,7 @@ async def recover(lifecycle: Lifecycle) -> None:
         if service.store.get(id) is None and lifecycle._runtime.state(id).labels.get("owner") == "docker":
             with contextlib.suppress(Exception):
                 await lifecycle._runtime.delete(id, force=True)
-    service.networks.refresh_firewall(
-        rule for n in service.networks.networks() for e in service.networks.endpoints(n).values() for rule in e.rules
-    )
+    service.networks.publishing.refresh()
     for container in restart:
         lifecycle._spawn(_start_again(lifecycle, container))
 
@@ -124,7 +122,7 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
     gateways = choose_gateways(container, adopted)
     published = gateways.get(4) or gateways.get(6) or next(iter(adopted), None)
     if published is not None and container.ports:
-        service.networks.republish(published, container.ports)
+        service.networks.publishing.adopt(published, container.ports)
     if service.networks.resolvers is not None and container.sandbox_id:
         lifecycle._spawn(
             service.networks.resolvers.serve(container, service.networks.sandbox_path(container.sandbox_id))

@@ -436,12 +436,12 @@ class ContainerService:
             return
         if target is None:
             if source is not None:
-                self.networks.unpublish(source)
+                self.networks.publishing.withdraw(source)
                 container.ports = {}
         elif source is not None:
-            self.networks.move_ports(source, target, container.ports)
+            self.networks.publishing.move(source, target, container.ports)
         elif bindings := self.lifecycle.bindings(container):
-            container.ports = self.networks.publish(target, bindings)
+            container.ports = self.networks.publishing.publish(target, bindings)
 
     def _next_interface(self, container: Container) -> str:
         from longshore.machinery.netlink import Netlink

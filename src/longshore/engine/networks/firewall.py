@@ -13,8 +13,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from longshore.machinery.nftables import Nftables, NftablesError
+
+if TYPE_CHECKING:
+    from .model import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,27 @@ class BridgeRule:
     mode: str = "nat"
     mode6: str = "nat"
     trusted: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, network: Network) -> BridgeRule:
+        """What a bridge network's options say."""
+        subnets = {version: _subnet(network, version) for version in (4, 6)}
+        options = network.options
+        return cls(
+            network.bridge,
+            subnets[4],
+            options.get("com.docker.network.bridge.enable_icc", "true") != "false",
+            network.internal,
+            options.get("com.docker.network.bridge.enable_ip_masquerade", "true") != "false",
+            subnets[6],
+            network.gateway_mode(4),
+            network.gateway_mode(6),
+            tuple(filter(None, options.get("com.docker.network.bridge.trusted_host_interfaces", "").split(":"))),
+        )
+
+
+def _subnet(network: Network, version: int) -> str:
+    return next((str(pool.subnet) for pool in network.pools if pool.subnet.version == version), "")
 
 
 _ADDRESS = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}

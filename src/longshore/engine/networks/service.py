@@ -28,15 +28,15 @@ from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
 from longshore.machinery.nftables import NftablesError
 
-from . import default, ipam, plugging, ports
-from .firewall import BridgeRule, Firewall, PortRule
+from . import bridges, default, ipam, plugging
+from .firewall import BridgeRule, Firewall
 from .model import Endpoint, Network, check_endpoint, enabled, ipam_errors
 from .plugging import Plug
+from .publishing import Publishing
 
 log = logging.getLogger("longshore.engine.networks")
 Json = dict[str, Any]
 
-_UNREACHABLE_METRIC = 0xFF001000
 _NOT_MANAGER = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 
 
@@ -68,10 +68,11 @@ class NetworkService:
         #: Replaced and not changed: the event loop looks at it while a thread makes or removes a network.
         self._networks: dict[str, Network] = {}
         self._changing = threading.RLock()  # two networks that are made at once must not choose the same addresses
-        self._ruling = threading.Lock()  # the rules that endpoints have are those in the table
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
-        self._ports = ports.Ports(carry=self._configuration.userland_proxy)
         self._firewall = Firewall(name)
+        self.publishing = Publishing(
+            self._firewall, self._all_endpoints, self._bridge_rules, carry=self._configuration.userland_proxy
+        )
         self._netlink = Netlink()
         self.resolvers: Any = None
         #: Where names go that no network knows, for containers that name no resolver; none: the host's own.
@@ -109,23 +110,18 @@ class NetworkService:
         for network in self._networks.values():
             if network.driver == "bridge":
                 network.make_pools()
-                self._make_bridge(network)
+                bridges.make(self._netlink, network)
             elif network.driver in ("macvlan", "ipvlan"):
                 network.make_pools()
                 with contextlib.suppress(NetlinkError, SystemFailure):
                     plugging.make_parent(self._netlink, network)
-        self.refresh_firewall([])
-
-    def refresh_firewall(self, published: Iterable[PortRule]) -> None:
-        """Write the table of rules anew, with these ports."""
-        bridges = [self._bridge_rule(n) for n in self._networks.values() if n.driver == "bridge" and not n.config_only]
-        self._firewall.reset(bridges, list(published))
+        self.publishing.refresh()
 
     def close(self) -> None:
         """Let go of sockets; networks stay as they are."""
         if self.resolvers is not None:
             self.resolvers.close()
-        self._ports.close()
+        self.publishing.close()
         self._firewall.close()
         self._netlink.close()
 
@@ -134,7 +130,7 @@ class NetworkService:
         self._firewall.remove()
         for network in self._networks.values():
             if network.driver == "bridge":
-                self._unmake_bridge(network)
+                bridges.remove(self._netlink, network)
             elif network.driver in ("macvlan", "ipvlan"):
                 plugging.remove_parent(self._netlink, network)
 
@@ -156,60 +152,13 @@ class NetworkService:
         if config and config == network.ipam_config and len(config) == 1 + given.ipv6:
             return
         network.make_pools()
-        self._forget_pools(network)
+        bridges.forget_ranges(self._netlink, network)
         default.forget_addresses(self._netlink, network, config)
         network.ipam_config, network.pools = [], []
         self._assign_pools(network, {"Config": config})
 
-    def _bridge_rule(self, network: Network) -> BridgeRule:
-        subnet = next((str(p.subnet) for p in network.pools if p.subnet.version == 4), "")
-        options = network.options
-        return BridgeRule(
-            network.bridge,
-            subnet,
-            options.get("com.docker.network.bridge.enable_icc", "true") != "false",
-            network.internal,
-            options.get("com.docker.network.bridge.enable_ip_masquerade", "true") != "false",
-            next((str(p.subnet) for p in network.pools if p.subnet.version == 6), ""),
-            network.gateway_mode(4),
-            network.gateway_mode(6),
-            tuple(filter(None, options.get("com.docker.network.bridge.trusted_host_interfaces", "").split(":"))),
-        )
-
-    def _make_bridge(self, network: Network) -> None:
-        """The interface, its addresses, and an unreachable route below them, so that no packet for the range gets out."""
-        nl = self._netlink
-        link = nl.link(network.bridge)
-        index = link.index if link else nl.add_bridge(network.bridge, mtu=network.mtu)
-        have = {address for _, address in nl.addresses(index)}
-        for pool, gateway in zip(network.pools, network.gateways, strict=True):
-            if gateway is None or not network.bridge_has_address(gateway.version):
-                continue
-            address = ipaddress.ip_interface(f"{gateway}/{pool.subnet.prefixlen}")
-            if address not in have:
-                with contextlib.suppress(NetlinkError):
-                    nl.add_address(index, address)
-            with contextlib.suppress(NetlinkError):
-                nl.add_route(pool.subnet, kind="unreachable", metric=_UNREACHABLE_METRIC)
-        nl.set_link(index, up=True)
-        with contextlib.suppress(OSError):
-            # Published ports are reachable at 127.0.0.1 too; the firewall masquerades what comes from there.
-            netns.write_sysctl(None, f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
-        if any(pool.subnet.version == 6 for pool in network.pools):
-            with contextlib.suppress(OSError):
-                netns.write_sysctl(None, "net/ipv6/conf/all/forwarding", "1")
-
-    def _unmake_bridge(self, network: Network) -> None:
-        link = self._netlink.link(network.bridge)
-        if link is not None:
-            with contextlib.suppress(NetlinkError):
-                self._netlink.delete_link(link.index)
-        self._forget_pools(network)
-
-    def _forget_pools(self, network: Network) -> None:
-        for pool in network.pools:
-            with contextlib.suppress(NetlinkError):
-                self._netlink.delete_route(pool.subnet, kind="unreachable", metric=_UNREACHABLE_METRIC)
+    def _bridge_rules(self) -> list[BridgeRule]:
+        return [BridgeRule.of(n) for n in self._networks.values() if n.driver == "bridge" and not n.config_only]
 
     # ------------------------------------------------------------------ networks
 
@@ -240,6 +189,9 @@ class NetworkService:
     def endpoints(self, network: Network) -> dict[str, Endpoint]:
         """The endpoints in a network, by endpoint id."""
         return self._endpoints.setdefault(network.id, {})
+
+    def _all_endpoints(self) -> list[Endpoint]:
+        return [endpoint for group in list(self._endpoints.values()) for endpoint in list(group.values())]
 
     def create(self, body: Json) -> Network:
         """Make a network from the API's body. Raises EngineError classes."""
@@ -317,10 +269,10 @@ class NetworkService:
             )
         self._assign_pools(network, given)
         try:
-            self._make_bridge(network)
-            self._firewall.add_bridge(self._bridge_rule(network))
+            bridges.make(self._netlink, network)
+            self._firewall.add_bridge(BridgeRule.of(network))
         except Exception as error:
-            self._unmake_bridge(network)
+            bridges.remove(self._netlink, network)
             raise SystemFailure(f"failed to create network {name}: {error}") from None
         self._keep(network)
         self._announce("create", network)
@@ -410,16 +362,12 @@ class NetworkService:
         if network.driver in ("macvlan", "ipvlan"):
             plugging.remove_parent(self._netlink, network)
         if network.driver == "bridge":
-            self._unmake_bridge(network)
-            with self._ruling:
-                try:
-                    self.refresh_firewall(self._all_rules())
-                except NftablesError as error:
-                    log.warning("the rules of network %s stay: %s", network.name, error)
+            bridges.remove(self._netlink, network)
+            try:
+                self.publishing.refresh()
+            except NftablesError as error:
+                log.warning("the rules of network %s stay: %s", network.name, error)
         self._announce("destroy", network)
-
-    def _all_rules(self) -> list[PortRule]:
-        return [rule for group in self._endpoints.values() for e in group.values() for rule in e.rules]
 
     # ------------------------------------------------------------------ sandboxes and endpoints
 
@@ -492,89 +440,9 @@ class NetworkService:
         """Take an endpoint's interface out of a living namespace. Blocking."""
         plugging.unplug(sandbox, endpoint)
 
-    def publish(self, endpoint: Endpoint, bindings: Json) -> Json:
-        """Take host ports and set the rules; returns NetworkSettings.Ports. Raises SystemFailure, nothing published."""
-        shown: Json = {}
-        if endpoint.network.driver != "bridge" or endpoint.network.internal:
-            return shown
-        try:
-            for port, wanted in bindings.items():
-                number, _, protocol = port.partition("/")
-                protocol = protocol or "tcp"
-                entries: list[Json] = []
-                for binding in wanted or []:
-                    entries += self._take_port(endpoint, protocol, dict(binding or {}))
-                shown[f"{number}/{protocol}"] = entries or None
-            self._open(endpoint, shown)
-        except BaseException as error:
-            self._ports.release(endpoint.id)
-            if isinstance(error, SystemFailure):
-                raise SystemFailure(
-                    f"driver failed programming external connectivity on endpoint {endpoint.name} ({endpoint.id}): {error.message}"
-                ) from None
-            raise
-        return shown
-
-    def _take_port(self, endpoint: Endpoint, protocol: str, binding: Json) -> list[Json]:
-        """One binding's entries of NetworkSettings.Ports; no port of the host is taken where a network is routed."""
-        network = endpoint.network
-        binding["HostIp"] = binding.get("HostIp") or network.binding_address
-        routed = {version for version in (4, 6) if network.gateway_mode(version) == "routed"}
-        asked = [binding["HostIp"]] if binding["HostIp"] not in ("", "0.0.0.0") else ["0.0.0.0", "::"]
-        if all((6 if ":" in address else 4) in routed for address in asked):
-            return [{"HostIp": address, "HostPort": ""} for address in asked]
-        ip, host_port = self._ports.take(endpoint.id, protocol, binding)
-        return [
-            {"HostIp": address, "HostPort": "" if (6 if ":" in address else 4) in routed else str(host_port)}
-            for address in ([ip] if ip else ["0.0.0.0", "::"])
-        ]
-
-    def move_ports(self, source: Endpoint, target: Endpoint, shown: Json) -> None:
-        """Let another endpoint of the same container have its published ports; they stay the same at the host."""
-        self._shut(source)
-        self._ports.give(source.id, target.id)
-        self._open(target, shown)
-
-    def unpublish(self, endpoint: Endpoint) -> None:
-        """Give the ports of an endpoint back."""
-        self._shut(endpoint)
-        self._ports.release(endpoint.id)
-
-    def republish(self, endpoint: Endpoint, shown: Json) -> None:
-        """Take the ports of a container that ran on; the rules are set by refresh_firewall."""
-        for port, entries in shown.items():
-            _, _, protocol = port.partition("/")
-            for entry in entries or []:
-                both = {**entry, "HostIp": "0.0.0.0"} in entries
-                if (entry["HostIp"] == "::" and both) or not entry["HostPort"]:
-                    continue
-                with contextlib.suppress(SystemFailure):
-                    self._ports.take(endpoint.id, protocol, entry)
-        self._lead(endpoint, shown)
-
-    def _open(self, endpoint: Endpoint, shown: Json) -> None:
-        with self._ruling:
-            self._lead(endpoint, shown)
-            try:
-                self._firewall.add_ports(endpoint.rules)
-            except NftablesError:
-                endpoint.rules = []
-                raise
-
-    def _shut(self, endpoint: Endpoint) -> None:
-        with self._ruling:
-            if endpoint.rules:
-                self._firewall.remove_ports(endpoint.rules)
-                endpoint.rules = []
-
-    def _lead(self, endpoint: Endpoint, shown: Json) -> None:
-        """Let published ports lead to an endpoint: by rules, and what these cannot reach by the sockets that hold the ports."""
-        endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
-        self._ports.lead(shown, endpoint.ipv4, endpoint.ipv6)
-
     def release(self, endpoint: Endpoint) -> None:
         """Give addresses and ports of an endpoint back."""
-        self.unpublish(endpoint)
+        self.publishing.withdraw(endpoint)
         self._free(endpoint)
         self.endpoints(endpoint.network).pop(endpoint.id, None)
 
