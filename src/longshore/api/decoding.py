@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 import yaml
 
+from longshore.api.mismatches import json_kind
 from longshore.api.schema import DecodeError
 from longshore.api.validation.errors import quote
 
@@ -412,13 +413,6 @@ def read(
 
 
 HEAD_TYPE = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
-
-
-def json_kind(value: Any) -> str:
-    """What Go's messages call a JSON value."""
-    if isinstance(value, dict | list):
-        return "object" if isinstance(value, dict) else "array"
-    return "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
 
 
 def admit(

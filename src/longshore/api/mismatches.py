@@ -66,17 +66,11 @@ _EMBEDDED: dict[str, tuple[tuple[tuple[str, ...], frozenset[str], bool], ...]] =
 }  # fmt: skip
 
 
-def go_kind(v: Any) -> str:
+def json_kind(value: Any) -> str:
     """What Go's JSON package calls the kind of a value."""
-    if v is True or v is False:
-        return "bool"
-    if isinstance(v, str):
-        return "string"
-    if isinstance(v, dict):
-        return "object"
-    if isinstance(v, list):
-        return "array"
-    return "number"
+    if isinstance(value, dict | list):
+        return "object" if isinstance(value, dict) else "array"
+    return "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
 
 
 def _embedded(definition: str, field: str) -> tuple[str, ...]:
@@ -112,7 +106,7 @@ def _walk(t: Schema, v: Any, path: list[str], owner: Schema, found: list[DecodeE
 
     if kind == STRUCT:
         if not isinstance(v, dict):
-            found.append(mismatch(go_kind(v), t.name))
+            found.append(mismatch(json_kind(v), t.name))
             return
         for key, x in v.items():
             field = t.fields.get(key)
@@ -121,7 +115,7 @@ def _walk(t: Schema, v: Any, path: list[str], owner: Schema, found: list[DecodeE
         return
     if kind in (LIST, MAP):
         if not isinstance(v, list if kind == LIST else dict):
-            found.append(mismatch(go_kind(v), t.name))
+            found.append(mismatch(json_kind(v), t.name))
             return
         assert t.items is not None
         for x in v if isinstance(v, list) else v.values():
@@ -136,7 +130,7 @@ def _walk(t: Schema, v: Any, path: list[str], owner: Schema, found: list[DecodeE
         if inner:
             raise inner[0]
         return
-    shown = go_kind(v)
+    shown = json_kind(v)
     if shown == "number" and kind in (INTEGER, INT_OR_STRING):
         shown = f"number {v!r}"
     if kind in (TIME, MICRO_TIME, DURATION) and not isinstance(v, str):

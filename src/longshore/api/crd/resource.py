@@ -151,7 +151,7 @@ class CustomResource:
         """A parsed body: metadata as every object's, the rest pruned to the schema. DecodeError when it is no object."""
         if not isinstance(value, dict):
             raise DecodeError(
-                f"json: cannot unmarshal {mismatches.go_kind(value)} into Go value of type map[string]interface {{}}"
+                f"json: cannot unmarshal {mismatches.json_kind(value)} into Go value of type map[string]interface {{}}"
             )
         obj = dict(value)
         meta_unknown: list[str] = []

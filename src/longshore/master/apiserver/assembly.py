@@ -20,6 +20,7 @@ from longshore.master.apiserver.reviews import ReviewHandlers
 from longshore.master.apiserver.scale import ScaleHandler
 
 if TYPE_CHECKING:
+    from longshore.master.apiserver.proxying.handlers import Connects
     from longshore.master.apiserver.server import APIServer
 
 
@@ -39,13 +40,7 @@ async def assemble(server: APIServer) -> None:
     server.writer.ttl["", "events"] = EventLeases(server.store, config.event_ttl).lease
     _access(server)
     _admission(server)
-    proxying = Proxying(
-        server.api,
-        server.admission,
-        certificate=config.kubelet_certificate,
-        key=config.kubelet_key,
-        ca=config.kubelet_ca,
-    )
+    proxying = Proxying(lambda: _connects(server))
     special.update(proxying.handlers())
     server.closers.append(proxying.close)
     special["", "componentstatuses", ""] = Components(server.api, server.store_alive).handle
@@ -59,6 +54,20 @@ async def assemble(server: APIServer) -> None:
         server.api, server.discovery, server.openapi, certificate=config.proxy_certificate, key=config.proxy_key
     )
     server.spawn(server.aggregator.run(), "aggregator")
+
+
+def _connects(server: APIServer) -> Connects:
+    # The code that carries streams: an idle server does without.
+    from .proxying.handlers import Connects
+
+    config = server.config
+    return Connects(
+        server.api,
+        server.admission,
+        certificate=config.kubelet_certificate,
+        key=config.kubelet_key,
+        ca=config.kubelet_ca,
+    )
 
 
 def _access(server: APIServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longshore.api import decoding
+from longshore.api.mismatches import json_kind
 from longshore.machinery.errors import (
     Cause,
     StatusError,
@@ -101,14 +102,14 @@ async def delete_body(call: Call) -> Object | None:
         value = {}
     if not isinstance(value, dict):
         raise bad_request(
-            f"couldn't get version/kind; json parse error: json: cannot unmarshal {decoding.json_kind(value)}"
+            f"couldn't get version/kind; json parse error: json: cannot unmarshal {json_kind(value)}"
             f" into Go value of type {decoding.HEAD_TYPE}"
         )
     for field in ("apiVersion", "kind"):
         if value.get(field) is not None and not isinstance(value[field], str):
             raise bad_request(
                 "couldn't get version/kind; json parse error: json: cannot unmarshal"
-                f" {decoding.json_kind(value[field])} into Go struct field .{field} of type string"
+                f" {json_kind(value[field])} into Go struct field .{field} of type string"
             )
     kind, api_version = value.get("kind"), value.get("apiVersion") or ""
     if kind not in (None, "", "DeleteOptions"):

@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from longshore.api import decoding, times
-from longshore.api.decoding import BodyError, json_kind
+from longshore.api.decoding import BodyError
+from longshore.api.mismatches import json_kind
 from longshore.api.schema import DecodeError
 from longshore.machinery.errors import (
     Cause,

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,12 @@ CDIDevice: 1 name string
 """
 CALL_SECONDS = 30.0
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_schema: Schema | None = None
 
 
+@cache
 def schema() -> Schema:
     """The protocol's messages, made at first use."""
-    global _schema
-    if _schema is None:
-        _schema = Schema(VERSION, DEVICE_PLUGIN)
-    return _schema
+    return Schema(VERSION, DEVICE_PLUGIN)
 
 
 class DeviceError(AllocationError):

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,12 @@ MESSAGE_LIMIT = 1024
 _WORDS = {0: "Unknown", 1: "Healthy", 2: "Unhealthy"}
 UNKNOWN = _WORDS[0]
 Device = tuple[str, str]
-_schema: Schema | None = None
 
 
+@cache
 def schema() -> Schema:
     """The protocol's messages, made at first use."""
-    global _schema
-    if _schema is None:
-        _schema = Schema("v1alpha1", HEALTH)
-    return _schema
+    return Schema("v1alpha1", HEALTH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,12 @@ DynamicResource: 1 class_name string, 2 claim_name string, 3 claim_namespace str
 ClaimResource: 1 cdi_devices *CDIDevice, 2 driver_name string, 3 pool_name string, 4 device_name string
 CDIDevice: 1 name string
 """
-_schema: Schema | None = None
 
 
+@cache
 def schema() -> Schema:
     """The protocol's messages, made at first use."""
-    global _schema
-    if _schema is None:
-        _schema = Schema("v1", POD_RESOURCES)
-    return _schema
+    return Schema("v1", POD_RESOURCES)
 
 
 class PodResources:

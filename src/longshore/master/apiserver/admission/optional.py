@@ -6,7 +6,6 @@ extendedresourcetoleration}.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from typing import Any
 
@@ -19,6 +18,7 @@ from longshore.master.apiserver.admission.configuration import PluginConfigurati
 from longshore.master.apiserver.configfile import ConfigurationError
 from longshore.master.apiserver.context import AdmissionRequest
 from longshore.master.apiserver.remote import Remembered, Remote
+from longshore.master.apiserver.throttle import TokenBucket
 
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 
@@ -203,22 +203,6 @@ def _labels(text: str) -> dict[str, str]:
     return out
 
 
-class _Bucket:
-    """Tokens that fill up again; rate: a second."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate, self._burst, self._tokens, self._counted = rate, burst, float(burst), time.monotonic()
-
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._counted) * self._rate)
-        self._counted = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class _Limit:
     """One limit on events: a bucket for each key that its type finds in a request."""
 
@@ -234,13 +218,13 @@ class _Limit:
             if value <= 0:
                 raise ConfigurationError(f"{at}.{name}: Invalid value: {value}: must be positive")
         self._size = given.get("cacheSize") or 4096
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def problem(self, a: AdmissionRequest) -> str:
         key = self._key(a)
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = _Bucket(self._rate, self._burst)
+            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst)
             if len(self._buckets) > self._size:
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(key)

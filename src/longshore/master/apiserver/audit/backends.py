@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ import orjson
 
 from longshore.api.validation.errors import quote
 from longshore.master.apiserver.remote import Remote
+from longshore.master.apiserver.throttle import TokenBucket
 
 from .flags import Batch, Truncate
 
@@ -182,7 +182,7 @@ class Buffered:
         self._changed = asyncio.Event()
         self._closing = False
         self._sending: set[asyncio.Task[None]] = set()
-        self._tokens, self._counted = float(batch.burst), time.monotonic()
+        self._bucket = TokenBucket(batch.rate, batch.burst) if batch.throttle else None
         self._task = asyncio.create_task(self._run(), name="audit")
 
     def process(self, events: Sequence[bytes]) -> bool:
@@ -211,22 +211,14 @@ class Buffered:
                 except TimeoutError:
                     break
             events, self._waiting = self._waiting[: self._batch.size], self._waiting[self._batch.size :]
-            await self._throttle()
+            if self._bucket is not None and (pause := self._bucket.reserve()):
+                await asyncio.sleep(pause)
             if self._batch.concurrent:
                 task = asyncio.create_task(self._send(events))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
             else:
                 await self._send(events)
-
-    async def _throttle(self) -> None:
-        if not self._batch.throttle:
-            return
-        now = time.monotonic()
-        self._tokens = min(self._batch.burst, self._tokens + (now - self._counted) * self._batch.rate) - 1
-        self._counted = now
-        if self._tokens < 0:
-            await asyncio.sleep(-self._tokens / self._batch.rate)
 
     async def _send(self, events: list[bytes]) -> None:
         found = self._backend.process(events)

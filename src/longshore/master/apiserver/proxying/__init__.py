@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longshore.machinery.http import Response
 from longshore.master.apiserver.call import Call
 
 if TYPE_CHECKING:
-    from longshore.master.apiserver.admit import Admission
-    from longshore.master.apiserver.context import API
-
     from .handlers import Connects
 
 Handler = Callable[[Call], Awaitable[Response | None]]
@@ -33,21 +29,10 @@ SUBRESOURCES = (
 
 
 class Proxying:
-    """Answers the connect subresources. The code that carries streams is loaded with the first of them.
+    """Answers the connect subresources. load: makes what does so, and is called with the first of them."""
 
-    admission: asked with CONNECT before anything is opened. certificate, key, ca: see Kubelets.
-    """
-
-    def __init__(
-        self,
-        api: API,
-        admission: Admission,
-        *,
-        certificate: Path | None = None,
-        key: Path | None = None,
-        ca: Path | None = None,
-    ) -> None:
-        self._arguments = api, admission, certificate, key, ca
+    def __init__(self, load: Callable[[], Connects]) -> None:
+        self._load = load
         self._connects: Connects | None = None
 
     def handlers(self) -> dict[tuple[str, str, str], Handler]:
@@ -56,10 +41,7 @@ class Proxying:
 
     async def _answer(self, subresource: tuple[str, str, str], call: Call) -> Response | None:
         if self._connects is None:
-            from .handlers import Connects
-
-            api, admission, certificate, key, ca = self._arguments
-            self._connects = Connects(api, admission, certificate=certificate, key=key, ca=ca)
+            self._connects = self._load()
         return await self._connects.handlers[subresource](call)
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import orjson
@@ -52,15 +53,12 @@ NodeGetVolumeStatsResponse: 1 usage *VolumeUsage, 2 volume_condition VolumeCondi
 VolumeUsage: 1 available int64, 2 total int64, 3 used int64, 4 unit int32
 VolumeCondition: 1 abnormal bool, 2 message string
 """
-_schema: Schema | None = None
 
 
+@cache
 def schema() -> Schema:
     """The Node service's messages, made at first use."""
-    global _schema
-    if _schema is None:
-        _schema = Schema("csi.v1", CSI)
-    return _schema
+    return Schema("csi.v1", CSI)
 
 
 def capability(
