@@ -1,6 +1,7 @@
 """The parts' own logs, Events, labels of pods, who may read them, and metrics over several nodes."""
 
 import asyncio
+import errno
 import shutil
 import subprocess
 import time
@@ -21,6 +22,7 @@ from longshore.node.logs.parts import AuditLog, PartLogs
 from longshore.node.logs.query import LogQuerier
 from longshore.node.logs.store.store import LogStore
 from node.logs.test_inputs import entries, settle
+from support.poorkernel import PoorKernel
 
 REMOTE = "/lib/systemd/systemd-journal-remote"
 
@@ -113,6 +115,24 @@ async def node(tmp_path, name, rules=None):
     store = LogStore(tmp_path / name)
     server = Server(LokiAPI(LogQuerier(store), rules, store, name).handle)
     return store, server, f"http://127.0.0.1:{await server.listen_tcp('127.0.0.1', 0)}"
+
+
+async def test_logs_are_collected_where_the_kernel_has_no_inotify_left(tmp_path, monkeypatch):
+    PoorKernel.into(monkeypatch, errno.EMFILE)
+    store = LogStore(tmp_path / "store")
+    collector = Collector(tmp_path / "pods", store, "n1")
+    collector.start()
+    log = tmp_path / "pods" / "shop_front_uid-1" / "httpd" / "0.log"
+    log.parent.mkdir(parents=True)
+    for number in range(1, 4):
+        with log.open("ab") as file:
+            file.write(b"2024-01-01T00:00:0%d.0Z stdout F line\n" % number)
+        await settle(lambda number=number: len(entries(store, '{pod="front"}')) == number)
+    log.rename(log.with_name("0.log.20240101-000000"))
+    log.write_bytes(b"2024-01-01T00:00:09.0Z stdout F rotated\n")
+    await settle(lambda: len(entries(store, '{pod="front"}')) == 4)
+    collector.close()
+    await store.close()
 
 
 async def test_streams_of_the_house_are_for_cluster_admins(tmp_path):
