@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -128,3 +129,18 @@ async def test_skopeo_reads_and_writes_it(make_store: Any, tmp_path: Path) -> No
     await two.load(once((tmp_path / "d.tar").read_bytes()), progress=said.append)
     assert said[-1] == {"stream": "Loaded image: again:2\n"} and two.resolve("again:2").diff_ids == image.diff_ids
     await two.load(once((tmp_path / "o.tar").read_bytes()), progress=said.append)
+
+
+async def test_a_layer_that_was_changed_is_not_saved(store: Any) -> None:
+    image = await imported(store, "im:1", {"a": b"1" * 1000, "b": b"2"})
+    (folder,) = store.layer_dirs(image)
+    data = await saved(store, "im:1")
+    (folder / "b").chmod(0o600)
+    (folder / "b").chmod(0o644)
+    assert await saved(store, "im:1") == data  # touched, and still the same
+    info = (folder / "a").stat()
+    (folder / "a").write_bytes(b"3" * 1000)
+    os.utime(folder / "a", ns=(info.st_atime_ns, info.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(EngineError, match="has changed on disk"):
+            await saved(store, "im:1")

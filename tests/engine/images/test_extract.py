@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from longshore.engine.images import layers as layers_module
-from longshore.engine.images.commit import hash_tree
 from longshore.engine.images.extract import OPAQUE_XATTR, ExtractError, Extractor
-from longshore.engine.images.pack import Change, Packer
+from longshore.engine.images.pack import Change, Packer, hash_tree
 from longshore.engine.images.store import ImageStore
 from longshore.wire.tar import TarReader
 
@@ -199,9 +198,9 @@ async def test_hundreds_of_layers_mount(store: ImageStore, monkeypatch: pytest.M
     for number in range(1, 125):
         folder = store.layers.new_folder()
         (folder / "diff" / f"f{number}").write_text(str(number))
-        diff, size, length = hash_tree(folder / "diff")
-        chain = store.layers.adopt(folder, chain, diff, size, tar_size=length).chain
-        diffs.append(diff)
+        tree = hash_tree(folder / "diff")
+        chain = store.layers.adopt_tree(folder, chain, tree).chain
+        diffs.append(tree.diff)
     many = store.add(encode({"rootfs": {"type": "layers", "diff_ids": diffs}, "config": {}}), chain)
     root = store.prepare("e" * 64, many)
     assert len(list(root.mount().iterdir())) == 125

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from longshore.engine.images.commit import EMPTY_LAYER, hash_tree
+from longshore.engine.images.commit import EMPTY_LAYER
 from longshore.engine.images.database import own_process
 from longshore.engine.images.extract import OPAQUE_XATTR, remove_path
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.overlay import RootFS
+from longshore.engine.images.pack import hash_tree
 from longshore.machinery import rooted
 
 if TYPE_CHECKING:
@@ -165,13 +166,13 @@ class StepRoot:
         """What was written as a layer over the chain, None where nothing was. In a thread, after finish()."""
         if not os.listdir(self.root.upper):
             return None
-        diff, size, length = hash_tree(self.root.upper)
-        if diff == EMPTY_LAYER:
+        tree = hash_tree(self.root.upper)
+        if tree.diff == EMPTY_LAYER:
             return None
         folder = self.store.layers.new_folder()
         os.rmdir(folder / "diff")
         os.rename(self.root.upper, folder / "diff")
-        return self.store.layers.adopt(folder, self.chain, diff, size, tar_size=length, lease=lease.id)
+        return self.store.layers.adopt_tree(folder, self.chain, tree, lease.id)
 
     def discard(self) -> None:
         """Unmount and remove what is left. In a thread."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import AsyncIterable, Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from longshore.engine.images.compression import BrokenStream
 from longshore.engine.images.extract import ExtractError
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.model import ENGINE_VERSION, Image, encode, host_architecture, now_text
-from longshore.engine.images.pack import Packer
+from longshore.engine.images.pack import Packer, hash_tree
 from longshore.engine.images.references import Reference
 from longshore.engine.images.streams import consume, in_thread
 from longshore.wire.tar import TarError
@@ -29,17 +28,6 @@ def disk_failure(error: OSError) -> SystemFailure:
     """A file system's error in Go's words: "write etc/passwd: no space left on device"."""
     name = error.filename if isinstance(error.filename, str) else ""
     return SystemFailure(f"write {name}: {(error.strerror or str(error)).lower()}")
-
-
-def hash_tree(folder: Path) -> tuple[str, int, int]:
-    """The diff id that a folder has as a layer, its bytes of content, its tar's length. In a thread."""
-    packer = Packer(folder)
-    digest = hashlib.sha256()
-    length = 0
-    for data in packer:
-        digest.update(data)
-        length += len(data)
-    return "sha256:" + digest.hexdigest(), packer.size, length
 
 
 def make_config(
@@ -157,8 +145,7 @@ async def unpack(store: ImageStore, source: AsyncIterable[bytes], parent: str, l
         folder = store.layers.new_folder()
         try:
             store.layers.extract(folder, read, hashed=False)
-            diff, size, length = hash_tree(folder / "diff")
-            return store.layers.adopt(folder, parent, diff, size, tar_size=length, lease=lease)
+            return store.layers.adopt_tree(folder, parent, hash_tree(folder / "diff"), lease)
         except BaseException:
             store.layers.discard(folder)
             raise

@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS unsynced(chain TEXT PRIMARY KEY, boot TEXT NOT NULL) 
 
 def process_start(pid: int) -> int:
     """A process's start time in ticks since boot (with the pid it names the process for good), 0 when there is none."""
+CREATE TABLE IF NOT EXISTS seals(chain TEXT PRIMARY KEY, seal INTEGER NOT NULL) WITHOUT ROWID;
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b") ")[2].split()[19])

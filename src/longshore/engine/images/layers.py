@@ -23,7 +23,7 @@ from longshore.engine.images.blobs import Blobs, DigestMismatch
 from longshore.engine.images.database import Database, own_process, process_start
 from longshore.engine.images.extract import Extractor, remove_path
 from longshore.engine.images.flushing import Flusher
-from longshore.engine.images.pack import Packer
+from longshore.engine.images.pack import Packer, Tree, hash_tree
 from longshore.engine.images.streams import passed
 from longshore.wire.tar import TarReader
 
@@ -118,19 +118,35 @@ class Layers:
 
     def tar(self, layer: Layer) -> Iterator[bytes]:
         """The layer's tar, uncompressed, with the bytes that its digest names. Raises DigestMismatch at the end."""
+        if not (layer.blob and self._blobs.has(layer.blob)):
+            yield from self._packed(layer)
+            return
         digest = hashlib.sha256()
-        if layer.blob and self._blobs.has(layer.blob):
-            with open(self._blobs.path(layer.blob), "rb") as file:
-                read = compression.reader(file.read)
-                while data := read(_PIECE):
-                    digest.update(data)
-                    yield data
-        else:
-            for data in Packer(self.diff_path(layer)):
+        with open(self._blobs.path(layer.blob), "rb") as file:
+            read = compression.reader(file.read)
+            while data := read(_PIECE):
                 digest.update(data)
                 yield data
         if "sha256:" + digest.hexdigest() != layer.diff:
-            raise DigestMismatch(f"layer {layer.diff} has changed on disk")
+            raise _changed(layer)
+
+    def _packed(self, layer: Layer) -> Iterator[bytes]:
+        """The tar of a layer's files. Where their seal is still that of the last time, the digest is not made once more: it
+        costs as much as all the rest."""
+        sealed = self._database.one("SELECT seal FROM seals WHERE chain=?", layer.chain)
+        packer = Packer(self.diff_path(layer))
+        digest = hashlib.sha256()
+        for data in packer:
+            if sealed is None:
+                digest.update(data)
+            yield data
+        if sealed is not None and sealed[0] == packer.seal:
+            return
+        found = "sha256:" + digest.hexdigest() if sealed is None else hash_tree(self.diff_path(layer)).diff
+        if found != layer.diff:
+            raise _changed(layer)
+        with self._database.write(durable=False) as connection:
+            _seal(connection, layer.chain, packer.seal)
 
     # -- adding --------------------------------------------------------------------------------------------------
 
@@ -173,10 +189,11 @@ class Layers:
         media: str = "",
         blob_size: int = 0,
         lease: str = "",
+        seal: int = 0,
     ) -> Layer:
         """Make an unpacked folder a layer over `parent`; one that is there already wins, and the folder goes.
 
-        lease: holds the new layer until the lease ends.
+        lease: holds the new layer until the lease ends. seal: that of the files, when they were packed to get the digest.
         """
         chain = chain_id(parent, diff)
         name = secrets.token_hex(32)
@@ -194,11 +211,17 @@ class Layers:
                     (chain, diff, parent, size, blob, media, blob_size, name, tar_size),
                 )
                 self.flusher.mark(connection, chain)
+                if seal:
+                    _seal(connection, chain, seal)
         if row is None:
             self.flusher.schedule()
             return layer
         self.discard(folder)
         return Layer(*row)
+
+    def adopt_tree(self, folder: Path, parent: str, tree: Tree, lease: str = "") -> Layer:
+        """adopt() of a folder whose digest is that of the tar which we write for it."""
+        return self.adopt(folder, parent, tree.diff, tree.size, tar_size=tree.length, lease=lease, seal=tree.seal)
 
     # -- removing ------------------------------------------------------------------------------------------------
 
@@ -211,7 +234,7 @@ class Layers:
                 if row is None:
                     break
                 layer = Layer(*row)
-                connection.execute("DELETE FROM layers WHERE chain=?", (chain,))
+                _delete(connection, chain)
                 gone.append(layer)
                 chain = layer.parent
         for layer in gone:
@@ -273,10 +296,7 @@ class Layers:
 
     def _is_whole(self, layer: Layer) -> bool:
         """Do a layer's files still make its digest?"""
-        digest = hashlib.sha256()
-        for data in Packer(self.diff_path(layer)):
-            digest.update(data)
-        return "sha256:" + digest.hexdigest() == layer.diff
+        return hash_tree(self.diff_path(layer)).diff == layer.diff
 
     def _again(self, layer: Layer) -> bool:
         """Unpack a layer from its blob once more, into a new folder in the place of the old one."""
@@ -307,7 +327,7 @@ class Layers:
                 if row is None:
                     continue
                 gone.append(Layer(*row))
-                connection.execute("DELETE FROM layers WHERE chain=?", (chain,))
+                _delete(connection, chain)
                 todo += [found[0] for found in connection.execute("SELECT chain FROM layers WHERE parent=?", (chain,))]
                 for (image,) in connection.execute("SELECT id FROM images WHERE chain=?", (chain,)).fetchall():
                     connection.execute("DELETE FROM images WHERE id=?", (image,))
@@ -344,6 +364,19 @@ class Layers:
                     blob.unlink()
         for path in trash:
             remove_path(path)
+
+
+def _changed(layer: Layer) -> DigestMismatch:
+    return DigestMismatch(f"layer {layer.diff} has changed on disk")
+
+
+def _seal(connection: sqlite3.Connection, chain: str, seal: int) -> None:
+    connection.execute("INSERT OR REPLACE INTO seals VALUES(?,?)", (chain, seal))
+
+
+def _delete(connection: sqlite3.Connection, chain: str) -> None:
+    connection.execute("DELETE FROM layers WHERE chain=?", (chain,))
+    connection.execute("DELETE FROM seals WHERE chain=?", (chain,))
 
 
 def add_lease(connection: sqlite3.Connection, lease: str, key: str) -> None:

@@ -6,15 +6,18 @@ again at any time with the same digest, and need not be kept twice.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from longshore.engine.images.extract import OPAQUE_XATTR
 from longshore.wire import tar
 
 _PIECE = 1 << 18
+_SEAL_STEP, _SEAL_RANGE = 1_000_003, 2**61 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class Packer:
     """Yields the bytes of an archive of `root`.
 
     layer: True translates overlayfs whiteouts and opaque folders to AUFS's names; False writes the tree as it is.
-    `size`: bytes of file content written. Synchronous: run it in a thread.
+    `size`: bytes of file content written. `seal`: made of every entry's inode and time of change, which the kernel sets
+    whenever content or attributes change: as long as it is the same, so are the bytes. Synchronous: run it in a thread.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, layer: bool = True) -> None:
@@ -96,6 +100,7 @@ class Packer:
         self._layer = layer
         self._links: dict[tuple[int, int], str] = {}
         self.size = 0
+        self.seal = 0
 
     def __iter__(self) -> Iterator[bytes]:
         fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -123,6 +128,7 @@ class Packer:
                 info = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue  # gone meanwhile, or a whiteout that overlayfs lists where nothing lies under it
+            self.seal = (self.seal * _SEAL_STEP + (info.st_ino ^ info.st_ctime_ns)) % _SEAL_RANGE
             yield from self._member(fd, name, prefix, info)
 
     def _member(self, fd: int, name: str, prefix: str, info: os.stat_result) -> Iterator[bytes]:
@@ -172,6 +178,26 @@ class Packer:
         self.size += size
         if size % tar.BLOCK:
             yield tar.padding(size)
+
+
+class Tree(NamedTuple):
+    """A folder as a layer. diff: the digest of its tar; size: bytes of content; length: of the tar; seal: see Packer."""
+
+    diff: str
+    size: int
+    length: int
+    seal: int
+
+
+def hash_tree(folder: str | os.PathLike[str]) -> Tree:
+    """What a folder is as a layer. In a thread."""
+    packer = Packer(folder)
+    digest = hashlib.sha256()
+    length = 0
+    for data in packer:
+        digest.update(data)
+        length += len(data)
+    return Tree("sha256:" + digest.hexdigest(), packer.size, length, packer.seal)
 
 
 def _lower_stat(lowers: list[int], path: str) -> os.stat_result | None:

@@ -22,10 +22,11 @@ from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import InvalidParameter, NotFound, SystemFailure
 from longshore.engine.images import references
-from longshore.engine.images.commit import copy_layer, hash_tree
+from longshore.engine.images.commit import copy_layer
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.listing import platform_matches
 from longshore.engine.images.model import Image
+from longshore.engine.images.pack import hash_tree
 from longshore.engine.images.streams import in_thread
 
 if TYPE_CHECKING:
@@ -284,8 +285,7 @@ class Solver:
         if not os.listdir(folder / "diff"):
             self.store.layers.discard(folder)
             return ""
-        diff, size, length = hash_tree(folder / "diff")
-        return self.store.layers.adopt(folder, "", diff, size, tar_size=length, lease=self.lease.id).chain
+        return self.store.layers.adopt_tree(folder, "", hash_tree(folder / "diff"), self.lease.id).chain
 
     def packed(self, read: Callable[[int], bytes]) -> str:
         """A chain of one layer that comes as a tar. In a thread."""
