@@ -117,3 +117,65 @@ async def test_a_server_and_its_clients_go_on_under_new_certificates(tmp_path: P
         await api.close()
         await plain.close()
         await server.close()
+
+
+class Owner:
+    """Somebody who reads files."""
+
+
+async def test_every_way_in_which_a_file_is_replaced(tmp_path: Path, following: None) -> None:
+    plain, (one, two) = tmp_path / "plain", (tmp_path / "v1", tmp_path / "v2")
+    plain.write_text("a")
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "key").write_text(folder.name)
+    data, linked = tmp_path / "..data", tmp_path / "key"
+    data.symlink_to("v1")
+    linked.symlink_to("..data/key")
+    seen: asyncio.Queue[str] = asyncio.Queue()
+    owner = Owner()
+
+    async def changed(of: Owner) -> None:
+        assert of is owner
+        await seen.put(f"{plain.read_text()} {linked.read_text()}")
+        raise RuntimeError("the next change is told nevertheless")
+
+    async def next_is(content: str) -> None:
+        async with asyncio.timeout(10):
+            while await seen.get() != content:
+                pass
+
+    renewal.hold(owner, [plain, linked], changed, loop=asyncio.get_running_loop())
+    plain.write_text("b")
+    await next_is("b v1")
+    (tmp_path / "new").write_text("c")
+    (tmp_path / "new").rename(plain)
+    await next_is("c v1")
+    (tmp_path / "next").symlink_to("v2")
+    (tmp_path / "next").rename(data)
+    await next_is("c v2")
+    plain.unlink()
+    plain.write_text("d")
+    await next_is("d v2")
+    renewal.release(owner)
+    assert renewal.files_of(owner) == ()
+
+
+async def test_what_belongs_to_another_loop_is_left_to_it(tmp_path: Path, following: None) -> None:
+    file, here, elsewhere = tmp_path / "file", Owner(), Owner()
+    file.write_text("a")
+    seen: list[Owner] = []
+    other = asyncio.new_event_loop()
+    renewal.hold(elsewhere, [file], seen.append, loop=other)
+    renewal.hold(here, [file], seen.append)
+    file.write_text("b")
+
+    async def told() -> bool:
+        return bool(seen)
+
+    try:
+        await until(told)
+        assert seen == [here]
+    finally:
+        renewal.release(elsewhere)
+        other.close()

@@ -1,14 +1,16 @@
-"""Certificates in files and who holds them: what was read from a file is read again when the file is replaced.
+"""What was read from files is read again when they are replaced: certificates, keys, kubeconfigs, configuration.
 
-API server, manager and node follow their files, so that a certificate is renewed by writing a new one.
+The folder of each file is watched (inotify), so that a file that is written in place, one that is renamed over it and a
+symbolic link that is swapped (a mounted Secret's ..data) are all seen. Nothing is polled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,35 +20,48 @@ from longshore.machinery.inotify import Inotify, Mask
 
 log = logging.getLogger("longshore.renewal")
 T = TypeVar("T")
-_MASK = Mask.MOVED_TO | Mask.CLOSE_WRITE
+_MASK = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE
+_SETTLE_SECONDS = 0.1
+State = tuple[tuple[int, int] | None, ...]
 
 
 @dataclass(slots=True)
 class _Held:
     files: tuple[Path, ...]
-    reload: Callable[[Any], None]
-    seen: tuple[tuple[int, int] | None, ...]
+    reload: Callable[[Any], Awaitable[None] | None]
+    seen: State
+    loop: asyncio.AbstractEventLoop | None
 
 
-_held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Any, list[_Held]] = WeakKeyDictionary()
 _followers: set[Callable[[], None]] = set()
 
 
-def hold(owner: T, files: Sequence[Path], reload: Callable[[T], None]) -> None:
-    """Have `reload(owner)` called when one of the files is replaced, for as long as the owner lives.
+def hold(
+    owner: T,
+    files: Sequence[Path],
+    reload: Callable[[T], Awaitable[None] | None],
+    *,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> None:
+    """Have `reload(owner)` called when one of the files is replaced, for as long as the owner lives or until `release`.
 
     Call it before the first reading. A reload that raises (OSError, ValueError: a pair of which one half is new) is
-    called again at the next change.
+    called again at the next change. loop: the only one in which it may be called; None: in that of whoever follows.
     """
-    _held[owner] = _Held(tuple(files), reload, _state(files))
+    _held.setdefault(owner, []).append(_Held(tuple(files), reload, _state(files), loop))
     for wake in tuple(_followers):
         wake()
 
 
+def release(owner: object) -> None:
+    """Hold nothing for this owner any more."""
+    _held.pop(owner, None)
+
+
 def files_of(owner: object) -> tuple[Path, ...]:
     """The files that an owner is made of."""
-    found = _held.get(owner)
-    return found.files if found else ()
+    return tuple(file for held in _held.get(owner, ()) for file in held.files)
 
 
 async def follow() -> None:
@@ -55,7 +70,7 @@ async def follow() -> None:
     try:
         watch = Inotify()
     except OSError as error:  # there are only so many of them on a machine (fs.inotify.max_user_instances)
-        log.warning("certificates are not followed: %s", error)
+        log.warning("certificates and configuration files are not followed: %s", error)
         return
     watched: set[Path] = set()
 
@@ -65,36 +80,45 @@ async def follow() -> None:
     _followers.add(wake)
     try:
         while True:
-            for folder in {file.parent for held in list(_held.values()) for file in held.files} - watched:
+            for folder in {file.parent for _, held in _mine(loop) for file in held.files} - watched:
                 try:
                     watch.watch(folder, _MASK, lambda *_: changed.set())
                     watched.add(folder)
                 except OSError as error:
                     log.debug("%s", error)
-            _reload_changed()
+            for owner, held in _mine(loop):
+                await _reload_changed(owner, held)
             await changed.wait()
+            await asyncio.sleep(_SETTLE_SECONDS)  # writers touch several files one after the other
             changed.clear()
     finally:
         _followers.discard(wake)
         watch.close()
 
 
-def _reload_changed() -> None:
+def _mine(loop: asyncio.AbstractEventLoop) -> list[tuple[Any, _Held]]:
     # In the order in which they were held: a context before the connections that were made with it.
-    for owner, held in list(_held.items()):
-        now = _state(held.files)
-        if now == held.seen:
-            continue
-        try:
-            held.reload(owner)
-        except (OSError, ValueError) as error:
-            log.debug("%s: %s", held.files[0], error)
-            continue
-        held.seen = now
-        log.info("read anew: %s", held.files[0])
+    return [(owner, one) for owner, held in list(_held.items()) for one in held if one.loop in (None, loop)]
 
 
-def _state(files: Sequence[Path]) -> tuple[tuple[int, int] | None, ...]:
+async def _reload_changed(owner: Any, held: _Held) -> None:
+    now = _state(held.files)
+    if now == held.seen or None in now:  # a file that is gone for a moment is on its way back
+        return
+    try:
+        pending = held.reload(owner)
+        if inspect.isawaitable(pending):
+            await pending
+    except (OSError, ValueError) as error:
+        log.debug("%s: %s", held.files[0], error)
+        return
+    except Exception:
+        log.exception("%s", held.files[0])
+    held.seen = now
+    log.info("read anew: %s", held.files[0])
+
+
+def _state(files: Sequence[Path]) -> State:
     return tuple(map(_stamp, files))
 
 

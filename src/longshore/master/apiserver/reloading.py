@@ -1,13 +1,12 @@
 """What the server reads again while it runs: the CAs of its clients, its configuration files.
 
-Its own certificate is read again as everybody's is (machinery.renewal).
-
 Source: k8s.io/apiserver/pkg/server/dynamiccertificates; kubeapiserver/options/authentication.go (reload of
 AuthenticationConfiguration); pkg/controlplane/apiserver/options; encryptionconfig/controller.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -17,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longshore.machinery.filewatch import FileWatch
+from longshore.machinery import renewal
 
 if TYPE_CHECKING:
     from longshore.master.apiserver.server import APIServer
@@ -33,20 +32,18 @@ def identity_hash() -> str:
 
 
 class Reloading:
-    """Watches the files of one server."""
+    """Has the files of one server followed (machinery.renewal)."""
 
     def __init__(self, server: APIServer) -> None:
         self._server = server
-        self._watch = FileWatch()
         self._identity = identity_hash()
         self._moments: dict[str, dict[str, float]] = {}
-        self._digests: dict[str, Callable[[], str]] = {}
 
     def start(self) -> None:
         server, config = self._server, self._server.config
         assert server.access is not None
         for authorities in server.access.authorities:
-            self._watch.add([authorities.file], self._logged(authorities.file, authorities.load))
+            self._held([authorities.file], self._logged(authorities.file, authorities.load))
         options = server.access.options
         if options.authentication_config is not None:
             self._counted("authentication", options.authentication_config, server.access.reload_authentication)
@@ -59,10 +56,13 @@ class Reloading:
                 self._counted("encryption", config.encryption_config, encryption.reload)
 
     def close(self) -> None:
-        self._watch.close()
+        renewal.release(self)
 
-    def _logged(self, file: Path, load: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-        async def changed() -> None:
+    def _held(self, files: list[Path], changed: Callable[[], Awaitable[None] | None]) -> None:
+        renewal.hold(self, files, lambda _: changed(), loop=asyncio.get_running_loop())
+
+    def _logged(self, file: Path, load: Callable[[], None]) -> Callable[[], None]:
+        def changed() -> None:
             try:
                 load()
             except (OSError, ValueError) as error:
@@ -81,9 +81,10 @@ class Reloading:
         async def changed() -> None:
             nonlocal digest
             try:
+                if (now := _digest(file)) == digest:
+                    return
                 await reload()
-                status = "success"
-                digest = _digest(file)
+                status, digest = "success", now
                 log.info("%s is taken as it is now", file)
             except (OSError, ValueError) as error:
                 status = "failure"
@@ -96,7 +97,7 @@ class Reloading:
             lambda: [([("apiserver_id_hash", self._identity), ("status", s)], at) for s, at in moments.items()],
         )
         self._tell(kind, lambda: digest)
-        self._watch.add([file], changed)
+        self._held([file], changed)
 
     def _tell(self, kind: str, digest: Callable[[], str]) -> None:
         self._server.metrics.gauges[f"apiserver_{kind}_config_controller_last_config_info"] = (
