@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl.secret import SecretBox
 
-from longshore.master.apiserver.encryption import secretbox
+from longshore.master.apiserver.encryption import ciphers
 from longshore.master.apiserver.encryption.configuration import Configuration
 from longshore.master.apiserver.encryption.errors import EncryptionError, TransformError
 from longshore.master.apiserver.encryption.store import EncryptedStore
@@ -72,12 +73,16 @@ def test_secretbox_is_nacls() -> None:
         "f41db66cce314adb310e3be8250c46f06dceea3a7fa1348057e2f6556ad6b1318a024a838f21af1fde048977eb48f59ffd4924ca1c6090"
         "2e52f0a089bc76897040e082f937763848645e0705"
     )
-    box = secretbox.seal(key, message, nonce)
-    assert box.hex().startswith("f3ffc7703f9400e52a7dfb4b3d3305d98e993b9f48681273c29650ba32fc76ce48332ea7164d96a4")
-    assert secretbox.open_(key, box, nonce) == message
-    with pytest.raises(ValueError):
-        secretbox.open_(key, box[:-1], nonce)
-    assert secretbox.open_(key, secretbox.seal(key, b"", nonce), nonce) == b""
+    seal, unseal = ciphers.secretbox(key)
+    begin = bytes.fromhex("f3ffc7703f9400e52a7dfb4b3d3305d98e993b9f48681273c29650ba32fc76ce48332ea7164d96a4")
+    sealed = seal(message, b"")
+    assert len(sealed) == 24 + 16 + len(message) and unseal(sealed, b"") == message
+    assert SecretBox(key).encrypt(message, nonce).ciphertext.startswith(begin)
+    assert unseal(bytes(SecretBox(key).encrypt(message, nonce)), b"") == message
+    for broken in (sealed[:-1], sealed[:30], b""):
+        with pytest.raises(ValueError):
+            unseal(broken, b"")
+    assert unseal(seal(b"", b""), b"") == b""
 
 
 @pytest.mark.parametrize(

@@ -103,10 +103,19 @@ def cbc(secret: bytes) -> tuple[Transform, Transform]:
 
 
 def secretbox(secret: bytes) -> tuple[Transform, Transform]:
-    """XSalsa20 with Poly1305."""
-    from .secretbox import transformer
+    """XSalsa20 with Poly1305; a nonce of 24 octets stands before the value."""
+    from nacl.exceptions import CryptoError
+    from nacl.secret import SecretBox
 
-    return transformer(secret)
+    box = SecretBox(secret)
+
+    def open(value: bytes, key: bytes) -> bytes:
+        try:
+            return box.decrypt(value)
+        except CryptoError:
+            raise ValueError("output array was not large enough for encryption") from None
+
+    return lambda value, key: bytes(box.encrypt(value)), open
 
 
 #: kind in the configuration file -> what makes its transforms, octets that its secrets may have.
