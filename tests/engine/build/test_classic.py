@@ -263,6 +263,30 @@ async def test_add_of_a_url(build: Bench) -> None:
     await server.close()
 
 
+async def test_steps_of_named_images_only(build: Bench) -> None:
+    """`cache_from`: steps come from the images that are named, also from one that was loaded and knows no parents."""
+    text = "FROM busybox\nENV A=1\nRUN echo 1 > /one\nRUN echo 2 > /two\n"
+    first = await build(text, t="cf:1")
+    await build(text, cachefrom='["cf:1"]')
+    assert build.text.count("Using cache") == 3
+    await build(text, t="other", cachefrom='["nosuchtag"]')
+    assert build.text.count("Using cache") == 0
+    parent = build.store.resolve("cf:1").parent
+    saved = b"".join(await build.store.save(["cf:1"]))
+    for name in ("cf:1", "other"):
+        await build.store.remove(name)
+    assert build.store.get(parent) is None
+    await build.store.load(once(saved))
+    assert build.store.resolve("cf:1").parent == ""
+    assert await build(text, t="again", cachefrom='["cf:1"]') == first
+    assert build.text.count("Using cache") == 3
+    found = build.store.resolve("again")
+    assert found.parent and build.store.resolve(found.parent).parent
+    # Another way than the image's: made anew from there on.
+    await build(text.replace("echo 2", "echo 3"), cachefrom='["cf:1"]')
+    assert build.text.count("Using cache") == 2
+
+
 async def test_steps_get_nothing_of_the_engine(build: Bench) -> None:
     """No descriptor leaks into a step, a working folder under /proc leads nowhere (CVE-2024-21626), links at /etc neither."""
     await build("FROM busybox\nRUN ls /proc/self/fd | tr '\\n' ' '; echo; id -u; grep CapEff /proc/self/status\n")

@@ -170,6 +170,31 @@ async def test_add(tree: Kit, web: tuple[str, dict[str, bytes]]) -> None:
 
 
 @pytest.mark.root
+async def test_a_file_that_is_the_same_is_asked_after_only(kit: Kit) -> None:
+    content, asked = [b"one"], list[str]()
+
+    def answer(request: Request) -> Response:
+        asked.append(request.method)
+        tag = f'"{hashlib.sha256(content[0]).hexdigest()}"'
+        headers = [("ETag", tag), ("Content-Disposition", 'attachment; filename="named"')]
+        if request.headers.get("If-None-Match") == tag and request.method == "GET":
+            return Response(304, b"", headers)
+        return Response(200, b"" if request.method == "HEAD" else content[0], headers)
+
+    server = Server(answer)
+    url = f"http://127.0.0.1:{await server.listen_tcp('127.0.0.1', 0)}/f"
+    text = f"FROM scratch\nADD {url} /d/\n"
+    assert [m.data for m in (await files(kit, text)).values() if m.data] == [b"one"]
+    assert [m.data for m in (await files(kit, text)).values() if m.data] == [b"one"]
+    assert asked == ["GET", "HEAD"] and kit.names[-2].endswith("*")
+    content[0] = b"two"
+    found = await files(kit, text)
+    assert found["d/named"].data == b"two" and asked == ["GET", "HEAD", "HEAD", "GET"]
+    content[0] = b"one"
+    await server.close()
+
+
+@pytest.mark.root
 async def test_run(kit: Kit) -> None:
     text = (
         'FROM busybox\nSHELL ["/bin/ash", "-ec"]\nRUN <<E\necho $0 > /one\necho two >> /one\nE\n'

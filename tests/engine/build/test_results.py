@@ -282,6 +282,10 @@ async def test_contexts(kit: Kit) -> None:
     contexts = {"context:base": "docker-image://busybox", "context:files": "local:other", "context:sub": "local:other"}
     await kit.build(text, exporter="tar", **contexts, **QUIET)
     assert members(kit) == {"f": b"named"} and kit.logs == b"named"
+    (other / "unused").write_text("x")
+    await kit.build("FROM scratch\nCOPY --from=files f /f\n", exporter="tar", **contexts, **QUIET)
+    assert kit.files.asked[-1] == {"dir-name": ["other"], "followpaths": ["f"]}
+    (other / "unused").unlink()
     # A stage gives way to a context of its name; a result of another build comes as a definition.
     await kit.build("FROM scratch AS one\nCOPY nothing /\nFROM one\n", exporter="tar", **{"context:one": "local:other"})
     assert members(kit) == {"f": b"named"}

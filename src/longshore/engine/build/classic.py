@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, git, instructions
 from longshore.engine.build.cache import BuildCache
+from longshore.engine.build.cachefrom import CacheFrom
 from longshore.engine.build.context import Context, from_git, from_tar, from_url
 from longshore.engine.build.dispatch import Dispatcher
 from longshore.engine.build.instructions import Instruction, Program, Stage
@@ -85,6 +86,7 @@ class _Build:
         self.program = load(context.dockerfile)
         self.arguments = Arguments(options.arguments)
         self.done: list[StageState] = []
+        self._from = CacheFrom(self.store, options.cache_from) if options.cache_from else None
         self._decoders = {
             1: codecs.getincrementaldecoder("utf-8")("replace"),
             2: codecs.getincrementaldecoder("utf-8")("replace"),
@@ -115,8 +117,9 @@ class _Build:
     async def folder(self, name: str) -> Path | None:
         return None
 
-    async def imported(self, key: str, parent: str) -> Image | None:
-        return None
+    async def known(self, key: str, told: str, state: StageState) -> Image | None:
+        found = self.cache.get(key)
+        return found if self._from is None else self._from.find(found, state.image, told, state.config)
 
     def used(self, key: str, image: Image, told: str) -> None:
         return
@@ -158,7 +161,7 @@ class _Build:
             dispatcher = Dispatcher(self, state)
             number += 1
             self._step(number, total, stage.node.original)
-            await self._from(stage, state, dispatcher)
+            await self._begin(stage, state, dispatcher)
             self.say(f" ---> {state.image.short if state.image else ''}\n")
             for instruction in stage.instructions:
                 number += 1
@@ -196,7 +199,7 @@ class _Build:
         self.say(f"Step {number}/{total} : {text}")
         self.say("\n")
 
-    async def _from(self, stage: Stage, state: StageState, dispatcher: Dispatcher) -> None:
+    async def _begin(self, stage: Stage, state: StageState, dispatcher: Dispatcher) -> None:
         """Begin a stage: its base image, and the triggers that the base carries."""
         try:
             base = expand(stage.base, self.arguments.meta_values(), self.program.file.escape)
@@ -205,6 +208,8 @@ class _Build:
         if not base:
             raise InvalidParameter(f"base name ({stage.base}) should not be blank")
         state.started = True
+        if self._from is not None:
+            self._from.begin()
         earlier = next((done for done in reversed(self.done) if done.name and done.name == base.lower()), None)
         if earlier is not None:
             _inherit(state, earlier.image, earlier.config)

@@ -229,8 +229,7 @@ class Dispatcher:
         options = self.build.options
         if options.no_cache or (self.state.name and self.state.name in options.no_cache_stages):
             return False
-        below = self.state.image.id if self.state.image else ""
-        found = self.build.cache.get(key) or await self.build.imported(key, below)
+        found = await self.build.known(key, told, self.state)
         if found is None:
             return False
         self.build.hit()

@@ -35,10 +35,12 @@ _COMPLAINT = b"runc run failed: "
 
 
 class _Endpoint:
-    """What the network service wants to know of a container."""
+    """What the network service and its resolvers want to know of a container."""
 
     def __init__(self, step_id: str) -> None:
         self.id, self.name = step_id, f"/build-{step_id[:12]}"
+        self.networks: dict[str, dict[str, Any]] = {}
+        self.host: dict[str, Any] = {"Dns": []}
 
 
 class RuncRunner:
@@ -146,6 +148,7 @@ class RuncRunner:
         sandbox: Path | None = None
         endpoint: Any = None
         own: list[tuple[str, str]] = []
+        named = False
         if step.network == "host":
             oci.set_namespace(spec, "network", host=True)
         elif step.network != "none" and self._networks is not None:
@@ -153,9 +156,16 @@ class RuncRunner:
             network = networks.resolve("bridge" if step.network in ("default", "") else step.network)
             sandbox = networks.sandbox_path(step.id)
             settings: dict[str, Any] = {}
-            endpoint = networks.allocate(network, _Endpoint(step.id), settings)
+            step_end = _Endpoint(step.id)
+            endpoint = networks.allocate(network, step_end, settings)
             try:
                 await in_thread(lambda: networks.build(sandbox, [(endpoint, "eth0", (4, 6))]))
+                if network.user_defined and networks.resolvers is not None:
+                    # The names of that network's containers are known to the step, as to any container in it.
+                    settings["DNSNames"] = [step.id[:12]]
+                    step_end.networks[network.name] = settings
+                    await networks.resolvers.serve(step_end, sandbox)
+                    named = True
             except BaseException:
                 networks.release(endpoint)
                 raise
@@ -164,6 +174,8 @@ class RuncRunner:
                 own.append((str(settings["IPAddress"]), step.hostname or step.id[:12]))
         extra = [(address, name) for name, address in step.hosts]
         servers, search, options = files.resolver_of([], [], [], host_network=step.network == "host")
+        if named:
+            servers, options = [files.EMBEDDED_DNS], [*options, "ndots:0"]
         texts = {
             "hosts": files.hosts(own, extra),
             "hostname": (step.hostname or step.id[:12]) + "\n",
@@ -226,6 +238,8 @@ class RuncRunner:
             remove_path(bundle)
 
         if endpoint is not None and self._networks is not None:
+            if self._networks.resolvers is not None:
+                self._networks.resolvers.stop(endpoint.container)
             self._networks.release(endpoint)
         await in_thread(work)
 

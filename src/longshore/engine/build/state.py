@@ -43,8 +43,8 @@ class Host(Protocol):
         """The files of a context with that name, None where there is none."""
         ...
 
-    async def imported(self, key: str, parent: str) -> Image | None:
-        """A step's image from a cache elsewhere, brought here. parent: the image of the step before."""
+    async def known(self, key: str, told: str, state: StageState) -> Image | None:
+        """A step's image from a cache, brought here from elsewhere where it must be. told: the history's words for it."""
         ...
 
     def used(self, key: str, image: Image, told: str) -> None:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from longshore.engine.build import git
 from longshore.engine.build.context import new_folder
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
+from longshore.engine.build.downloads import Kept, download, verify
 from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.modes import parse_mode
 from longshore.engine.build.shell import ExpansionError, expand
@@ -22,7 +22,6 @@ from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import compression, references
 from longshore.engine.images.extract import Extractor, remove_path
-from longshore.engine.images.model import ENGINE_VERSION
 from longshore.engine.images.streams import in_thread
 from longshore.engine.runtime.users import UnknownUser, resolve_user
 from longshore.machinery import rooted
@@ -158,10 +157,10 @@ class _Transfer:
         if self.checksum:
             references.check_digest(self.checksum)
         folder = _scratch(self.dispatcher, self.stack)
-        unnamed = "__unnamed__" if self.build.buildkit else ""
-        name = await download(
-            url, folder, unnamed if self.target.endswith("/") else posixpath.basename(self.target) or "download"
-        )
+        kit = self.build.buildkit
+        unnamed = "__unnamed__" if kit else ""
+        other = unnamed if self.target.endswith("/") else posixpath.basename(self.target) or "download"
+        name = await download(url, folder, other, kept=Kept(self.build.store, url) if kit else None)
         if self.checksum:
             await in_thread(verify, folder / name, self.checksum)
         return Tree(folder), [Source(name, False)], self.instruction.flags.get("unpack") == "true"
@@ -263,55 +262,6 @@ async def _other_root(dispatcher: Dispatcher, instruction: Instruction, stack: c
     stack.callback(root.discard)
     await in_thread(root.mount)
     return Tree(root.merged, context=False)
-
-
-async def download(url: str, folder: Path, other: str = "") -> str:
-    """Fetch a URL into a folder; the file's name. other: the name where the URL has none ("": it must have one).
-
-    Raises InvalidParameter, SystemFailure.
-    """
-    from longshore.engine.images.distribution import connection_text
-    from longshore.machinery.http import Client
-    from longshore.machinery.http.errors import ClientError
-
-    name = unquote(posixpath.basename(urlsplit(url).path))
-    if not name or name in (".", ".."):
-        if not other:
-            raise InvalidParameter(f"cannot determine filename from url: {url}")
-        name = other
-    async with Client() as client:
-        try:
-            response = await client.request("GET", url, headers=[("User-Agent", f"buildkit/v{ENGINE_VERSION}")])
-            if response.status >= 400:
-                raise SystemFailure(
-                    f"ADD failed: failed to GET {url} with status {response.status} {response.reason}: "
-                )
-            with open(folder / name, "wb") as file:
-                async for data in response.chunks():
-                    await in_thread(file.write, data)
-        except (ClientError, TimeoutError) as error:
-            raise SystemFailure("ADD failed: " + connection_text("GET", url, error)) from None
-        modified = response.headers.get("Last-Modified")
-    os.chmod(folder / name, 0o600)
-    when = 0.0
-    if modified:
-        from email.utils import parsedate_to_datetime
-
-        with contextlib.suppress(ValueError, TypeError):
-            when = parsedate_to_datetime(modified).timestamp()
-    os.utime(folder / name, (when, when))
-    return name
-
-
-def verify(path: Path, checksum: str) -> None:
-    """Raises SystemFailure where a file is not what --checksum says. In a thread."""
-    import hashlib
-
-    algorithm = checksum.partition(":")[0]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-    if f"{algorithm}:{found}" != checksum:
-        raise SystemFailure(f"digest mismatch {algorithm}:{found}: {checksum}")
 
 
 def unpack(tree: Tree, source: Source, root: Path, target: str, owner: tuple[int, int] | None) -> bool:

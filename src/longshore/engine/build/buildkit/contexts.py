@@ -51,6 +51,8 @@ class Contexts:
         self.data = b""
         self.local = True
         self.commit = ""
+        # What is used of each local context by its session's name (None: all of it).
+        self.follow: dict[str, list[str] | None] = {}
 
     def _new(self) -> Context:
         made = Context(new_folder(self._store))
@@ -239,7 +241,8 @@ class Contexts:
                 return made.root
             patterns, _ = await self._ignore_file(rest)
             made = self._new()
-            total = await self._session.sync(rest, made.root, exclude=patterns)
+            follow = self.follow.get(rest) or []
+            total = await self._session.sync(rest, made.root, exclude=patterns, follow=follow)
             vertex.status("transferring:", total, done=True)
             return made.root
 

@@ -235,10 +235,14 @@ class Solver:
         return await self.made(fill)
 
     async def _http(self, url: str, attributes: Mapping[str, str]) -> str:
-        from longshore.engine.build.transfer import download, verify
+        from longshore.engine.build.downloads import Kept, download, verify
 
         async def fill(path: Path) -> None:
-            name = await download(url, path, attributes.get("http.filename") or "")
+            given = attributes.get("http.filename") or ""
+            name = await download(url, path, given or "download", kept=Kept(self.store, url))
+            if given and name != given:
+                (path / name).rename(path / given)
+                name = given
             if attributes.get("http.checksum"):
                 await in_thread(verify, path / name, attributes["http.checksum"])
             file = path / name

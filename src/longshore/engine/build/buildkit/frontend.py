@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.build import dockerfile, instructions
-from longshore.engine.build.buildkit import requests
+from longshore.engine.build.buildkit import requests, used
 from longshore.engine.build.buildkit.attributes import options_of, platform_values, platforms_of
 from longshore.engine.build.buildkit.contexts import Contexts
 from longshore.engine.build.buildkit.definitions import Inputs
@@ -169,7 +169,7 @@ class Frontend:
         checker = self.checker(ignored)
         checker.stages(needed, first.checked_base, first.full_platform)
         self._warn(checker)
-        follow = self._sources(sorted({index for _, _, indices in wanted for index in indices}))
+        follow = self._sources([(build, needed) for build, _, needed in wanted])
         tasks = [asyncio.ensure_future(build.run(target, indices)) for build, target, indices in wanted]
         # The stages have begun when the context is asked for: people see their first steps first.
         await asyncio.sleep(0)
@@ -186,36 +186,16 @@ class Frontend:
         ]
         return Outcome(images, multiple)
 
-    def _sources(self, needed: list[int]) -> list[str] | None:
-        """What of the context the stages use: [] nothing, None everything."""
-        import re
-
-        found: list[str] = []
-        for index in needed:
-            for instruction in self.program.stages[index].instructions:
-                if instruction.command == "onbuild":
-                    continue
-                if instruction.command in ("copy", "add") and not instruction.flags.get("from"):
-                    for word in instruction.words[:-1]:
-                        remote = instruction.command == "add" and re.match(r"https?://|git://|git@|ssh://", word)
-                        if not remote and not re.match(r"\d*<<", word):
-                            found.append(word)
-                for text in instruction.lists.get("mount", ()):
-                    if "type=" not in text or "type=bind" in text:
-                        if "from=" not in text:
-                            source = re.search(r"(?:source|src)=([^,]+)", text)
-                            found.append(source[1] if source else ".")
-        for base in self.sources.values():
-            # What triggers of a base copy is not known before they run.
-            if base.run_config.get("OnBuild"):
-                return None
-        clean: list[str] = []
-        for word in found:
-            path = word.lstrip("/").removeprefix("./").rstrip("/")
-            if path in ("", ".") or "$" in path or path.startswith("..") or "/./" in path or "**" in path:
-                return None
-            clean.append(path)
-        return clean
+    def _sources(self, builds: list[tuple[Stages, list[int]]]) -> list[str] | None:
+        """What of the main context the stages use: [] nothing, None everything. Those with names are told to the contexts."""
+        found: dict[str, list[str]] = {"": []}
+        for build, needed in builds:
+            for index in needed:
+                for place, path in build.uses(index):
+                    found.setdefault(place, []).append(path)
+        for place, paths in found.items():
+            self.contexts.follow[place] = used.narrowed(paths)
+        return self.contexts.follow[""]
 
     def source(self, name: str, image: Image) -> None:
         """An image that the build begins with."""

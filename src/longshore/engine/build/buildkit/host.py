@@ -14,6 +14,7 @@ from longshore.engine.images.model import Image
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.stages import Stages
+    from longshore.engine.build.state import StageState
 
 
 class StageHost:
@@ -84,8 +85,9 @@ class StageHost:
     async def agent(self, name: str, path: Path) -> asyncio.Server | None:
         return await self._frontend.session.agent(name, path)
 
-    async def imported(self, key: str, parent: str) -> Image | None:
-        return await self._frontend.imported(key, parent)
+    async def known(self, key: str, told: str, state: StageState) -> Image | None:
+        below = state.image.id if state.image else ""
+        return self.cache.get(key) or await self._frontend.imported(key, below)
 
     def used(self, key: str, image: Image, told: str) -> None:
         self._frontend.records[key] = (image.id, told[:200])

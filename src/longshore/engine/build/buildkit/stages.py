@@ -10,9 +10,11 @@ import contextlib
 import copy
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, instructions
+from longshore.engine.build.buildkit import used
 from longshore.engine.build.buildkit.attributes import normal_platform, platform_values
 from longshore.engine.build.buildkit.contexts import IMAGES
 from longshore.engine.build.buildkit.host import StageHost
@@ -194,6 +196,28 @@ class Stages:
                 raise self.frontend.failed(error.message, stage.node.start, stage.node.end) from None
             node.start, node.end = stage.node.start, stage.node.end
         return found
+
+    def uses(self, index: int) -> Iterator[tuple[str, str]]:
+        """(context, path) of what a stage takes from the client: the main context is "", others have their session's names."""
+        for kind, rest in (self.replaced(index), self._base_context(index)):
+            if kind == "local":
+                yield rest, "."
+        if self.replaced(index)[0]:
+            return
+        for instruction in [*self._triggers(index), *self.program.stages[index].instructions]:
+            if instruction.command == "onbuild":
+                continue
+            for name, path in used.sources(instruction):
+                if not name:
+                    yield "", path
+                elif self.other(name, index) is None:
+                    kind, rest = self.contexts.named(name, self.full_platform)
+                    if kind == "local":
+                        yield rest, path
+
+    def _base_context(self, index: int) -> tuple[str, str]:
+        base = self.base(index)
+        return ("", "") if isinstance(base, int) else self.contexts.named(base, self.full_platform)
 
     # -- bases -----------------------------------------------------------------------------------------------------
 
