@@ -253,6 +253,11 @@ def test_build_save_load_and_history(engine: DockerEngine, tmp_path: Path) -> No
     engine.docker("build", "-t", "built", str(tmp_path))
     assert engine.docker("run", "--rm", "built").stdout == "42\n"
     assert "Using cache" in engine.docker("build", "-t", "built", str(tmp_path)).stdout
+    other = tmp_path.parent / "Dockerfile.beside"  # outside of the context: the client adds it to the archive
+    other.write_text("FROM busybox\nCOPY f /h\nCMD cat /h\n")
+    engine.docker("build", "-t", "beside", "-f", str(other), str(tmp_path))
+    assert engine.docker("run", "--rm", "beside").stdout == "4"
+    engine.docker("rmi", "beside")
     engine.docker("save", "-o", str(tmp_path / "image.tar"), "built")
     engine.docker("rmi", "built")
     engine.docker("load", "-i", str(tmp_path / "image.tar"))

@@ -120,6 +120,11 @@ def test_ends_inside_a_member() -> None:
         entries(data)
 
 
+def test_may_end_where_the_last_payload_does() -> None:
+    data = tar.header(tar.Entry("x", size=3)) + b"abc"
+    assert entries(data) == entries(data + bytes(509)) == entries(data + bytes(509 + 1024))
+
+
 def test_sparse_of_gnu_pax() -> None:
     body = b"2\n0\n4\n100\n4\n".ljust(512, b"\0") + b"aaaabbbb"
     records = b"".join(

@@ -155,17 +155,24 @@ class TarReader:
 
     def skip(self) -> None:
         """Pass over what is left of the current member."""
-        todo = self._left + self._padding
+        left, padding = self._left, self._padding
         self._left = self._padding = 0
+        if self._pass(left):
+            raise TarError("unexpected EOF")
+        self._pass(padding)  # docker build -f sends an archive that ends with the last member's payload
+
+    def _pass(self, todo: int) -> int:
+        """Pass over so many bytes; how many the stream lacks."""
         while todo:
             have = len(self._buffer) - self._position
             if have >= todo:
                 self._position += todo
-                return
+                return 0
             todo -= have
             self._position = len(self._buffer)
             if not self._fill():
-                raise TarError("unexpected EOF")
+                break
+        return todo
 
     def drain(self) -> None:
         """Read the stream to its end (what follows the end mark belongs to the archive's digest)."""
