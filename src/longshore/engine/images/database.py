@@ -37,6 +37,11 @@ CREATE INDEX IF NOT EXISTS layers_diff ON layers(diff);
 CREATE TABLE IF NOT EXISTS manifests(
     digest TEXT PRIMARY KEY, media TEXT NOT NULL, image TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS manifests_image ON manifests(image);
+CREATE TABLE IF NOT EXISTS indexes(name TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS indexes_digest ON indexes(digest);
+CREATE TABLE IF NOT EXISTS members(
+    digest TEXT NOT NULL, manifest TEXT NOT NULL, image TEXT NOT NULL, PRIMARY KEY(digest, manifest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS members_image ON members(image);
 CREATE TABLE IF NOT EXISTS sources(
     diff TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, media TEXT NOT NULL, repository TEXT NOT NULL,
     PRIMARY KEY(diff, digest, repository)) WITHOUT ROWID;
@@ -49,12 +54,12 @@ CREATE TABLE IF NOT EXISTS leases(
     ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS leases_key ON leases(key);
 CREATE TABLE IF NOT EXISTS unsynced(chain TEXT PRIMARY KEY, boot TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seals(chain TEXT PRIMARY KEY, seal INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
 def process_start(pid: int) -> int:
     """A process's start time in ticks since boot (with the pid it names the process for good), 0 when there is none."""
-CREATE TABLE IF NOT EXISTS seals(chain TEXT PRIMARY KEY, seal INTEGER NOT NULL) WITHOUT ROWID;
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b") ")[2].split()[19])
