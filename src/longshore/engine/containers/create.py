@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import EngineError, InvalidParameter, NotFound, SystemFailure
-from longshore.engine.networks import model as network_model
+from longshore.engine.networks.validation import check_endpoint, valid_mac
 
-from . import links, mountspec, preparation, rootfs, validate
+from . import links, mountspec, preparation, rootfs, validate, versions
 from .model import CONFIG_FIELDS, HOST_FIELDS, Container, endpoint, new_id, normalized, now
 
 if TYPE_CHECKING:
+    from longshore.engine.images.model import Image
+
     from .service import ContainerService
 
 Json = dict[str, Any]
@@ -40,28 +42,33 @@ def read_body(body: Json) -> tuple[Json, Json, Json]:
     return config, host, wanted
 
 
+def _manifest(service: ContainerService, image: Image, reference: str) -> Json:
+    """The descriptor of the image's manifest, where it is one of several platforms' under its name."""
+    from longshore.engine.images.variants import index_of
+
+    index = index_of(service.images, reference)
+    members = index.members if index is not None else ()
+    return next((member.entry for member in members if member.image.id == image.id), {})
+
+
 async def create(
     service: ContainerService, body: Json, *, name: str = "", platform: str = "", version: tuple[int, int] = (1, 51)
 ) -> tuple[Container, list[str]]:
     """Make a container that is not started; returns it and the warnings. Raises EngineError classes."""
     config, host, wanted = read_body(body)
-    if version < (1, 44) and len(wanted) > 1:
-        raise InvalidParameter("Container cannot be created with multiple network endpoints")
     if "default" in wanted:
         wanted = {("bridge" if name == "default" else name): settings for name, settings in wanted.items()}
     hostname_given = bool(config["Hostname"])
     if host["RestartPolicy"] is None:
         host["RestartPolicy"] = {}
     host["NetworkMode"] = "bridge" if host["NetworkMode"] in ("", "default") else host["NetworkMode"]
-    ipc_given = bool(host["IpcMode"])
+    adapted = versions.adapt(config, host, wanted, version)
     validate.check_config(config)
     for mount in host.get("Mounts") or []:
         mountspec.check_option_kinds(mount)
     validate.check_host(host)
     service.configuration.fill(host)
     validate.fill_host(host)
-    if version < (1, 40) and not ipc_given:
-        host["IpcMode"] = "shareable"
     validate.check_modes(config, host, hostname_given=hostname_given)
     warnings = validate.check_platform(host, service.runtimes)
     if any(mount.get("Type") == "image" for mount in host.get("Mounts") or []):
@@ -110,6 +117,7 @@ async def create(
         image_id=image.id if image is not None else "",
         security_options=security,
         links=linked,
+        image_manifest=_manifest(service, image, config["Image"]) if image is not None else {},
     )
     if not config["Hostname"]:
         if host["UTSMode"] == "host" or host["NetworkMode"] == "host":
@@ -128,7 +136,7 @@ async def create(
         if config["WorkingDir"]:
             root = service.roots.mount(container)
             try:
-                rootfs.make_workdir(root, config["WorkingDir"])
+                service.roots.make_workdir(container, root, config["WorkingDir"])
             finally:
                 service.roots.unmount(container)
         container.number = service.store.next_number()
@@ -145,7 +153,7 @@ async def create(
         raise
     service.store.add(container)
     service.event(container, "create")
-    return container, warnings
+    return container, warnings + adapted
 
 
 def _check_networks(service: ContainerService, config: Json, host: Json, wanted: Json) -> str:
@@ -155,16 +163,14 @@ def _check_networks(service: ContainerService, config: Json, host: Json, wanted:
     for name, settings in wanted.items():
         settings = settings or {}
         network = service.networks.find(name)
-        problems = service.networks.check_settings(network, name, settings)
+        try:
+            check_endpoint(network, name, settings)
+        except InvalidParameter as error:
+            raise InvalidParameter(f"invalid config for network {name}: {error.message}") from None
         own = settings.get("MacAddress") or ""
-        if own and not network_model.valid_mac(own):
-            raise InvalidParameter(f"invalid config for network {name}: invalid MAC address {own}")
-        if problems:
-            text = "invalid endpoint settings:\n" + "\n".join(f"* {p}" if len(problems) > 1 else p for p in problems)
-            raise InvalidParameter(f"invalid config for network {name}: {text}")
         if own and name == mode:
             mac = own
-    if mac and not network_model.valid_mac(mac):
+    if mac and not valid_mac(mac):
         raise InvalidParameter(f"invalid config for network {mode}: invalid MAC address {mac}")
     return mac
 

@@ -112,14 +112,17 @@ def inspect(
     }
     if size is not None:
         shown["SizeRw"], shown["SizeRootFs"] = size
+    if container.image_manifest and version >= (1, 48):
+        shown["ImageManifestDescriptor"] = container.image_manifest
     shown["Mounts"] = mount_points(container)
     shown["Config"] = container.config
     shown["NetworkSettings"] = network_settings(service, container)
     if version < (1, 45):
-        # The short id was an alias of its own before there were DNSNames.
+        # The short id and the host name were aliases of their own before there were DNSNames.
+        own = (container.short, container.config["Hostname"])
         for name, entry in shown["NetworkSettings"]["Networks"].items():
-            if entry["DNSNames"] and name != "bridge":
-                entry["Aliases"] = [*(entry["Aliases"] or []), container.short]
+            if name not in ("bridge", "host", "none", "default"):
+                entry["Aliases"] = list(dict.fromkeys((*(entry["Aliases"] or ()), *own)))
     return shown
 
 
@@ -198,10 +201,16 @@ def list_ports(container: Container) -> list[Json]:
     return shown
 
 
-def list_entry(service: ContainerService, container: Container, *, size: tuple[int, int] | None = None) -> Json:
+def list_entry(
+    service: ContainerService,
+    container: Container,
+    *,
+    size: tuple[int, int] | None = None,
+    version: tuple[int, int] = (1, 51),
+) -> Json:
     """One entry of the container list."""
     host: Json = {"NetworkMode": container.host["NetworkMode"]}
-    if container.host.get("Annotations"):
+    if container.host.get("Annotations") and version >= (1, 46):
         host["Annotations"] = container.host["Annotations"]
     entry: Json = {
         "Id": container.id,

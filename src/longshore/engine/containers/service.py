@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from longshore.engine.configuration import Configuration
-from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
-from longshore.engine.networks import model as network_model
+from longshore.engine.errors import Conflict, EngineError, InvalidParameter, SystemFailure
 from longshore.engine.networks.model import Endpoint, Network
 from longshore.engine.networks.service import NetworkService
+from longshore.engine.networks.validation import check_endpoint
 from longshore.engine.runtime.runtime import NotRunning, RuntimeFailed
 from longshore.engine.volumes.service import VolumeService
 
@@ -155,15 +155,7 @@ class ContainerService:
 
     def find_image(self, reference: str, platform: str = "") -> Image:
         """The image of a new container. Raises NotFound, InvalidParameter."""
-        image = self.images.resolve(reference)
-        if platform:
-            wanted = parse_platform(platform)
-            have = image.platform
-            if wanted.split("/")[:2] != have.split("/")[:2]:
-                raise NotFound(
-                    f"image with reference {reference} was found but its platform ({have}) does not match the specified platform ({wanted})"
-                )
-        return image
+        return self.images.resolve(reference, parse_platform(platform) if platform else "")
 
     def image_family(self, term: str) -> set[str]:
         """The ids of an image and of all images made from it; none when there is no such image."""
@@ -250,7 +242,11 @@ class ContainerService:
                 raise Conflict(f"container {container.id} is not running") from None
         future: asyncio.Future[Attachment] = WaitingAttach(stdin)
         container.pending_attach.append(future)
-        return await future
+        try:
+            return await future
+        finally:
+            with contextlib.suppress(ValueError):
+                container.pending_attach.remove(future)
 
     async def unlink(self, name: str) -> None:
         """Take a link away by its name, "holder/alias"; its containers stay. Raises NotFound, SystemFailure."""
@@ -374,12 +370,7 @@ class ContainerService:
         """Put a container into a further network, live when it runs. Raises EngineError classes."""
         settings = endpoint(given)
         mac = settings["MacAddress"]
-        if mac and not network_model.valid_mac(mac):
-            raise InvalidParameter(f"invalid MAC address {mac}")
-        problems = self.networks.check_settings(network, network.name, settings)
-        if problems:
-            text = "\n".join(f"* {p}" if len(problems) > 1 else p for p in problems)
-            raise InvalidParameter(f"invalid endpoint settings:\n{text}")
+        check_endpoint(network, network.name, settings)
         mode = container.network_mode
         async with container.lock:
             if container.removed or container.state.removing or container.state.dead:

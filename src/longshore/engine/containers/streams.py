@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from longshore.engine.runtime import logs
 from longshore.engine.runtime.attachment import Attachment
@@ -17,10 +17,22 @@ from longshore.wire import crilog, rawstream
 from . import detach, logdrivers
 from .model import Container
 
-if TYPE_CHECKING:
-    from longshore.machinery.http import Duplex
-
 Json = dict[str, Any]
+
+
+class Connection(Protocol):
+    """What carries a container's stdio to a client: a connection that has left HTTP, or a WebSocket."""
+
+    async def read(self) -> bytes:
+        """Input; b"" at its end."""
+
+    def write(self, data: bytes) -> None: ...
+
+    async def drain(self) -> None:
+        """Back-pressure. Raises ConnectionError."""
+
+    async def closed(self) -> None:
+        """Returns when the client has gone."""
 
 
 class Detached(Exception):
@@ -29,7 +41,7 @@ class Detached(Exception):
 
 async def carry(
     io: Attachment,
-    connection: Duplex,
+    connection: Connection,
     *,
     tty: bool,
     stdin: bool,
@@ -106,9 +118,10 @@ def log_text(
     stderr: bool,
     timestamps: bool,
     attributes: str,
+    raw: bool | None = None,
 ) -> bytes:
-    """A batch of log lines in the form of the API's stream; raw for a terminal, else a frame a line."""
-    tty = container.tty
+    """A batch of log lines in the form of the API's stream; raw (None: for a terminal), else a frame a line."""
+    tty = container.tty if raw is None else raw
     parts: list[bytes] = []
     prefix = attributes.encode() + b" " if attributes else b""
     for line in batch:
@@ -166,11 +179,13 @@ async def read_log(
     follow: bool = False,
     timestamps: bool = False,
     attributes: str = "",
+    raw: bool | None = None,
 ) -> AsyncIterator[bytes]:
     """The container's log in the form of the API's stream; following ends with the container.
 
-    since, until, tail, follow: as runtime.logs.read. attributes: put before each line (--details).
+    since, until, tail, follow: as runtime.logs.read. attributes: put before each line (--details). raw: as log_text.
     """
+    raw = container.tty if raw is None else raw
     ended: asyncio.Future[object] | None = container.ended
     if not container.state.running and not container.state.restarting:
         follow = False
@@ -178,11 +193,13 @@ async def read_log(
     plain = not (since or until or timestamps or attributes)
 
     def render(batch: list[Any]) -> bytes:
-        return log_text(container, batch, stdout=stdout, stderr=stderr, timestamps=timestamps, attributes=attributes)
+        return log_text(
+            container, batch, stdout=stdout, stderr=stderr, timestamps=timestamps, attributes=attributes, raw=raw
+        )
 
     async for block in logs.blocks(container.log_path, tail=tail, follow=follow, until=until, ended=ended):
         if plain and joiner.empty:
-            text = _bulk(block, container.tty, stdout, stderr)
+            text = _bulk(block, raw, stdout, stderr)
             if text is not None:
                 yield text
                 continue

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 from typing import Any
 
 import orjson
 
-from longshore.engine.containers import archive, detach, filters, inspect, logoptions, signals, stats, streams
+from longshore.engine.containers import archive, detach, filters, inspect, signals, stats
 from longshore.engine.containers.model import Container
-from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotImplementedUpstream
-from longshore.machinery.http import Duplex, Response
+from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream
+from longshore.machinery.http import Response
 
 from .router import HEADERS, Call, Router, empty, json_response
-from .times import parse_timestamp, parse_until
+from .times import parse_until
 
 Json = dict[str, Any]
 routes = Router()
-
-RAW = "application/vnd.docker.raw-stream"
-MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
-
-
-def _stream_type(call: Call, container: Container) -> str:
-    return MULTIPLEXED if call.version >= (1, 42) and not container.tty else RAW
 
 
 @routes.route("GET", "/containers/json")
@@ -36,7 +27,7 @@ async def list_containers(call: Call) -> Response:
     answer = []
     for container in chosen:
         size = await service.in_thread(service.sizes, container) if call.flag("size") else None
-        answer.append(inspect.list_entry(service, container, size=size))
+        answer.append(inspect.list_entry(service, container, size=size, version=call.version))
     return json_response(answer)
 
 
@@ -47,7 +38,7 @@ async def create(call: Call) -> Response:
         name = ""
     body = await call.json(required=True)
     container, warnings = await call.api.containers.create(
-        body, name=name, platform=call.param("platform"), version=call.version
+        body, name=name, platform=call.param("platform") if call.version >= (1, 41) else "", version=call.version
     )
     return json_response({"Id": container.id, "Warnings": warnings}, 201)
 
@@ -179,13 +170,12 @@ async def update(call: Call) -> Response:
 @routes.route("POST", "/containers/{name:*}/wait")
 async def wait(call: Call) -> Response | None:
     service = call.api.containers
+    if call.version < (1, 30):
+        return json_response(await service.wait(service.find(call.path["name"]), "not-running"))
     condition = call.param("condition") or "not-running"
-    container = service.find(call.path["name"])
     if condition not in ("not-running", "next-exit", "removed"):
         raise InvalidParameter(f'invalid condition: "{condition}"')
-    if call.version < (1, 30):
-        answer = await service.wait(container, "not-running")
-        return json_response({"StatusCode": answer["StatusCode"]})
+    container = service.find(call.path["name"])
     waiting = asyncio.ensure_future(service.wait(container, condition))
     # The head goes out at once: a client starts the container when it knows that its wait is heard.
     await asyncio.sleep(0)
@@ -218,31 +208,6 @@ async def experimental(call: Call) -> Response:
 
 for _method, _path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
     routes.add(_method, f"/containers/{{name:*}}/checkpoints{_path}", experimental)
-
-
-@routes.route("POST", "/containers/{name:*}/resize")
-async def resize(call: Call) -> Response:
-    height, width = terminal_size(call)
-    service = call.api.containers
-    container = service.find(call.path["name"])
-    if not container.state.running or container.state.restarting:
-        raise Conflict(f"container {container.id} is not running")
-    with contextlib.suppress(Exception):
-        service.runtime.resize(container.id, height, width)
-    service.event(container, "resize", {"height": str(height), "width": str(width)})
-    return empty(200)
-
-
-def terminal_size(call: Call) -> tuple[int, int]:
-    result = []
-    for name, what in (("h", "height"), ("w", "width")):
-        text = call.param(name)
-        if not re.fullmatch(r"\d+", text):
-            raise InvalidParameter(f'invalid resize {what} "{text}": invalid syntax')
-        if int(text) > 2**32 - 1:
-            raise InvalidParameter(f'invalid resize {what} "{text}": value out of range')
-        result.append(min(int(text), 1000))
-    return result[0], result[1]
 
 
 @routes.route("GET", "/containers/{name:*}/top")
@@ -292,134 +257,6 @@ async def container_stats(call: Call) -> Response | None:
         await writer.drain()
         await asyncio.sleep(1)
     return None
-
-
-@routes.route("GET", "/containers/{name:*}/logs")
-async def logs(call: Call) -> Response | None:
-    service = call.api.containers
-    stdout, stderr = call.flag("stdout"), call.flag("stderr")
-    if not stdout and not stderr:
-        raise InvalidParameter("Bad parameters: you must choose at least one stream")
-    container = service.find(call.path["name"])
-    settings = container.host["LogConfig"]
-    if settings["Type"] == "none" or logoptions.cache_disabled(settings["Type"], settings["Config"]):
-        raise NotImplementedUpstream("configured logging driver does not support reading")
-    since, until = parse_timestamp(call.param("since")), parse_timestamp(call.param("until"))
-    wanted = call.param("tail")
-    tail = int(wanted) if re.fullmatch(r"\d+", wanted) else -1
-    attributes = streams.attributes_of(container) if call.flag("details") else ""
-    timestamps = call.flag("timestamps")
-    writer = await call.start(200, _stream_type(call, container))
-    async for text in streams.read_log(
-        container,
-        stdout=stdout,
-        stderr=stderr,
-        since=since,
-        until=until,
-        tail=tail,
-        follow=call.flag("follow"),
-        timestamps=timestamps,
-        attributes=attributes,
-    ):
-        writer.write(text)
-        await writer.drain()
-    return None
-
-
-@routes.route("POST", "/containers/{name:*}/attach")
-async def attach(call: Call) -> Response | None:
-    try:
-        container, keys = _check_attach(call)
-    except EngineError as error:
-        return plain_failure(error)
-    logs_too = call.flag("logs")
-    stream = call.flag("stream")
-    stdin, stdout, stderr = call.flag("stdin"), call.flag("stdout"), call.flag("stderr")
-    service = call.api.containers
-    # Ask for the stdio before the head goes out: the client starts the container when it has seen that.
-    waiting = asyncio.ensure_future(service.attachment(container, stdin=stdin)) if stream else None
-    await asyncio.sleep(0)
-    prefix = b""
-    if logs_too and container.host["LogConfig"]["Type"] != "none":
-        # Before the client can send anything that would be answered into the log as well.
-        async for text in streams.read_log(container, stdout=stdout, stderr=stderr):
-            prefix += text
-    connection = await hijack(call, _stream_type(call, container))
-    if prefix:
-        # docker-py reads the head through a buffer and then the bare connection: what comes with the head is lost to it.
-        await asyncio.sleep(0.05)
-    service.event(container, "attach")
-    if waiting is None:
-        connection.write(prefix)
-        await connection.drain()
-        return None
-    try:
-        gone = asyncio.ensure_future(connection.closed())
-        done, _ = await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if waiting not in done:
-            return None
-        io = waiting.result()
-    except (asyncio.CancelledError, EngineError):
-        if not waiting.cancelled() and not waiting.done():
-            raise
-        return None
-    finally:
-        waiting.cancel()
-    ended = container.ended
-    detached = await streams.carry(
-        io,
-        connection,
-        tty=container.tty,
-        stdin=stdin and container.config["OpenStdin"],
-        stdout=stdout,
-        stderr=stderr,
-        keys=keys if container.tty else None,
-        prefix=prefix,
-    )
-    if detached:
-        service.event(container, "detach")
-    elif ended is not None and not ended.done():
-        # Who asks after the end of the output finds the exit code.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.25):
-                await asyncio.shield(ended)
-    return None
-
-
-def _check_attach(call: Call) -> tuple[Container, bytes]:
-    try:
-        keys = detach.parse(call.param("detachKeys"))
-    except ValueError:
-        raise InvalidParameter(f"Invalid detach keys ({call.param('detachKeys')}) provided") from None
-    container = call.api.containers.find(call.path["name"])
-    if container.state.paused:
-        raise Conflict(f"container {call.path['name']} is paused, unpause the container before attach")
-    if container.state.restarting:
-        raise Conflict(f"container {call.path['name']} is restarting, wait until the container is running")
-    return container, keys
-
-
-def plain_failure(error: EngineError) -> Response:
-    """Attach and exec tell failures in plain text on what may become a raw connection."""
-    return Response(error.status, error.message.encode() + b"\r\n", HEADERS, "application/vnd.docker.raw-stream")
-
-
-async def hijack(call: Call, content_type: str) -> Duplex:
-    """Take the connection over: 101 for clients that asked to upgrade, 200 for older ones."""
-    headers = [("Content-Type", content_type)]
-    # dockerd goes by the field alone; some clients send no `Connection: Upgrade` with it.
-    if "upgrade" in call.request.headers:
-        return await call.request.upgrade(101, [*headers, ("Connection", "Upgrade"), ("Upgrade", "tcp")])
-    return await call.request.upgrade(200, headers)
-
-
-@routes.route("GET", "/containers/{name:*}/attach/ws")
-async def attach_websocket(call: Call) -> Response | None:
-    container, keys = _check_attach(call)
-    from .websocket import serve
-
-    return await serve(call, container, keys)
 
 
 @routes.route("HEAD", "/containers/{name:*}/archive")

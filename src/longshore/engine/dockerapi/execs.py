@@ -10,8 +10,8 @@ from longshore.engine.containers import detach, execs, streams
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter
 from longshore.machinery.http import Response
 
-from .containers import MULTIPLEXED, RAW, hijack, terminal_size
 from .router import Call, Router, empty, json_response
+from .streams import MULTIPLEXED, RAW, hijack, terminal_size
 
 Json = dict[str, Any]
 routes = Router()
@@ -41,6 +41,8 @@ async def exec_create(call: Call) -> Response:
             raise InvalidParameter(
                 f"invalid JSON: json: cannot unmarshal value into Go struct field .{name} of type []string"
             )
+    if call.version < (1, 42):
+        settings["ConsoleSize"] = None
     entry = await execs.create(service, container, settings, call.path["name"])
     return json_response({"Id": entry.id}, 201)
 
@@ -53,7 +55,11 @@ async def exec_start(call: Call) -> Response | None:
     size = body.get("ConsoleSize")
     console = (
         (size[0], size[1])
-        if isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+        if call.version >= (1, 42)
+        and body.get("Tty")
+        and isinstance(size, list)
+        and len(size) == 2
+        and all(isinstance(n, int) for n in size)
         else None
     )
     if body.get("Detach"):

@@ -25,13 +25,19 @@ T = TypeVar("T")
 routes = Router()
 
 
-def _platform(call: Call, *, plain: bool = False) -> str:
-    """The platform parameter: "os/arch" (plain) or the JSON object of API 1.48. Raises InvalidParameter."""
+def _plain_platform(call: Call) -> str:
+    """The platform parameter "os/arch" of a pull or import, new in API 1.32. Raises InvalidParameter."""
     text = call.param("platform")
-    if not text:
-        return ""
-    if plain:
-        return parse_platform(text)
+    return parse_platform(text) if text and call.version >= (1, 32) else ""
+
+
+def _platform(call: Call, since: tuple[int, int]) -> str:
+    """The platform parameter as a JSON object, as "os/arch"; passed over before API `since`. Raises InvalidParameter."""
+    text = call.param("platform")
+    return _decoded(text) if text and call.version >= since else ""
+
+
+def _decoded(text: str) -> str:
     try:
         value = orjson.loads(text)
         parts = [value.get("os") or "", value.get("architecture") or "", value.get("variant") or ""]
@@ -76,6 +82,15 @@ async def stream(call: Call, work: Callable[[Callable[[Json], None]], Awaitable[
             await asyncio.gather(task, return_exceptions=True)
 
 
+def _credentials(call: Call) -> dict[str, str]:
+    """What a client gave for a registry, which is told who the client is."""
+    from longshore.engine.images.registries import decode_auth
+    from longshore.engine.images.tokens import CLIENT
+
+    CLIENT.set(call.request.headers.get("user-agent") or "")
+    return decode_auth(call.request.headers.get("x-registry-auth"))
+
+
 async def _without_login(work: Awaitable[T]) -> T:
     """A refusal for want of credentials as dockerd gives it: not as 401, by which the docker command would ask for some."""
     try:
@@ -91,17 +106,31 @@ async def list_images(call: Call) -> Response:
     if call.version < (1, 41) and call.param("filter"):
         wanted.setdefault("reference", []).append(call.param("filter"))
     shown = await call.api.containers.in_thread(
-        lambda: images.list(all=call.flag("all"), filters=wanted, shared_size=call.flag("shared-size"))
+        lambda: images.list(
+            all=call.flag("all"),
+            filters=wanted,
+            shared_size=call.version >= (1, 42) and call.flag("shared-size"),
+            manifests=call.version >= (1, 47) and call.flag("manifests"),
+        )
     )
-    if call.version < (1, 44):
-        for entry in shown:
-            entry["VirtualSize"] = entry["Size"]
-            entry["Containers"] = -1
-            if call.version < (1, 43):
-                if not entry["RepoTags"] and not entry["RepoDigests"]:
-                    entry["RepoTags"], entry["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
-                entry["RepoDigests"] = entry["RepoDigests"] or None
+    for entry in shown:
+        _adapt_entry(entry, call.version)
     return json_response(shown)
+
+
+def _adapt_entry(entry: Json, version: tuple[int, int]) -> None:
+    """An entry of the image list as an older client knows it."""
+    if version < (1, 51):
+        entry["Containers"] = -1
+    if version < (1, 48):
+        entry.pop("Descriptor", None)
+    if version < (1, 44):
+        entry["VirtualSize"] = entry["Size"]
+    if version < (1, 43):
+        if not entry["RepoTags"] and not entry["RepoDigests"]:
+            entry["RepoTags"], entry["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
+        entry["RepoTags"] = entry["RepoTags"] or None
+        entry["RepoDigests"] = entry["RepoDigests"] or None
 
 
 @routes.route("POST", "/images/create")
@@ -117,10 +146,8 @@ async def create(call: Call) -> Response | None:
             all_tags = "tag" not in call.request.query and call.version < (1, 25)
             if not all_tags:
                 reference = reference.with_default_tag()
-        platform = _platform(call, plain=True)
-        from longshore.engine.images.registries import decode_auth
-
-        auth = decode_auth(call.request.headers.get("x-registry-auth"))
+        platform = _plain_platform(call)
+        auth = _credentials(call)
         return await stream(
             call,
             lambda say: _without_login(
@@ -138,7 +165,7 @@ async def create(call: Call) -> Response | None:
         named = named.with_default_tag()
     changes = [line for text in call.params("changes") for line in text.split("\n")]
     run_config = apply_changes({}, changes)
-    wanted = _platform(call, plain=True).split("/") if call.param("platform") else ["linux", "", ""]
+    wanted = (_plain_platform(call) or "linux//").split("/")
     wanted += [""] * (3 - len(wanted))
     message = message or f"Imported from {source}"
 
@@ -217,11 +244,11 @@ async def prune(call: Call) -> Response:
 @routes.route("POST", "/images/load")
 async def load(call: Call) -> Response | None:
     images = call.api.images
-    quiet = call.flag("quiet", True)
+    quiet, platform = call.flag("quiet", True), _one_platform(call)
 
     async def work(say: Callable[[Json], None]) -> None:
         try:
-            await images.load(call.request.chunks(), progress=say, quiet=quiet)
+            await images.load(call.request.chunks(), progress=say, quiet=quiet, platform=platform)
         except EngineError as error:
             say({"errorDetail": {"message": error.message}, "error": error.message})
 
@@ -238,8 +265,15 @@ async def save_one(call: Call) -> Response | None:
     return await _save(call, [call.path["name"]])
 
 
+def _one_platform(call: Call) -> str:
+    """The platform of a save or load, new in API 1.48; several are refused. Raises InvalidParameter."""
+    if call.version >= (1, 48) and len(call.params("platform")) > 1:
+        raise InvalidParameter("multiple platform parameters not supported")
+    return _platform(call, (1, 48))
+
+
 async def _save(call: Call, names: list[str]) -> Response | None:
-    source = await call.api.images.save(names, platform=_platform(call))
+    source = await call.api.images.save(names, platform=_one_platform(call))
     with contextlib.closing(source):
         writer = await call.start(200, "application/x-tar")
         await writer.send_pieces(source)
@@ -249,19 +283,27 @@ async def _save(call: Call, names: list[str]) -> Response | None:
 @routes.route("GET", "/images/{name:*}/json")
 async def inspect(call: Call) -> Response:
     images = call.api.images
-    image = images.resolve(call.path["name"])
-    options: Json = {}
-    if call.version < (1, 44):
-        options["legacy"] = True
-    platform = _platform(call)
-    if platform:
-        options.update(platform=platform, reference=call.path["name"])
-    return json_response(await call.api.containers.in_thread(lambda: images.inspect(image, **options)))
+    name, platform = call.path["name"], _platform(call, (1, 49))
+    manifests = call.version >= (1, 48) and call.flag("manifests")
+    if platform and manifests:
+        raise InvalidParameter("conflicting options: manifests and platform options cannot both be set")
+    image = images.resolve(name, platform)
+
+    def show() -> Json:
+        from longshore.engine.images.variants import inspect_entry
+
+        shown = images.inspect(image, version=call.version)
+        if call.version >= (1, 48):
+            inspect_entry(images, shown, image, name, platform, manifests)
+        return shown
+
+    return json_response(await call.api.containers.in_thread(show))
 
 
 @routes.route("GET", "/images/{name:*}/history")
 async def history(call: Call) -> Response:
-    return json_response(call.api.images.history(call.path["name"]))
+    images = call.api.images
+    return json_response(images.history(images.resolve(call.path["name"], _platform(call, (1, 48)))))
 
 
 @routes.route("POST", "/images/{name:*}/tag")
@@ -282,14 +324,12 @@ async def tag(call: Call) -> Response:
 
 @routes.route("POST", "/images/{name:*}/push")
 async def push(call: Call) -> Response | None:
-    from longshore.engine.images.registries import decode_auth
-
     images = call.api.images
     name = references.parse(call.path["name"])
     if call.param("tag"):
         name = name.with_tag(call.param("tag"))
-    auth = decode_auth(call.request.headers.get("x-registry-auth"))
-    platform = _platform(call)
+    auth = _credentials(call)
+    platform = _platform(call, (1, 46))
     return await stream(call, lambda say: images.push(name, auth=auth, progress=say, platform=platform))
 
 
@@ -298,16 +338,18 @@ async def remove(call: Call) -> Response:
     name = call.path["name"]
     if not name.strip():
         raise InvalidParameter("image name cannot be blank")
-    gone = await call.api.images.remove(name, force=call.flag("force"), prune=not call.flag("noprune"))
+    platforms = [_decoded(text) for text in call.params("platforms")] if call.version >= (1, 50) else []
+    gone = await call.api.images.remove(
+        name, force=call.flag("force"), prune=not call.flag("noprune"), platforms=platforms
+    )
     return json_response(gone)
 
 
 @routes.route("GET", "/distribution/{name:*}/json")
 async def distribution(call: Call) -> Response:
     from longshore.engine.images.pull import distribution_inspect
-    from longshore.engine.images.registries import decode_auth
 
-    auth = decode_auth(call.request.headers.get("x-registry-auth"))
+    auth = _credentials(call)
     return json_response(await _without_login(distribution_inspect(call.api.images, call.path["name"], auth=auth)))
 
 
@@ -320,8 +362,9 @@ async def login(call: Call) -> Response:
         given = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise SystemFailure("unexpected EOF") from None
-    status = await call.api.images.registries.login({k.lower(): v for k, v in given.items() if isinstance(v, str)})
-    return json_response({"IdentityToken": "", "Status": status or "Login Succeeded"})
+    _credentials(call)
+    identity = await call.api.images.registries.login({k.lower(): v for k, v in given.items() if isinstance(v, str)})
+    return json_response({"IdentityToken": identity, "Status": "Login Succeeded"})
 
 
 @routes.route("POST", "/build")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from longshore.machinery import process
 from longshore.machinery.http import Response, Server
 
-from . import containers, execs, hosts, images, networks, swarm, system, volumes
+from . import containers, execs, hosts, images, networks, streams, swarm, system, volumes
 from .router import HEADERS, Call, Dispatcher, Router, error_response
 
 if TYPE_CHECKING:
@@ -101,6 +101,6 @@ def _core_error(status: int, message: str) -> Response:
 def make_router() -> Router:
     """All routes."""
     router = Router()
-    for module in (system, containers, execs, images, networks, volumes, swarm):
+    for module in (system, containers, streams, execs, images, networks, volumes, swarm):
         router.include(module.routes)
     return router

@@ -247,28 +247,34 @@ async def info(call: Call) -> Response:
         "Containerd": {"Address": "", "Namespaces": {"Containers": "moby", "Plugins": "plugins.moby"}},
         "Warnings": None,
     }
-    if call.version < (1, 49):
-        del shown["FirewallBackend"]
-    if call.version < (1, 46):
-        del shown["Containerd"]
-    if call.version < (1, 44):
-        shown["BridgeNfIptables"] = shown["BridgeNfIp6tables"] = False
+    _adapt_info(shown, call.version)
     return json_response(shown)
 
 
-_EVENT_KINDS = (
-    "container",
-    "image",
-    "volume",
-    "network",
-    "daemon",
-    "plugin",
-    "service",
-    "node",
-    "secret",
-    "config",
-    "builder",
-)
+def _adapt_info(shown: Json, version: tuple[int, int]) -> None:
+    """/info as an older client knows it. Source: moby api/server/router/system/system_routes.go."""
+    if version < (1, 50):
+        shown["BridgeNfIptables"] = shown["BridgeNfIp6tables"] = False
+        shown.pop("DiscoveredDevices", None)
+    if version < (1, 49):
+        del shown["FirewallBackend"]
+        for name in ("ContainerdCommit", "RuncCommit", "InitCommit"):
+            if shown[name]["ID"]:
+                shown[name]["Expected"] = shown[name]["ID"]
+    if version < (1, 47):
+        shown["RegistryConfig"] |= {
+            "AllowNondistributableArtifactsCIDRs": None,
+            "AllowNondistributableArtifactsHostnames": None,
+        }
+    if version < (1, 46):
+        del shown["Containerd"]
+    if version < (1, 44):
+        for runtime in shown["Runtimes"].values():
+            runtime.pop("status", None)
+    if version < (1, 25):
+        shown["SecurityOptions"] = [
+            option.removeprefix("name=").partition(",")[0] for option in shown["SecurityOptions"]
+        ]
 
 
 def matcher(wanted: filters.Filters) -> Any:
@@ -318,18 +324,18 @@ async def events(call: Call) -> Response | None:
     async for event in listener:
         writer.write(orjson.dumps(event) + b"\n")
         await writer.drain()
+        if call.version < (1, 46) and event["Type"] == "image" and event["Action"] == "create":
+            continue
     return None
 
 
 @routes.route("GET", "/system/df")
 async def disk_usage(call: Call) -> Response:
     api = call.api
-    kinds = set(call.params("type"))
+    kinds = set(call.params("type")) if call.version >= (1, 42) else set()
     for kind in kinds:
         if kind not in ("container", "image", "volume", "build-cache"):
             raise InvalidParameter(f"unknown object type: {kind}")
-    if call.version < (1, 42):
-        kinds = set()
 
     def work() -> Json:
         shown: Json = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None}
@@ -359,5 +365,5 @@ async def disk_usage(call: Call) -> Response:
         for image in shown["Images"] or []:
             image["VirtualSize"] = image["Size"]
     if call.version < (1, 42):
-        shown["BuilderSize"] = 0
+        shown["BuilderSize"] = sum(record["Size"] for record in shown["BuildCache"] or [])
     return json_response(shown)

@@ -2,56 +2,76 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import TYPE_CHECKING
-
 from longshore.engine.errors import InvalidParameter
-from longshore.machinery.http import Response
+from longshore.machinery.http import Duplex
+from longshore.wire import websocket
 
 from .router import Call
 
-if TYPE_CHECKING:
-    from longshore.engine.containers.model import Container
 
-
-async def serve(call: Call, container: Container, keys: bytes) -> Response | None:
-    """Carry the container's stdio in binary messages, not framed. Raises InvalidParameter without an upgrade."""
-    from longshore.wire import websocket
-
+async def accept(call: Call) -> WebSocket:
+    """Take the connection over. Raises InvalidParameter where the client asks for no WebSocket."""
     key = call.request.headers.get("sec-websocket-key")
     if not call.request.wants_upgrade or not key:
         raise InvalidParameter("not websocket protocol")
-    service = call.api.containers
-    stdin, stdout, stderr = call.flag("stdin"), call.flag("stdout"), call.flag("stderr")
-    io = await service.attachment(container, stdin=stdin)
     headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", websocket.accept_key(key))]
     connection = await call.request.upgrade(101, headers)
-    receiver = websocket.Receiver(client=False)
+    return WebSocket(connection, websocket.BINARY if call.version >= (1, 28) else websocket.TEXT)
 
-    async def output() -> None:
-        while (piece := await io.read()) is not None:
-            if stdout if piece[0] == 1 else stderr:
-                connection.write(websocket.frame(0x2, piece[1], client=False))
-                await connection.drain()
 
-    async def input() -> None:
-        while data := await connection.read():
-            for event in receiver.feed(data):
+class WebSocket:
+    """A WebSocket as one stream of bytes each way; where messages begin and end means nothing."""
+
+    def __init__(self, connection: Duplex, kind: int) -> None:
+        """kind: of the frames sent."""
+        self._connection = connection
+        self._kind = kind
+        self._receiver = websocket.Receiver(client=False)
+        self._given: list[bytes] = []
+        self._over = False
+
+    async def read(self) -> bytes:
+        """What the client's messages hold; b"" when it has closed or gone."""
+        while not self._given:
+            if self._over:
+                return b""
+            await self._receive()
+        data = b"".join(self._given)
+        self._given.clear()
+        return data
+
+    async def _receive(self) -> None:
+        data = await self._connection.read()
+        self._over = not data
+        try:
+            for event in self._receiver.feed(data):
                 if isinstance(event, websocket.Close):
-                    return
-                if isinstance(event, websocket.Ping):
-                    connection.write(websocket.frame(0xA, event.data, client=False))
-                elif stdin and isinstance(event, websocket.Message):
-                    await io.write(event.data)
+                    self.close()
+                elif isinstance(event, websocket.Ping):
+                    self._connection.write(websocket.frame(websocket.PONG, event.data, client=False))
+                elif isinstance(event, websocket.Message) and event.data:
+                    self._given.append(event.data)
+        except websocket.WebSocketError:
+            self._connection.close()
+            self._over = True
 
-    tasks = {asyncio.ensure_future(output()), asyncio.ensure_future(input())}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-        io.close()
-    return None
+    def write(self, data: bytes) -> None:
+        if data:
+            self._connection.write(websocket.frame(self._kind, data, client=False))
+
+    async def drain(self) -> None:
+        await self._connection.drain()
+
+    async def closed(self) -> None:
+        """Returns when the client has closed or gone; what it sends until then is thrown away."""
+        while not self._over:
+            await self._receive()
+            self._given.clear()
+
+    def close(self) -> None:
+        """Say that nothing more comes."""
+        self._over = True
+        self._connection.write(
+            websocket.frame(websocket.CLOSE, websocket.close_payload(websocket.NORMAL), client=False)
+        )
+        self._connection.close()
