@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+_LITERALS = {"t": "true", "f": "false", "n": "null"}
+
 
 def explain(text: str) -> str:
     """The error for a text that cannot be decoded, without any prefix."""
@@ -13,6 +15,13 @@ def explain(text: str) -> str:
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
             return "unexpected EOF" if text.strip() else "EOF"
         shown = repr(text[error.pos])
+        literal = _LITERALS.get(text[error.pos]) if error.msg.startswith("Expecting value") else None
+        if literal is not None:
+            given = text[error.pos : error.pos + len(literal)]
+            wrong = next(place for place, letter in enumerate(literal) if given[place : place + 1] != letter)
+            if wrong == len(given):
+                return "unexpected EOF"
+            return f"invalid character {given[wrong]!r} in literal {literal} (expecting {literal[wrong]!r})"
         if error.msg.startswith("Expecting property name"):
             return f"invalid character {shown} looking for beginning of object key string"
         if error.msg.startswith("Expecting ':'"):

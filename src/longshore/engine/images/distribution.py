@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import orjson
 
 from longshore.engine.errors import EngineError, NotFound, SystemFailure, Unauthorized
+from longshore.engine.images.refusals import RegistryError, parse_challenges, refusal
+from longshore.engine.images.tokens import Tokens, user_agent
 from longshore.machinery.http.errors import ClientError
 
 if TYPE_CHECKING:
@@ -35,15 +37,6 @@ INDEXES = {DOCKER_LIST, OCI_INDEX}
 ACCEPT = ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX))
 MANIFEST_LIMIT = 4 << 20
 _REDIRECTS = 10
-_TOKEN_LIFE = 60
-
-
-class RegistryError(SystemFailure):
-    """A registry's refusal. code: its error code ("MANIFEST_UNKNOWN") or ""; http: the response's status."""
-
-    def __init__(self, message: str, code: str = "", http: int = 0) -> None:
-        super().__init__(message)
-        self.code, self.http = code, http
 
 
 def _resolver() -> str:
@@ -69,48 +62,6 @@ def connection_text(method: str, url: str, error: BaseException) -> str:
     return f'{method.capitalize()} "{url}": {text}'
 
 
-def registry_error(status: int, reason: str, body: bytes) -> RegistryError:
-    """The error that an answer carries. Source: distribution registry/client/errors.go."""
-    try:
-        errors = orjson.loads(body).get("errors") or []
-    except (ValueError, AttributeError):
-        errors = []
-    texts: list[str] = []
-    code = ""
-    for item in errors if isinstance(errors, list) else []:
-        if isinstance(item, dict):
-            code = code or str(item.get("code") or "")
-            label = str(item.get("code") or "unknown").lower().replace("_", " ")
-            texts.append(f"{label}: {item.get('message') or label}")
-    if len(texts) == 1:
-        return RegistryError(texts[0], code, status)
-    if texts:
-        return RegistryError("errors:\n" + "\n".join(texts) + "\n", code, status)
-    if status == 401:
-        return RegistryError("unauthorized: authentication required", "UNAUTHORIZED", status)
-    if status == 403:
-        return RegistryError("denied: requested access to the resource is denied", "DENIED", status)
-    if status == 429:
-        return RegistryError("toomanyrequests: too many requests", "TOOMANYREQUESTS", status)
-    if 400 <= status < 500 and body:
-        shown = body[:200].decode("utf-8", "replace")
-        return RegistryError(f"error parsing HTTP {status} response body: {shown!r}", "", status)
-    return RegistryError(f"received unexpected HTTP status: {status} {reason}", "", status)
-
-
-def parse_challenges(headers: list[str]) -> list[tuple[str, dict[str, str]]]:
-    """WWW-Authenticate fields as (scheme in lower case, parameters). Source: RFC 9110 section 11.6.1."""
-    found: list[tuple[str, dict[str, str]]] = []
-    for header in headers:
-        scheme, _, rest = header.strip().partition(" ")
-        parameters = {
-            key.lower(): re.sub(r"\\(.)", r"\1", quoted) if quoted or not plain else plain
-            for key, quoted, plain in re.findall(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))', rest)
-        }
-        found.append((scheme.lower(), parameters))
-    return found
-
-
 class Session:
     """One repository of one registry, over one endpoint.
 
@@ -127,8 +78,7 @@ class Session:
         self.path, self.actions = path, actions
         self.auth = auth or {}
         self.challenges: list[tuple[str, dict[str, str]]] = []
-        self._tokens: dict[str, tuple[str, float]] = {}
-        self._extra_scopes: list[str] = []
+        self.tokens = Tokens(self.auth, path, actions, self._send)
         self.seen: set[str] = set()
 
     def url(self, rest: str) -> str:
@@ -136,19 +86,19 @@ class Session:
 
     async def ping(self) -> None:
         """GET /v2/: does a registry answer, and what does it want to know? Raises ConnectError, RegistryError."""
-        response = await self._client.request("GET", f"{self.endpoint.url}/v2/", timeout=30)
-        await response.read(MANIFEST_LIMIT)
+        response = await self._client.request("GET", f"{self.endpoint.url}/v2/", headers=[user_agent()], timeout=30)
+        data = await response.read(MANIFEST_LIMIT)
         if response.status == 401:
             self.challenges = parse_challenges(response.headers.getall("WWW-Authenticate"))
         elif response.status >= 400 and response.status != 404:
-            raise registry_error(response.status, response.reason, b"")
+            raise refusal(response, data)
 
     # -- authentication ------------------------------------------------------------------------------------------
 
     async def _authorization(self, what: str) -> str | None:
         for scheme, parameters in self.challenges:
             if scheme == "bearer":
-                return "Bearer " + await self.token(parameters)
+                return "Bearer " + await self.tokens.get(parameters)
             if scheme == "basic":
                 if not self.auth.get("username"):
                     raise Unauthorized(f"{what}no basic auth credentials")
@@ -156,70 +106,22 @@ class Session:
                 return "Basic " + base64.b64encode(pair.encode()).decode()
         return None
 
-    def also_pull(self, path: str) -> None:
-        """Ask for read access to another repository too (to mount a blob from it)."""
-        scope = f"repository:{path}:pull"
-        if scope not in self._extra_scopes:
-            self._extra_scopes.append(scope)
-
-    async def token(self, parameters: dict[str, str]) -> str:
-        """A bearer token for this repository, from the registry's token server; kept until it ends."""
-        if self.auth.get("registrytoken"):
-            return self.auth["registrytoken"]
-        scopes = [f"repository:{self.path}:{self.actions}", *self._extra_scopes] if self.path else []
-        key = " ".join(scopes)
-        held = self._tokens.get(key)
-        if held and held[1] > time.monotonic():
-            return held[0]
-        realm = parameters.get("realm", "")
-        if not realm:
-            raise Unauthorized("no realm in the registry's token challenge")
-        service = parameters.get("service", "")
-        headers: list[tuple[str, str]] = []
+    async def _send(
+        self, method: str, url: str, headers: list[tuple[str, str]], body: bytes | None
+    ) -> tuple[ClientResponse, bytes]:
+        """A request to a token server. Raises SystemFailure without an answer."""
         try:
-            if self.auth.get("identitytoken"):
-                form = {
-                    "grant_type": "refresh_token",
-                    "service": service,
-                    "client_id": "docker",
-                    "refresh_token": self.auth["identitytoken"],
-                    "scope": " ".join(scopes),
-                }
-                headers.append(("Content-Type", "application/x-www-form-urlencoded"))
-                url = realm
-                response = await self._token_client(realm).request(
-                    "POST", realm, headers=headers, body=urlencode(form).encode(), timeout=30
-                )
-            else:
-                query: list[tuple[str, str]] = [("scope", scope) for scope in scopes]
-                if service:
-                    query.append(("service", service))
-                if self.auth.get("username"):
-                    query.insert(0, ("account", self.auth["username"]))
-                    pair = f"{self.auth['username']}:{self.auth.get('password', '')}"
-                    headers.append(("Authorization", "Basic " + base64.b64encode(pair.encode()).decode()))
-                url = realm + ("&" if "?" in realm else "?") + urlencode(query)
-                response = await self._token_client(realm).request("GET", url, headers=headers, timeout=30)
-            body = await response.read(MANIFEST_LIMIT)
+            response = await self._client_of(url).request(
+                method, url, headers=[*headers, user_agent()], body=body, timeout=30
+            )
+            return response, await response.read(MANIFEST_LIMIT)
         except (ClientError, TimeoutError) as error:
-            raise SystemFailure(connection_text("GET", realm, error)) from None
-        if response.status != 200:
-            raise registry_error(response.status, response.reason, body)
-        try:
-            answer = orjson.loads(body)
-            text = answer.get("token") or answer.get("access_token") or ""
-            life = float(answer.get("expires_in") or _TOKEN_LIFE)
-        except (ValueError, AttributeError, TypeError):
-            raise SystemFailure(f"unable to decode token response from {url}") from None
-        if not text:
-            raise SystemFailure("authorization server did not include a token in the response")
-        self._tokens[key] = (str(text), time.monotonic() + max(life, _TOKEN_LIFE) * 0.9)
-        return str(text)
+            raise SystemFailure(connection_text(method, url, error)) from None
 
-    def _token_client(self, realm: str) -> Any:
+    def _client_of(self, url: str) -> Any:
         from longshore.engine.images.registries import Endpoint
 
-        parts = urlsplit(realm)
+        parts = urlsplit(url)
         return self._registries.client(Endpoint(f"{parts.scheme}://{parts.netloc}", self.endpoint.verify))
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -242,13 +144,13 @@ class Session:
         renewed = False
         host = urlsplit(url).netloc
         for _ in range(_REDIRECTS):
-            fields = list(headers or ())
+            fields = [user_agent(), *(headers or ())]
             own = urlsplit(url).netloc == host
             if own:
                 authorization = await self._authorization(what)
                 if authorization:
                     fields.append(("Authorization", authorization))
-            client = self._client if own else self._token_client(url)
+            client = self._client if own else self._client_of(url)
             try:
                 response = await client.request(method, url, headers=fields, body=body, timeout=timeout)
             except (ClientError, TimeoutError) as error:
@@ -264,13 +166,13 @@ class Session:
                 if challenges and (challenges != self.challenges or any(s == "bearer" for s, _ in challenges)):
                     renewed = True
                     self.challenges = challenges
-                    self._tokens.clear()
+                    self.tokens.clear()
                     await response.close()
                     continue
             if response.status in good:
                 return response
             data = await response.read(MANIFEST_LIMIT) if method != "HEAD" else b""
-            raise registry_error(response.status, response.reason, data)
+            raise refusal(response, data)
         raise SystemFailure(f'{method.capitalize()} "{url}": stopped after {_REDIRECTS} redirects')
 
     async def manifest(self, reference: str) -> tuple[bytes, str, str]:
@@ -344,13 +246,11 @@ class Session:
         return await self.request("GET", self.url(f"blobs/{digest}"), headers=headers, good=(200, 206))
 
     async def blob_size(self, digest: str) -> int | None:
-        """The length of a blob that the registry has, None where it has not."""
+        """The length of a blob that the registry has, None where it has not or does not tell: sending it shows why."""
         try:
             response = await self.request("HEAD", self.url(f"blobs/{digest}"), timeout=30)
-        except RegistryError as error:
-            if error.http == 404:
-                return None
-            raise
+        except RegistryError:
+            return None
         await response.read(0)
         return int(response.headers.get("Content-Length") or 0)
 
@@ -462,11 +362,11 @@ def not_found(error: RegistryError, reference: Any) -> EngineError:
         text = (
             f"pull access denied for {reference.familiar_name}, repository does not exist or may require 'docker login'"
         )
-        return NotFound(f"{text}: {error.message}")
+        return NotFound(f"{text}: {error.first}")
     if error.code == "MANIFEST_UNKNOWN" or (error.http == 404 and not error.code):
-        return NotFound(f"manifest for {reference.familiar} not found: {error.message}")
+        return NotFound(f"manifest for {reference.familiar} not found: {error.first}")
     if error.code == "NAME_UNKNOWN":
-        return NotFound(f"repository {reference.familiar_name} not found: {error.message}")
+        return NotFound(f"repository {reference.familiar_name} not found: {error.first}")
     return error
 
 
@@ -479,6 +379,7 @@ async def login(registries: Registries, auth: dict[str, str]) -> str:
     if domain in ("", "index.docker.io", DEFAULT_DOMAIN):
         domain = DEFAULT_DOMAIN
     session = await open_session(registries, domain, "", auth=auth, actions="", pull=False)
+    session.tokens.offline = True
     url = f"{session.endpoint.url}/v2/"
     refused = f"login attempt to {url} failed with status: 401 Unauthorized"
     try:
@@ -493,4 +394,4 @@ async def login(registries: Registries, auth: dict[str, str]) -> str:
             raise Unauthorized(text) from None
         raise
     await response.read(MANIFEST_LIMIT)
-    return ""
+    return session.tokens.identity

@@ -22,7 +22,6 @@ from longshore.engine.images.compression import BrokenStream
 from longshore.engine.images.distribution import (
     INDEXES,
     MANIFEST_LIMIT,
-    RegistryError,
     Session,
     not_found,
 )
@@ -32,6 +31,7 @@ from longshore.engine.images.model import Image, host_architecture
 from longshore.engine.images.progress import Meter
 from longshore.engine.images.references import Reference
 from longshore.engine.images.streams import in_thread
+from longshore.engine.images.refusals import RegistryError
 from longshore.machinery.http.errors import ClientError
 from longshore.wire.tar import TarError
 
@@ -413,11 +413,12 @@ async def _download_alone(layer: _Layer) -> None:
                 await _transfer(layer, writer)
                 break
             except (ClientError, TimeoutError, RegistryError, SystemFailure) as error:
-                if isinstance(error, RegistryError) and 400 <= error.http < 500 and error.http not in (408, 429):
+                wait = error.wait if isinstance(error, RegistryError) else 0.0
+                if isinstance(error, RegistryError) and 400 <= error.http < 500 and error.http != 408 and not wait:
                     raise
                 if isinstance(error, DigestMismatch) or attempt == attempts:
                     raise error if isinstance(error, EngineError) else SystemFailure(str(error)) from None
-                for left in range(5 * attempt, 0, -1):
+                for left in range(int(wait) or 5 * attempt, 0, -1):
                     layer.meter.say(f"Retrying in {left} second{'s' if left != 1 else ''}")
                     await asyncio.sleep(SECOND)
         layer.meter.say("Verifying Checksum")

@@ -21,7 +21,6 @@ from longshore.engine.images.distribution import (
     DOCKER_LAYER,
     DOCKER_MANIFEST,
     OCI_LAYER,
-    RegistryError,
     Session,
 )
 from longshore.engine.images.layers import Layer
@@ -29,6 +28,7 @@ from longshore.engine.images.listing import platform_matches, shown_platform
 from longshore.engine.images.manifests import Document, Entry
 from longshore.engine.images.model import Image
 from longshore.engine.images.progress import Meter
+from longshore.engine.images.refusals import RegistryError
 from longshore.engine.images.references import Reference
 from longshore.engine.images.streams import pieces
 
@@ -238,7 +238,7 @@ async def _push_layer(
             if not repository.startswith(domain) or repository == name.repository:
                 continue
             source = repository.removeprefix(domain)
-            session.also_pull(source)
+            session.tokens.also_pull(source)
             with contextlib.suppress(RegistryError):
                 location = await session.start_upload(mount=digest, source=source)
                 if location is None:

@@ -159,7 +159,7 @@ class Registries:
             context = _context(host, endpoint) if endpoint.url.startswith("https:") else None
             found = Client(
                 ssl=context,
-                headers=(("User-Agent", "docker/28.5.2 longshore"), ("Accept-Encoding", "identity")),
+                headers=(("Accept-Encoding", "identity"),),
                 connect_timeout=30.0 if endpoint.verify else 10.0,
                 namespace=self.namespace,
             )

@@ -22,11 +22,12 @@ from longshore.engine.build.cache import BuildCache
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import references
 from longshore.engine.images.blobs import digest_of
-from longshore.engine.images.distribution import DOCKER_LIST, INDEXES, OCI_INDEX, OCI_MANIFEST, RegistryError
+from longshore.engine.images.distribution import DOCKER_LIST, INDEXES, OCI_INDEX, OCI_MANIFEST
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.model import Image, encode
 from longshore.engine.images.pull import fetch_layers
 from longshore.engine.images.push import compressed_layer, send_bytes, send_layer
+from longshore.engine.images.refusals import RegistryError
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
