@@ -115,9 +115,9 @@ async def create(
         config=config,
         host=host,
         image_id=image.id if image is not None else "",
+        image_manifest=_manifest(service, image, config["Image"]) if image is not None else {},
         security_options=security,
         links=linked,
-        image_manifest=_manifest(service, image, config["Image"]) if image is not None else {},
     )
     if not config["Hostname"]:
         if host["UTSMode"] == "host" or host["NetworkMode"] == "host":

@@ -322,10 +322,10 @@ async def events(call: Call) -> Response | None:
     writer = await call.start(200)
     listener = call.api.events.listen(matcher(wanted), since if since_text or until_text else None, until)
     async for event in listener:
-        writer.write(orjson.dumps(event) + b"\n")
-        await writer.drain()
         if call.version < (1, 46) and event["Type"] == "image" and event["Action"] == "create":
             continue
+        writer.write(orjson.dumps(event) + b"\n")
+        await writer.drain()
     return None
 
 

@@ -200,9 +200,9 @@ def _moment(store: ImageStore, name: str) -> int:
 
 
 def inspect(
-    store: ImageStore, image: Image, *, legacy: bool = False, platform: str = "", reference: str = ""
+    store: ImageStore, image: Image, *, version: tuple[int, int] = (1, 51), platform: str = "", reference: str = ""
 ) -> dict[str, Any]:
-    """GET /images/NAME/json. legacy: the form before API 1.44 (ContainerConfig, VirtualSize, the whole Config).
+    """GET /images/NAME/json in the form of an API version: ContainerConfig before 1.45, the whole Config before 1.50.
 
     platform: "os/arch[/variant]" that the image must have. Raises NotFound.
     """
@@ -227,7 +227,9 @@ def inspect(
         "Comment": config.get("comment") or _last_comment(config),
         "Created": config.get("created") or ZERO_TIME,
     }
-    if legacy:
+    if version < (1, 45):
+        if config.get("container"):
+            shown["Container"] = config["container"]
         shown["ContainerConfig"] = legacy_config(config.get("container_config") or {})
     shown |= {
         "DockerVersion": config.get("docker_version") or "",
@@ -236,15 +238,16 @@ def inspect(
         "Os": config.get("os") or "linux",
         "Size": image.size,
     }
-    if config.get("variant"):
-        shown["Variant"] = config["variant"]
-    if legacy:
+    for name, field in (("Variant", "variant"), ("OsVersion", "os.version")):
+        if config.get(field):
+            shown[name] = config[field]
+    if version < (1, 44):
         shown["VirtualSize"] = image.size
     shown |= {
         "GraphDriver": {"Data": data or None, "Name": "overlay2"},
         "RootFS": {"Type": "layers", "Layers": image.diff_ids} if image.diff_ids else {"Type": "layers"},
         "Metadata": {"LastTagTime": time_text(image.tagged) if image.tagged else ZERO_TIME},
-        "Config": legacy_config(image.run_config) if legacy else inspect_config(image.run_config),
+        "Config": legacy_config(image.run_config) if version < (1, 50) else inspect_config(image.run_config),
     }
     return shown
 
