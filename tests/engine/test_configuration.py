@@ -87,8 +87,37 @@ def test_what_has_no_use_here_is_told_and_passed_over(caplog: pytest.LogCaptureF
 
 
 def test_what_builds_may_be_allowed() -> None:
-    assert Configuration().build_entitlements == {"network.host"}
+    assert Configuration().builder.entitlements == {"network.host"}
     text = b'{"builder": {"gc": {"enabled": true}, "Entitlements": {"network-host": false, "security-insecure": true}}}'
-    assert parse(text).build_entitlements == {"security.insecure"}
+    assert parse(text).builder.entitlements == {"security.insecure"}
     with pytest.raises(ConfigurationError, match="builder: true or false is wanted"):
         parse(b'{"builder": {"entitlements": {"security-insecure": "yes"}}}')
+
+
+def test_rules_for_the_build_cache(tmp_path: Path) -> None:
+    from longshore.engine.build.settings import HOUR, Rule
+
+    usual = Configuration().builder.policy(tmp_path)
+    assert [rule.everything for rule in usual] == [False, False, False, True]
+    assert usual[0].filters == ("type==source.local", "type==exec.cachemount", "type==source.git.checkout")
+    assert usual[0].keep == 48 * HOUR and usual[1].keep == 60 * 24 * HOUR
+    assert parse(b'{"builder": {"gc": {"enabled": false}}}').builder.policy(tmp_path) == ()
+    kept = parse(b'{"builder": {"gc": {"defaultKeepStorage": "20GB"}}}').builder.policy(tmp_path)
+    assert kept[2] == Rule(reserved=20 << 30) and kept[0].most == round((20 << 30) / 100 * 13.817580227)
+    text = """{"builder": {"history": {"maxEntries": 3, "maxAge": "1h"}, "gc": {"enabled": true, "policy": [
+        {"keepStorage": "1KB", "filter": ["unused-for=2h", "type=exec.cachemount"]},
+        {"reservedSpace": "1MB", "maxUsedSpace": 5000, "minFreeSpace": "2g", "all": true}]}}}"""
+    settings = parse(text.encode()).builder
+    assert settings.policy(tmp_path) == (
+        Rule(filters=("type==exec.cachemount",), keep=2 * HOUR, reserved=1024),
+        Rule(everything=True, reserved=1 << 20, most=5000, free=2 << 30),
+    )
+    assert (settings.history, settings.history_age) == (3, HOUR)
+    for wrong, why in (
+        ('{"policy": [{"keepStorage": "lots"}]}', "failed to parse reservedSpace: invalid size: 'lots'"),
+        ('{"policy": [{"filter": ["until=1h", "unused-for=2h"]}]}', "conflicting filters"),
+        ('{"policy": [{"filter": ["type=a", "type=b"]}]}', "filters expect only one value"),
+        ('{"policy": [{"filter": ["until=soon"]}]}', "invalid duration soon"),
+    ):
+        with pytest.raises(ConfigurationError, match=why):
+            parse(f'{{"builder": {{"gc": {wrong}}}}}'.encode())

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from longshore.engine.build.settings import BuilderSettings
+from longshore.engine.build.settings import parse as parse_builder
+
 if TYPE_CHECKING:
     from longshore.engine.images.registries import Registries
 
@@ -72,7 +75,7 @@ _UNUSED = frozenset(
 )
 
 #: What would let a container or a client do less than it can here: passing these over would be unsafe.
-_REFUSED = frozenset(["userns-remap", "authorization-plugins", "selinux-enabled"])
+_REFUSED = frozenset(["authorization-plugins", "selinux-enabled"])
 
 
 class ConfigurationError(ValueError):
@@ -88,7 +91,7 @@ class Configuration:
     bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
     binding_address: of the default network; address_pools: (base, size) that networks take their subnets from;
     userland_proxy: whether ports are carried where they cannot be translated; network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
-    build_entitlements: what builds may be allowed by who asks for them."""
+    builder: see build.settings. userns_remap: see remapping.resolve."""
 
     registry_mirrors: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()
@@ -127,7 +130,8 @@ class Configuration:
     masquerade: bool = True
     binding_address: str = ""
     userland_proxy: bool = True
-    build_entitlements: frozenset[str] = frozenset({"network.host"})
+    builder: BuilderSettings = field(default_factory=BuilderSettings)
+    userns_remap: str = ""
 
     def registries(self, namespace: int | None = None) -> Registries:
         """Registries as the settings say. namespace: see Registries."""
@@ -339,14 +343,8 @@ def _runtimes(value: Any) -> dict[str, str]:
     return {name: _text(entry["path"]) for name, entry in value.items()}
 
 
-def _entitlements(value: Any) -> frozenset[str]:
-    """Of the builder's settings those about entitlements (names as dockerd's). Source: moby daemon/config/builder.go."""
-    if not isinstance(value, dict):
-        raise ValueError("settings by name are wanted")
-    settings = {key.lower(): item for key, item in value.items()}
-    wanted = {key.lower(): _flag(item) for key, item in (settings.get("entitlements") or {}).items()}
-    found = {"network.host"} if wanted.get("network-host", True) else set()
-    return frozenset(found | ({"security.insecure"} if wanted.get("security-insecure") else set()))
+def _builder(value: Any) -> BuilderSettings:
+    return parse_builder(value, _size, _flag)
 
 
 _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
@@ -388,5 +386,6 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "ip-masq": ("masquerade", _flag),
     "ip": ("binding_address", _address),
     "userland-proxy": ("userland_proxy", _flag),
-    "builder": ("build_entitlements", _entitlements),
+    "builder": ("builder", _builder),
+    "userns-remap": ("userns_remap", _text),
 }

@@ -17,6 +17,9 @@ import pytest
 from longshore.engine.build.buildkit import schemas
 from longshore.engine.build.buildkit.schemas import control, filesync
 from longshore.engine.build.buildkit.session import stat_of
+from longshore.engine.build.collection import Collector
+from longshore.engine.build.folders import Folders
+from longshore.engine.build.settings import Rule
 from longshore.engine.build.usage import Space
 from longshore.machinery.grpc import RpcError
 
@@ -227,9 +230,12 @@ async def test_a_client_that_goes_ends_its_build(kit: Kit) -> None:
 
 @pytest.mark.parametrize(
     ("space", "kept"),
-    [((0, 0, 0), 0), ((50, 0, 0), 50), ((0, 70, 0), 70), ((80, 70, 0), 80), ((0, 0, 30), 80), ((0, 70, 40), 70), ((60, 0, 90), 60), ((0, 0, 5), 0)],
+    [
+        ((0, 0, 0), None), ((50, 0, 0), 50), ((0, 70, 0), 70), ((80, 70, 0), 80), ((0, 0, 30), 80), ((0, 70, 40), 70),
+        ((60, 0, 90), 60), ((0, 0, 5), 100), ((0, 0, 300), 0),
+    ],
 )  # fmt: skip
-def test_space_of_the_cache(space: tuple[int, int, int], kept: int) -> None:
+def test_space_of_the_cache(space: tuple[int, int, int], kept: int | None) -> None:
     """A cache of 100 bytes on a disk with 10 left."""
     assert Space(*space).kept(100, 10) == kept
 
@@ -243,6 +249,35 @@ async def test_cache_usage_and_prune(kit: Kit) -> None:
     assert spared == []
     gone = [record async for record in kit.client.stream("Prune", all=True, maxUsedSpace=1)]
     assert [record.Description for record in gone] == ["RUN /bin/sh -c echo 2 > /y # buildkit"]
+    assert kit.store.find("kept") is not None
+
+
+async def test_the_cache_is_kept_by_its_rules(kit: Kit) -> None:
+    """Rules apply one after the other: the oldest go first, a folder that a build uses or a named image's step does not."""
+    text = "FROM busybox\nRUN --mount=type=cache,target=/c head -c 3000 /dev/zero > /c/f\nRUN head -c 2000 /dev/zero > /{0}\n"
+    await kit.build(text.format("a"), name="kept", **{"force-network-mode": "none"})
+    for name in "bc":
+        await kit.build(text.format(name), exporter="cacheonly", **{"force-network-mode": "none"})
+    told = {record.RecordType: record for record in (await kit.client.call("DiskUsage")).record}
+    mount = told["exec.cachemount"]
+    assert (mount.Size, mount.Description, mount.Mutable, mount.Shared) == (3000, "cached mount /c", True, False)
+    (worker,) = (await kit.client.call("ListWorkers")).record
+    assert [policy.all for policy in worker.GCPolicy] == [False, False, False, True]
+
+    async def left() -> list[str]:
+        found = (await kit.client.call("DiskUsage")).record
+        return sorted(record.Description.split("> ")[-1] for record in found if not record.Shared)
+
+    assert await left() == ["/b # buildkit", "/c # buildkit", "cached mount /c"]
+    young = Rule(filters=("type==exec.cachemount",), keep=3600 * 10**9)
+    assert await Collector(kit.store, (young,)).collect() == 0
+    with Folders(kit.store).using("/c", "", ""):
+        assert await Collector(kit.store, (Rule(filters=("type==exec.cachemount",)),)).collect() == 0
+    assert await Collector(kit.store, (Rule(most=5000), Rule(filters=("type==none",)))).collect() == 2000
+    assert await left() == ["/c # buildkit", "cached mount /c"]
+    assert await Collector(kit.store, (Rule(filters=("type==exec.cachemount",)), Rule(reserved=2000))).collect() == 3000
+    assert await left() == ["/c # buildkit"]
+    assert await Collector(kit.store, (Rule(most=1),)).collect() == 2000 and await left() == []
     assert kit.store.find("kept") is not None
 
 

@@ -65,7 +65,7 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
 
         made = await ready()
         if kit is None:
-            kit = Services(made, allowed=engine.configuration.build_entitlements)
+            kit = Services(made, settings=engine.configuration.builder)
         return kit
 
     async def build(call: Call) -> Response | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -24,6 +25,33 @@ CREATE TABLE IF NOT EXISTS build_cache(
     key TEXT PRIMARY KEY, image TEXT NOT NULL, description TEXT NOT NULL, size INTEGER NOT NULL, created INTEGER NOT NULL,
     used INTEGER NOT NULL, uses INTEGER NOT NULL) WITHOUT ROWID
 """
+
+
+# Images that builds of this process use at the moment.
+_held: Counter[str] = Counter()
+
+
+class Hold:
+    """The steps of a build under way: no prune takes them before release()."""
+
+    def __init__(self) -> None:
+        self._images: list[str] = []
+
+    def add(self, image: str) -> None:
+        self._images.append(image)
+        _held[image] += 1
+
+    def release(self) -> None:
+        for image in self._images:
+            _held[image] -= 1
+            if not _held[image]:
+                del _held[image]
+        self._images.clear()
+
+
+def held() -> set[str]:
+    """The ids of images that builds use at the moment."""
+    return set(_held)
 
 
 class BuildCache:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, git, instructions
-from longshore.engine.build.cache import BuildCache
+from longshore.engine.build.cache import BuildCache, Hold
 from longshore.engine.build.cachefrom import CacheFrom
 from longshore.engine.build.context import Context, from_git, from_tar, from_url
 from longshore.engine.build.dispatch import Dispatcher
@@ -56,9 +56,11 @@ class Builder:
             context = await from_url(self.store, options.remote, name)
         else:
             context = await from_tar(self.store, body, name)
+        hold = Hold()
         try:
-            return await _Build(self, context, options, emit).run()
+            return await _Build(self, context, options, emit, hold).run()
         finally:
+            hold.release()
             await asyncio.shield(context.close())
 
 
@@ -79,7 +81,8 @@ class _Build:
 
     buildkit = False
 
-    def __init__(self, builder: Builder, context: Context, options: BuildOptions, emit: Emit) -> None:
+    def __init__(self, builder: Builder, context: Context, options: BuildOptions, emit: Emit, hold: Hold) -> None:
+        self.hold = hold
         self.store, self.cache, self.runner = builder.store, builder.cache, builder.runner
         self.context, self.options = context, options
         self._emit = emit
@@ -122,7 +125,7 @@ class _Build:
         return found if self._from is None else self._from.find(found, state.image, told, state.config)
 
     def used(self, key: str, image: Image, told: str) -> None:
-        return
+        self.hold.add(image.id)
 
     def output(self, number: int, data: bytes) -> None:
         """A command's output; errors in red, as dockerd colours them."""

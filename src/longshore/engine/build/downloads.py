@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+from longshore.engine.build.folders import REGULAR, Folders
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images.distribution import connection_text
 from longshore.engine.images.model import ENGINE_VERSION
@@ -33,10 +34,10 @@ _AGENT = ("User-Agent", f"buildkit/v{ENGINE_VERSION}")
 
 
 class Kept:
-    """What earlier builds fetched from one URL. slot: its folder below the build cache's; a prune takes it away."""
+    """What earlier builds fetched from one URL. slot: its folder in the build cache."""
 
-    def __init__(self, store: ImageStore, url: str) -> None:
-        self._slot = store.root / "buildcache" / "http" / hashlib.sha256(url.encode()).hexdigest()
+    def __init__(self, slot: Path) -> None:
+        self._slot = slot
         self.note: dict[str, Any] = {}
         try:
             self.note = orjson.loads((self._slot / "note").read_bytes())
@@ -65,6 +66,12 @@ class Kept:
         for old in self._slot.iterdir():
             if old.name not in (name, "note"):
                 old.unlink(missing_ok=True)
+
+
+async def fetch(store: ImageStore, url: str, folder: Path, other: str = "") -> str:
+    """Fetch a URL as BuildKit does: what is here already and has not changed is taken from the cache. See download()."""
+    with Folders(store).using(f"http {url}", REGULAR, f"http url {url}") as slot:
+        return await download(url, folder, other, kept=Kept(slot))
 
 
 def _tag(response: ClientResponse) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import posixpath
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longshore.engine.build.folders import CACHE_MOUNT, Folders
 from longshore.engine.build.step import Mount, StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images.extract import remove_path
@@ -248,13 +248,14 @@ async def agent(
 
 async def cache(store: ImageStore, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack) -> Mount:
     """A folder that lasts from build to build."""
-    name = hashlib.sha256((wanted.id or posixpath.normpath(target)).encode()).hexdigest()
-    path = store.root / "buildcache" / name
+    key = wanted.id or posixpath.normpath(target)
     if wanted.sharing == "private":
-        path = path.with_name(f"{name}-{os.urandom(6).hex()}")
-        stack.push_async_callback(in_thread, remove_path, path)
+        key = f"{key}-{os.urandom(6).hex()}"
     elif wanted.sharing == "locked":
-        await stack.enter_async_context(_locks.setdefault(name, asyncio.Lock()))
+        await stack.enter_async_context(_locks.setdefault(key, asyncio.Lock()))
+    path = stack.enter_context(Folders(store).using(key, CACHE_MOUNT, f"cached mount {target}"))
+    if wanted.sharing == "private":
+        stack.push_async_callback(in_thread, remove_path, path)
     if not path.exists():
         path.mkdir(parents=True)
         os.chown(path, wanted.uid, wanted.gid)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from longshore.engine.build import git
 from longshore.engine.build.context import new_folder
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
-from longshore.engine.build.downloads import Kept, download, verify
+from longshore.engine.build.downloads import download, fetch, verify
 from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.modes import parse_mode
 from longshore.engine.build.shell import ExpansionError, expand
@@ -160,7 +160,10 @@ class _Transfer:
         kit = self.build.buildkit
         unnamed = "__unnamed__" if kit else ""
         other = unnamed if self.target.endswith("/") else posixpath.basename(self.target) or "download"
-        name = await download(url, folder, other, kept=Kept(self.build.store, url) if kit else None)
+        if kit:
+            name = await fetch(self.build.store, url, folder, other)
+        else:
+            name = await download(url, folder, other)
         if self.checksum:
             await in_thread(verify, folder / name, self.checksum)
         return Tree(folder), [Source(name, False)], self.instruction.flags.get("unpack") == "true"

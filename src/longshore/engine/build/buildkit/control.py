@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,9 @@ from longshore.engine.build.buildkit.schemas import control
 from longshore.engine.build.buildkit.session import Session, Sessions
 from longshore.engine.build.buildkit.stages import complete_config
 from longshore.engine.build.buildkit.transport import StreamDuplex
+from longshore.engine.build.cache import Hold
+from longshore.engine.build.collection import Collector
+from longshore.engine.build.settings import BuilderSettings
 from longshore.engine.errors import EngineError, InvalidParameter
 from longshore.engine.images.listing import shown_platform
 from longshore.engine.images.manifests import IN_TOTO, Entry
@@ -37,8 +40,6 @@ T = TypeVar("T")
 _SOURCE_URL = "github.com/moby/buildkit/errdefs.Source+json"
 _KEPT = 64
 _PIECE = 1 << 20
-# What an engine without settings allows a client to ask for.
-_ENTITLEMENTS = frozenset({"network.host"})
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Job:
     entries: list[Entry] = field(default_factory=list)
     asked: int = 0
     lease: Lease | None = None
+    hold: Hold = field(default_factory=Hold)
 
 
 def rpc_error(error: EngineError) -> RpcError:
@@ -99,13 +101,16 @@ def _place(error: SolveError) -> dict[str, Any]:
 
 
 class Services:
-    """The state behind the services. allowed: entitlements that a build may ask for."""
+    """The state behind the services."""
 
-    def __init__(self, builder: Builder, *, allowed: Iterable[str] = _ENTITLEMENTS) -> None:
+    def __init__(self, builder: Builder, *, settings: BuilderSettings | None = None) -> None:
+        settings = settings or BuilderSettings()
         self.builder = builder
         self.sessions = Sessions()
-        self.history = History(builder.store)
-        self.allowed = set(allowed)
+        self.history = History(builder.store, settings.history, settings.history_age)
+        self.allowed = set(settings.entitlements)
+        self.collector = Collector(builder.store, settings.policy(builder.store.root))
+        self.collector.soon()
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
@@ -156,6 +161,17 @@ class Services:
                 "org.mobyproject.buildkit.worker.network": "host",
             },
             platforms=[schema.Platform(OS="linux", Architecture=architecture)],
+            GCPolicy=[
+                schema.GCPolicy(
+                    all=rule.everything,
+                    keepDuration=rule.keep,
+                    filters=rule.filters,
+                    reservedSpace=rule.reserved,
+                    maxUsedSpace=rule.most,
+                    minFreeSpace=rule.free,
+                )
+                for rule in self.collector.rules
+            ],
             BuildkitVersion=schema.BuildkitVersion(package="github.com/moby/buildkit", version=f"v{ENGINE_VERSION}"),
         )
 
@@ -180,7 +196,9 @@ class Services:
             raise SolveError(f"frontend {name or 'none'} {source} is not available in this engine")
         session = await self.sessions.get(job.session)
         inputs = Inputs(await self.solver(job), definitions)
-        frontend = Frontend(self.builder, session, attributes_, inputs, job.progress, entitlements=job.entitlements)
+        frontend = Frontend(
+            self.builder, session, attributes_, inputs, job.progress, entitlements=job.entitlements, hold=job.hold
+        )
         imports = attributes.cache_imports(attributes_)
         imports += [entry for entry in job.imports if entry not in imports]
         try:
@@ -199,7 +217,9 @@ class Services:
             await job.solver.close()
         if job.lease is not None:
             job.lease.__exit__()
+        job.hold.release()
         job.results.clear()
+        self.collector.soon()
 
 
 class Control:
@@ -226,11 +246,11 @@ class Control:
         from longshore.engine.build.usage import Space, kit_filters, prune
 
         filters = kit_filters(request.filter)
-        if request.keepDuration:
-            filters["unused-for"] = [f"{request.keepDuration // 10**9}s"]
         space = Space(request.reservedSpace, request.maxUsedSpace, request.minFreeSpace)
         store = self._services.builder.store
-        for record in await prune(store, everything=request.all, filters=filters, space=space):
+        for record in await prune(
+            store, everything=request.all, filters=filters, space=space, age=request.keepDuration
+        ):
             yield _usage(record)
 
     async def solve(self, request: Any) -> Any:
@@ -489,6 +509,7 @@ def _usage(record: dict[str, Any]) -> Any:
         LastUsedAt=stamp(record["used"]),
         UsageCount=record["uses"],
         Description=record["description"],
-        RecordType=record.get("type", "regular"),
+        RecordType=record["type"],
+        Mutable=record["mutable"],
         Shared=record["shared"],
     )

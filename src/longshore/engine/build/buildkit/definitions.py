@@ -201,7 +201,7 @@ class Solver:
             parts = [operation.platform.OS, operation.platform.Architecture, operation.platform.Variant]
             platform = "/".join(filter(None, parts))
         reference = references.parse(name).with_default_tag()
-        found = self.store.find(name)
+        found = self.store.find(name, platform)
         if found is None and reference.digest:
             # An image that no registry knows was resolved to its own id.
             found = self.store.get(reference.digest)
@@ -235,11 +235,11 @@ class Solver:
         return await self.made(fill)
 
     async def _http(self, url: str, attributes: Mapping[str, str]) -> str:
-        from longshore.engine.build.downloads import Kept, download, verify
+        from longshore.engine.build.downloads import fetch, verify
 
         async def fill(path: Path) -> None:
             given = attributes.get("http.filename") or ""
-            name = await download(url, path, given or "download", kept=Kept(self.store, url))
+            name = await fetch(self.store, url, path, given or "download")
             if given and name != given:
                 (path / name).rename(path / given)
                 name = given

@@ -21,6 +21,7 @@ from longshore.engine.build.buildkit.definitions import Inputs
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.buildkit.stages import Stages
+from longshore.engine.build.cache import Hold
 from longshore.engine.build.checks import Checker, settings
 from longshore.engine.build.dockerfile import DockerfileError
 from longshore.engine.build.ignore import Ignore
@@ -73,8 +74,10 @@ class Frontend:
         progress: Progress,
         *,
         entitlements: set[str] | None = None,
+        hold: Hold | None = None,
     ) -> None:
         self.builder, self.session, self.progress = builder, session, progress
+        self.hold = hold or Hold()
         self.attributes = dict(attributes)
         self.options = options_of(attributes)
         self.options.entitlements = entitlements or set()

@@ -1,7 +1,7 @@
 """Builds that were made: kept in the image store, told to `docker buildx history`.
 
 A record is BuildKit's message, with the statuses of its progress for the logs. Source: BuildKit control,
-solver/llbsolver/history.go; moby's default of keeping fifty builds for two days.
+solver/llbsolver/history.go.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS build_content(digest TEXT, ref TEXT, body BLOB NOT NULL, PRIMARY KEY(digest, ref)) "
     "WITHOUT ROWID",
 )
-_KEPT, _AGE = 50, 48 * 3600 * 10**9
 _STATUS_LIMIT = 8 << 20
 STARTED, COMPLETE, DELETED = range(3)
 
@@ -40,10 +39,13 @@ def descriptor(data: bytes, media: str, **annotations: str) -> Any:
 
 
 class History:
-    """The records of one image store, and of builds under way in this process."""
+    """The records of one image store, and of builds under way in this process.
 
-    def __init__(self, store: ImageStore) -> None:
-        self._store = store
+    kept, age: how many finished builds stay, and for how many nanoseconds.
+    """
+
+    def __init__(self, store: ImageStore, kept: int, age: int) -> None:
+        self._store, self._kept, self._age = store, kept, age
         self._active: dict[str, Any] = {}
         self._watchers: set[asyncio.Queue[Any]] = set()
         if store.database.one("SELECT 1 FROM sqlite_master WHERE name='build_content'") is None:
@@ -79,7 +81,7 @@ class History:
             old = connection.execute(
                 "SELECT ref FROM build_history WHERE pinned=0 AND (created<? OR ref NOT IN "
                 "(SELECT ref FROM build_history WHERE pinned=0 ORDER BY created DESC LIMIT ?))",
-                (time.time_ns() - _AGE, _KEPT),
+                (time.time_ns() - self._age, self._kept),
             ).fetchall()
             for (ref,) in old:
                 _forget(connection, ref)

@@ -90,4 +90,5 @@ class StageHost:
         return self.cache.get(key) or await self._frontend.imported(key, below)
 
     def used(self, key: str, image: Image, told: str) -> None:
+        self._frontend.hold.add(image.id)
         self._frontend.records[key] = (image.id, told[:200])

@@ -16,7 +16,8 @@ Status: 1 code int32, 2 message string, 3 details *Any
 Definition: 1 def *bytes, 2 metadata {string:OpMetadata}
 Platform: 1 Architecture string, 2 OS string, 3 Variant string, 4 OSVersion string, 5 OSFeatures *string
 BuildkitVersion: 1 package string, 2 version string, 3 revision string, 4 dockerfileVersion string
-GCPolicy: 1 all bool, 2 keepDuration int64, 4 filters *string, 3 reservedSpace int64
+GCPolicy: 1 all bool, 2 keepDuration int64, 4 filters *string, 3 reservedSpace int64, 5 maxUsedSpace int64,
+  6 minFreeSpace int64
 WorkerRecord: 1 ID string, 2 Labels {string:string}, 3 platforms *Platform, 4 GCPolicy *GCPolicy,
   5 BuildkitVersion BuildkitVersion
 Position: 1 line int32, 2 character int32
