@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +20,7 @@ from longshore.client.rest import Client, is_not_found
 from longshore.machinery.errors import StatusError
 
 log = logging.getLogger("longshore.client.leader")
+_READY_PAUSE_SECONDS = 0.1
 
 
 def micro_time(moment: datetime | None = None) -> str:
@@ -147,3 +150,31 @@ class LeaderElection:
         except (StatusError, OSError, TimeoutError) as error:
             log.debug("lease %s: not given up: %s", self.name, error)
         self._lease = None
+
+
+async def lead(
+    client: Client, work: Callable[[], Awaitable[None]], *, elect: bool, lease: str, identity: str = ""
+) -> None:
+    """Run a part's work once the API server is ready; elect: only while we hold the lease, see LeaderElection.
+
+    identity: who we are in that lease; "" is a name of this process's own.
+    """
+    await _wait_for_server(client)
+    if elect:
+        await LeaderElection(client, lease, identity or f"{socket.gethostname()}_{uuid.uuid4()}").run(work)
+    else:
+        await work()
+
+
+async def _wait_for_server(client: Client) -> None:
+    """Asked often: it is a start-up of a second, not a wait."""
+    while True:
+        try:
+            await client.raw("GET", "/readyz")
+            return
+        except StatusError as error:
+            if error.code in (401, 403):
+                return  # it serves, and its health is not ours to read
+        except (OSError, TimeoutError) as error:
+            log.debug("API server: %s", error)
+        await asyncio.sleep(_READY_PAUSE_SECONDS)

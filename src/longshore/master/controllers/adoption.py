@@ -57,13 +57,7 @@ async def claim(
         if finalizer:
             metadata["finalizers"] = [finalizer]
         try:
-            await client.patch(
-                resource,
-                obj["metadata"]["name"],
-                {"metadata": metadata},
-                obj["metadata"].get("namespace", ""),
-                kind="strategic",
-            )
+            await _patch_metadata(client, resource, obj, metadata)
         except StatusError as error:
             if is_not_found(error):
                 continue
@@ -81,16 +75,15 @@ async def release(client: Client, owner: Object, resource: Resource, obj: Object
     if finalizer:
         metadata["$deleteFromPrimitiveList/finalizers"] = [finalizer]
     try:
-        await client.patch(
-            resource,
-            obj["metadata"]["name"],
-            {"metadata": metadata},
-            obj["metadata"].get("namespace", ""),
-            kind="strategic",
-        )
+        await _patch_metadata(client, resource, obj, metadata)
     except StatusError as error:
         if error.code not in (404, 422):
             raise
+
+
+async def _patch_metadata(client: Client, resource: Resource, obj: Object, metadata: Object) -> None:
+    namespace = obj["metadata"].get("namespace", "")
+    await client.patch(resource, obj["metadata"]["name"], {"metadata": metadata}, namespace, kind="strategic")
 
 
 async def _still_there(client: Client, owner: Object, resource: Resource) -> bool:

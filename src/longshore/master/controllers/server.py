@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import uuid
 from collections.abc import Iterator
 
 from longshore.client import metrics
 from longshore.client.config import Config, load
 from longshore.client.informer import InformerFactory
-from longshore.client.leader import LeaderElection
+from longshore.client.leader import lead
 from longshore.client.rest import Client
-from longshore.machinery.errors import StatusError
 from longshore.master.controllers.accounts import Accounts
 from longshore.master.controllers.base import Context, Controller
 from longshore.master.controllers.options import Options
@@ -22,7 +19,6 @@ from longshore.master.controllers.registry import chosen
 
 log = logging.getLogger("longshore.controllers")
 
-READY_PAUSE_SECONDS = 0.1
 RESTART_SECONDS = 1.0
 
 
@@ -50,34 +46,15 @@ async def serve(
     client = Client(config, user_agent="longshore-controller-manager")
     accounts = Accounts(client) if options.service_accounts else None
     try:
-        await wait_for_server(client)
 
-        async def lead() -> None:
+        async def work() -> None:
             await _run(client, options, accounts, classes, informers, ready)
 
-        if not leader_elect:
-            await lead()
-        else:
-            who = identity or f"{socket.gethostname()}_{uuid.uuid4()}"
-            await LeaderElection(client, lease_name, who).run(lead)
+        await lead(client, work, elect=leader_elect, lease=lease_name, identity=identity)
     finally:
         if accounts is not None:
             await accounts.close()
         await client.close()
-
-
-async def wait_for_server(client: Client) -> None:
-    """Return when the API server says that it is ready. Asked often: it is a start-up of a second, not a wait."""
-    while True:
-        try:
-            await client.raw("GET", "/readyz")
-            return
-        except StatusError as error:
-            if error.code in (401, 403):
-                return  # it serves, and its health is not ours to read
-        except (OSError, TimeoutError) as error:
-            log.debug("API server: %s", error)
-        await asyncio.sleep(READY_PAUSE_SECONDS)
 
 
 async def _run(

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import uuid
 from pathlib import Path
 
 from longshore.client import metrics
 from longshore.client.config import Config, load
 from longshore.client.informer import InformerFactory
-from longshore.client.leader import LeaderElection
+from longshore.client.leader import lead
 from longshore.client.rest import Client
-from longshore.machinery.errors import StatusError
 from longshore.master.scheduler.configuration import Configuration, read
 from longshore.master.scheduler.core import Scheduler
 from longshore.master.scheduler.extender import Extender
 
 log = logging.getLogger("longshore.scheduler")
-
-READY_PAUSE_SECONDS = 0.1
 
 
 async def serve(
@@ -47,9 +42,8 @@ async def serve(
         kubeconfig if isinstance(kubeconfig, Config) else load(kubeconfig), user_agent="longshore-scheduler"
     )
     try:
-        await _wait_for_server(client)
 
-        async def lead() -> None:
+        async def work() -> None:
             factory = informers or InformerFactory(client)
             scheduler = Scheduler(
                 client,
@@ -75,23 +69,6 @@ async def serve(
                 if informers is None:
                     await factory.stop()
 
-        if leader_elect:
-            who = identity or f"{socket.gethostname()}_{uuid.uuid4()}"
-            await LeaderElection(client, lease_name, who).run(lead)
-        else:
-            await lead()
+        await lead(client, work, elect=leader_elect, lease=lease_name, identity=identity)
     finally:
         await client.close()
-
-
-async def _wait_for_server(client: Client) -> None:
-    while True:
-        try:
-            await client.raw("GET", "/readyz")
-            return
-        except StatusError as error:
-            if error.code in (401, 403):
-                return  # it serves, and its health is not ours to read
-        except (OSError, TimeoutError) as error:
-            log.debug("API server: %s", error)
-        await asyncio.sleep(READY_PAUSE_SECONDS)

@@ -5,6 +5,7 @@ Source: staging apiserver pkg/admission/plugin/policy/{generic,validating,mutati
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import Any
 
@@ -47,6 +48,44 @@ class Variables(dict[str, Any]):
         return super().__getitem__(key)
 
 
+class Evaluation:
+    """One policy, with one of its parameters, held against one request. What it may cost is counted over all expressions.
+
+    target: the rule that the request fell under. params: the parameter object, None without any.
+    """
+
+    def __init__(self, a: AdmissionRequest, target: matching.Target, policy: Object, params: Any) -> None:
+        self.request, self.policy = a, policy
+        self._known: dict[Any, Any] = {}
+        self._budget = [cel.TOTAL_LIMIT]
+        self._values = matching.frame(a, target, str(uuid.uuid4()), self._known)
+        namespace = a.attributes.namespace
+        self._values["namespaceObject"] = a.api.get("", "namespaces", "", namespace) if namespace else None
+        self._variables = VARIABLES if policy["spec"].get("paramKind") is not None else _NO_PARAMS
+        if "params" in self._variables:
+            self._values["params"] = params
+        listed = policy["spec"].get("variables") or []
+        self._values["variables"] = Variables(listed, self._variables, self._values, self._budget)
+
+    async def conditions_hold(self) -> tuple[bool, str]:
+        """Whether the policy's match conditions hold, and what went wrong."""
+        variables = {k: v for k, v in self._variables.items() if k != "variables"}
+        conditions = self.policy["spec"].get("matchConditions") or []
+        return await matching.conditions_hold(conditions, variables, self._values, self.request, self._known)
+
+    async def run(self, text: str, kinds: tuple[str, ...], *, authorizer: bool = True) -> Any:
+        """The value of an expression, of one of these kinds. authorizer: may it ask who may do what. CompileError, EvalError."""
+        variables = self._variables
+        if not authorizer:
+            variables = {k: v for k, v in variables.items() if not k.startswith("authorizer")}
+        code = matching.program(text, variables, kinds)
+        return await matching.run(code, self._values, self.request, self._known, self._budget)
+
+    def replace(self, changed: Object) -> None:
+        """Show later expressions the object as it is now."""
+        self._values["object"] = changed
+
+
 class _Policies(Plugin):
     """What both kinds of policies do: find the bound policies that have to do with a request."""
 
@@ -81,6 +120,12 @@ class _Policies(Plugin):
         return matching.find_target(
             a, rules, constraints.get("excludeResourceRules") or [], constraints.get("matchPolicy") or "Equivalent"
         )
+
+    def _bound_target(self, a: AdmissionRequest, policy: Object, binding: Object) -> matching.Target | None:
+        """The policy's rule that the request falls under, None when it or the binding leaves the request out."""
+        target = self._target(a, policy["spec"].get("matchConstraints") or {})
+        narrower = binding["spec"].get("matchResources")
+        return target if narrower is None or self._target(a, narrower) is not None else None
 
     def _params(self, a: AdmissionRequest, policy: Object, binding: Object) -> tuple[list[Any], str]:
         """The parameters of a binding ([None] without any), and what went wrong."""
@@ -133,24 +178,6 @@ class _Policies(Plugin):
             )
         return [resource.convert(o, version) for o in found], ""
 
-    @staticmethod
-    def _values(
-        a: AdmissionRequest,
-        target: matching.Target,
-        policy: Object,
-        params: Any,
-        known: dict[Any, Any],
-        budget: list[int],
-    ) -> tuple[Object, dict[str, Any]]:
-        values = matching.frame(a, target, str(uuid.uuid4()), known)
-        namespace = a.attributes.namespace
-        values["namespaceObject"] = a.api.get("", "namespaces", "", namespace) if namespace else None
-        variables = VARIABLES if policy["spec"].get("paramKind") is not None else _NO_PARAMS
-        if "params" in variables:
-            values["params"] = params
-        values["variables"] = Variables(policy["spec"].get("variables") or [], variables, values, budget)
-        return values, variables
-
 
 class ValidatingAdmissionPolicy(_Policies):
     """Refuses, warns or records what expressions find wrong."""
@@ -183,15 +210,11 @@ class ValidatingAdmissionPolicy(_Policies):
     async def _policy(
         self, a: AdmissionRequest, policy: Object, bindings: list[Object], denied: list[tuple[str, str]]
     ) -> None:
-        spec = policy["spec"]
-        fail = spec.get("failurePolicy", "Fail") == "Fail"
+        fail = policy["spec"].get("failurePolicy", "Fail") == "Fail"
         for binding in bindings:
             try:
-                target = self._target(a, spec.get("matchConstraints") or {})
-                if target is None or (
-                    binding["spec"].get("matchResources") is not None
-                    and self._target(a, binding["spec"]["matchResources"]) is None
-                ):
+                target = self._bound_target(a, policy, binding)
+                if target is None:
                     continue
             except SelectorError as error:
                 if fail:
@@ -203,7 +226,7 @@ class ValidatingAdmissionPolicy(_Policies):
                     self._deny(policy, binding, problem, "Invalid", denied)
                 continue
             for one in params:
-                await self._evaluate(a, policy, binding, target, one, fail, denied)
+                await self._evaluate(Evaluation(a, target, policy, one), binding, fail, denied)
 
     @staticmethod
     def _deny(policy: Object, binding: Object, text: str, reason: str, denied: list[tuple[str, str]]) -> None:
@@ -215,26 +238,10 @@ class ValidatingAdmissionPolicy(_Policies):
         )
 
     async def _evaluate(
-        self,
-        a: AdmissionRequest,
-        policy: Object,
-        binding: Object,
-        target: matching.Target,
-        params: Any,
-        fail: bool,
-        denied: list[tuple[str, str]],
+        self, evaluation: Evaluation, binding: Object, fail: bool, denied: list[tuple[str, str]]
     ) -> None:
-        spec = policy["spec"]
-        known: dict[Any, Any] = {}
-        budget = [cel.TOTAL_LIMIT]
-        values, variables = self._values(a, target, policy, params, known, budget)
-        holds, problem = await matching.conditions_hold(
-            spec.get("matchConditions") or [],
-            {k: v for k, v in variables.items() if k != "variables"},
-            values,
-            a,
-            known,
-        )
+        a, policy = evaluation.request, evaluation.policy
+        holds, problem = await evaluation.conditions_hold()
         if problem and fail:
             self._deny(policy, binding, problem, "Invalid", denied)
             return
@@ -242,8 +249,8 @@ class ValidatingAdmissionPolicy(_Policies):
             return
         actions = binding["spec"].get("validationActions") or []
         failures: list[tuple[str, str]] = []
-        for one in spec.get("validations") or ():
-            found = await self._one(a, one, values, variables, known, budget, fail)
+        for one in policy["spec"].get("validations") or ():
+            found = await self._one(evaluation, one, fail)
             if found is not None:
                 failures.append(found)
         names = f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' with binding '{binding['metadata']['name']}'"
@@ -254,66 +261,37 @@ class ValidatingAdmissionPolicy(_Policies):
                 a.warnings.append(f"Validation failed for {names}: {text}")
         if failures and "Audit" in actions:
             a.annotations["validation.policy.admission.k8s.io/validation_failure"] = _audit(policy, binding, failures)
-        await self._annotate(a, policy, values, variables, known, budget)
+        await self._annotate(evaluation)
 
     @staticmethod
-    async def _one(
-        a: AdmissionRequest,
-        one: Object,
-        values: Object,
-        variables: dict[str, Any],
-        known: dict[Any, Any],
-        budget: list[int],
-        fail: bool,
-    ) -> tuple[str, str] | None:
-        text = one["expression"]
+    async def _one(evaluation: Evaluation, one: Object, fail: bool) -> tuple[str, str] | None:
+        """What is wrong by one validation, and the reason for it; None: nothing."""
+        text, reason = one["expression"], one.get("reason") or "Invalid"
         try:
-            good = await matching.run(matching.program(text, variables, ("bool",)), values, a, known, budget)
+            good = await evaluation.run(text, ("bool",))
         except (cel.CompileError, cel.EvalError) as error:
-            return (f"expression '{text}' resulted in error: {error}", one.get("reason") or "Invalid") if fail else None
+            return (f"expression '{text}' resulted in error: {error}", reason) if fail else None
         if good is True:
             return None
         message = str(one.get("message", "")).strip()
-        expression = one.get("messageExpression", "")
-        if expression:
-            try:
-                said = await matching.run(
-                    matching.program(
-                        expression, {k: v for k, v in variables.items() if not k.startswith("authorizer")}, ("string",)
-                    ),
-                    values,
-                    a,
-                    known,
-                    budget,
-                )
+        if expression := one.get("messageExpression", ""):
+            # A message that cannot be made is no reason to say nothing: the fixed one stands.
+            with contextlib.suppress(cel.CompileError, cel.EvalError):
+                said = await evaluation.run(expression, ("string",), authorizer=False)
                 if isinstance(said, str) and said.strip() and "\n" not in said and len(said) <= 5000:
                     message = said.strip()
-            except (cel.CompileError, cel.EvalError):
-                pass
-        return message or f"failed expression: {text.strip()}", one.get("reason") or "Invalid"
+        return message or f"failed expression: {text.strip()}", reason
 
     @staticmethod
-    async def _annotate(
-        a: AdmissionRequest,
-        policy: Object,
-        values: Object,
-        variables: dict[str, Any],
-        known: dict[Any, Any],
-        budget: list[int],
-    ) -> None:
+    async def _annotate(evaluation: Evaluation) -> None:
+        policy = evaluation.policy
         for one in policy["spec"].get("auditAnnotations") or ():
             try:
-                value = await matching.run(
-                    matching.program(one["valueExpression"], variables, ("string", "null_type")),
-                    values,
-                    a,
-                    known,
-                    budget,
-                )
+                value = await evaluation.run(one["valueExpression"], ("string", "null_type"))
             except (cel.CompileError, cel.EvalError):
                 continue
             if isinstance(value, str) and value.strip():
-                a.annotations[f"{policy['metadata']['name']}/{one['key']}"] = value.strip()
+                evaluation.request.annotations[f"{policy['metadata']['name']}/{one['key']}"] = value.strip()
 
 
 def _audit(policy: Object, binding: Object, failures: list[tuple[str, str]]) -> str:
@@ -374,13 +352,9 @@ class MutatingAdmissionPolicy(_Policies):
             await self._binding(a, policy, binding)
 
     async def _binding(self, a: AdmissionRequest, policy: Object, binding: Object) -> None:
-        spec = policy["spec"]
-        fail = spec.get("failurePolicy", "Fail") == "Fail"
-        target = self._target(a, spec.get("matchConstraints") or {})
-        if target is None or (
-            binding["spec"].get("matchResources") is not None
-            and self._target(a, binding["spec"]["matchResources"]) is None
-        ):
+        fail = policy["spec"].get("failurePolicy", "Fail") == "Fail"
+        target = self._bound_target(a, policy, binding)
+        if target is None:
             return
         params, problem = self._params(a, policy, binding)
         if problem:
@@ -388,41 +362,21 @@ class MutatingAdmissionPolicy(_Policies):
                 raise self._refused(a, policy, binding, problem)
             return
         for one in params:
-            known: dict[Any, Any] = {}
-            budget = [cel.TOTAL_LIMIT]
-            values, variables = self._values(a, target, policy, one, known, budget)
-            holds, problem = await matching.conditions_hold(
-                spec.get("matchConditions") or [],
-                {k: v for k, v in variables.items() if k != "variables"},
-                values,
-                a,
-                known,
-            )
+            evaluation = Evaluation(a, target, policy, one)
+            holds, problem = await evaluation.conditions_hold()
             if problem and fail:
                 raise self._refused(a, policy, binding, problem)
             if not holds:
                 continue
-            for mutation in spec.get("mutations") or ():
-                await self._mutate(a, policy, binding, mutation, values, variables, known, budget, fail)
+            for mutation in policy["spec"].get("mutations") or ():
+                await self._mutate(evaluation, binding, mutation, fail)
 
-    async def _mutate(
-        self,
-        a: AdmissionRequest,
-        policy: Object,
-        binding: Object,
-        mutation: Object,
-        values: Object,
-        variables: dict[str, Any],
-        known: dict[Any, Any],
-        budget: list[int],
-        fail: bool,
-    ) -> None:
+    async def _mutate(self, evaluation: Evaluation, binding: Object, mutation: Object, fail: bool) -> None:
+        a, policy = evaluation.request, evaluation.policy
         apply = mutation.get("patchType") == "ApplyConfiguration"
         text = (mutation.get("applyConfiguration") or mutation.get("jsonPatch") or {}).get("expression", "")
         try:
-            result = await matching.run(
-                matching.program(text, variables, ("Object",) if apply else ("list",)), values, a, known, budget
-            )
+            result = await evaluation.run(text, ("Object",) if apply else ("list",))
         except (cel.CompileError, cel.EvalError) as error:
             if fail:
                 raise self._refused(a, policy, binding, f"expression '{text}' resulted in error: {error}") from None
@@ -449,7 +403,7 @@ class MutatingAdmissionPolicy(_Policies):
                 raise self._refused(a, policy, binding, f"error applying patch: {error}") from None
             return
         a.object = changed
-        values["object"] = changed
+        evaluation.replace(changed)
 
     @staticmethod
     def _refused(a: AdmissionRequest, policy: Object, binding: Object, text: str) -> StatusError:
