@@ -67,7 +67,6 @@ def test_no_file_is_no_settings(tmp_path: Path) -> None:
         (b'{"registry-mirrors": ["http://u:p@x"]}', "invalid mirror: username/password not allowed in URI"),
         (b'{"max-concurrent-downloads": -1}', "invalid max"),
         (b'{"default-shm-size": "many"}', "default-shm-size"),
-        (b'{"userns-remap": "default"}', "userns-remap is not supported by this engine"),
         (b'{"host-gateway-ips": ["10.0.0.1", "10.0.0.2"]}', "only one IPv4 and one IPv6 address"),
         (b'{"fixed-cidr-v6": "10.0.0.0/24"}', "invalid CIDR address: 10.0.0.0/24"),
         (b'{"init": "yes"}', "init: true or false is wanted"),

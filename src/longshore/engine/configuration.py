@@ -87,7 +87,7 @@ class Configuration:
     """The settings. log_options: of log_driver. ulimits: {"Name", "Hard", "Soft"} of containers that set none by that
     name. shm_size: bytes, 0 for dockerd's 64 MiB. labels: "key=value" of the engine. init: run docker-init in
     containers that do not say. init_program: in place of docker-init. cgroup_parent, no_new_privileges,
-    seccomp_profile (a file, "builtin" or "unconfined"): of containers that say nothing else. runtimes: name to program.
+    userns_remap: see remapping.resolve. seccomp_profile (a file, "builtin" or "unconfined"): of containers that say nothing else. runtimes: name to program.
     bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
     binding_address: of the default network; address_pools: (base, size) that networks take their subnets from;
     userland_proxy: whether ports are carried where they cannot be translated; network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
@@ -122,6 +122,7 @@ class Configuration:
     bridge_address6: str = ""
     bridge_range6: str = ""
     gateway6: str = ""
+    userns_remap: str = ""
     network_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     host_addresses: tuple[str, ...] = ()
     address_pools: tuple[tuple[str, int], ...] = ()
@@ -370,6 +371,7 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "cgroup-parent": ("cgroup_parent", _text),
     "no-new-privileges": ("no_new_privileges", _flag),
     "seccomp-profile": ("seccomp_profile", _text),
+    "userns-remap": ("userns_remap", _text),
     "bip": ("bridge_address", _interface(4)),
     "fixed-cidr": ("bridge_range", _interface(4)),
     "default-gateway": ("gateway", _address),

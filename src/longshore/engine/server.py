@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longshore.engine import remapping
 from longshore.engine.configuration import Configuration
 from longshore.engine.containers.events import Events
 from longshore.engine.containers.service import ContainerService
@@ -27,6 +28,7 @@ from longshore.machinery.paths import Layout, NodeLayout
 
 if TYPE_CHECKING:
     from longshore.engine.dockerapi.hosts import TLSFiles
+    from longshore.machinery.users import Owners
 
 log = logging.getLogger("longshore.engine")
 
@@ -50,7 +52,8 @@ class Engine:
     ) -> None:
         """node: this engine's name among those that share the image store. bridge: interface of Docker's default
         network, "": see NetworkService. runtimes: name to program; the first is the default. reserved: ranges that no Docker network may get.
-        configuration: what daemon.json says. registry_namespace: the network namespace to reach registries from."""
+        configuration: what daemon.json says. registry_namespace: the network namespace to reach registries from.
+        Raises ConfigurationError where the settings cannot be used on this machine."""
         self.layout, self.node_layout = layout, node_layout
         data, run = node_layout.engine_data, node_layout.engine_run
         for folder in (data, run):
@@ -58,6 +61,12 @@ class Engine:
         self.data, self.run = data, run
         self.events = Events()
         configuration = self.configuration = configuration or Configuration()
+        self.owners: Owners | None = None
+        own = data
+        mappings = remapping.resolve(configuration.userns_remap)
+        if mappings is not None:
+            self.owners, own = remapping.prepare(mappings, data, run)
+        self.docker_data = own
         runtimes = {**(runtimes or {"runc": "runc"}), **configuration.runtimes}
         # The namespace is held open: its path names a process, which may end before this one.
         namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None
@@ -72,7 +81,7 @@ class Engine:
             registries=lambda: configuration.registries(namespace),
             on_event=self._image_event,
         )
-        self.volumes = VolumeService(data / "volumes", self.events.emit)
+        self.volumes = VolumeService(own / "volumes", self.events.emit, owners=self.owners)
         self.networks = NetworkService(
             data / "networks",
             run / "netns",
@@ -84,7 +93,7 @@ class Engine:
         )
         self.networks.nameservers = configuration.dns
         self.containers = ContainerService(
-            data,
+            own,
             runtime=self.runtime,
             images=self.images,
             networks=self.networks,
@@ -93,6 +102,8 @@ class Engine:
             state=data / "overlay2",
             cgroup_parent=f"{node_layout.cgroup}/docker",
             configuration=configuration,
+            owners=self.owners,
+            namespaces=run / "userns",
         )
         self.docker: DockerAPI | None = None
         self.cri: Any = None
@@ -131,7 +142,7 @@ class Engine:
             self._resolvers()
             await self.containers.start()
             self.docker = DockerAPI(
-                folder=self.data,
+                folder=self.docker_data,
                 containers=self.containers,
                 images=self.images,
                 networks=self.networks,
@@ -270,6 +281,7 @@ async def tear_down(
         await engine.runtime.recover()
         ids = engine.runtime.ids()
         await asyncio.gather(*(engine.runtime.delete(id, force=True) for id in ids), return_exceptions=True)
+        await asyncio.to_thread(remapping.release, engine.run)
         if network:
             from longshore.engine.cri.server import CriServer
 

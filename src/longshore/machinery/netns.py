@@ -72,6 +72,13 @@ def create(path: Path, *, loopback: bool = True) -> None:
     _in_thread(work)
 
 
+def pin(source: Path, path: Path) -> None:
+    """Pin a namespace that is pinned elsewhere at `path` as well (made if missing). Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o444)
+    _check(_libc.mount(os.fsencode(source), os.fsencode(path), b"none", _MS_BIND, None), str(path))
+
+
 def raise_loopback() -> None:
     """Bring `lo` up in the calling thread's namespace. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

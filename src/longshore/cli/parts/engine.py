@@ -84,11 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
             key=arguments.tlskey.expanduser(),
             client_ca=arguments.tlscacert.expanduser() if arguments.tlsverify else None,
         )
-    from longshore.engine import configuration
+    from longshore.engine import configuration, remapping
 
     try:
         own = layout.data / "daemon.json"
         settings = configuration.load(arguments.config_file or (own if own.exists() else configuration.FILE))
+        remapping.resolve(settings.userns_remap)
     except configuration.ConfigurationError as error:
         raise UserError(str(error)) from None
     settings = replace(

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.errors import EngineError, InvalidParameter, NotFound, SystemFailure
-from longshore.machinery import rooted
+from longshore.machinery import rooted, users
 from longshore.wire import tar
 
 from .model import Container
 
 if TYPE_CHECKING:
+    from longshore.engine.images.pack import Packer
+    from longshore.machinery.users import Owners
+
     from .service import ContainerService
 
 Json = dict[str, Any]
@@ -42,6 +45,7 @@ class View:
         self._container = container
         self._mounted = False
         self.root: Path = Path()
+        self.owners = service.roots.owners_of(container)
 
     def __enter__(self) -> View:
         roots = self._service.roots
@@ -172,12 +176,6 @@ def path_stat(view: View, shown: str, path: str) -> tuple[str, Json]:
     return base64.b64encode(orjson.dumps(content)).decode(), content
 
 
-def _entry(fd: int, name: str, path: str, info: os.stat_result) -> tar.Entry | None:
-    from longshore.engine.images.pack import _entry as make
-
-    return make(fd, name, path, info)
-
-
 def get(view: View, shown: str, path: str) -> Iterator[bytes]:
     """A tar of a file or folder: members are named from the path's last part. Raises before the first piece."""
     from longshore.engine.images.pack import Packer
@@ -198,21 +196,22 @@ def get(view: View, shown: str, path: str) -> Iterator[bytes]:
         name = "." if dot else posixpath.basename(posixpath.normpath("/" + path))
         if stat.S_ISDIR(info.st_mode):
             folder = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            return _folder_tar(folder, name, info, Packer)
+            packer = Packer(f"/proc/self/fd/{folder}", layer=False, ids=view.owners.inside if view.owners else None)
+            return _folder_tar(folder, name, info, packer)
         try:
             parent = rooted.open_in(root, posixpath.dirname(inside) or "/", os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             # It went while it was looked at.
             raise NotFound(f"Could not find the file {path} in container {shown}: {error.strerror}") from None
-        return _file_tar(parent, posixpath.basename(inside), name, info, Packer)
+        packer = Packer(f"/proc/self/fd/{parent}", layer=False, ids=view.owners.inside if view.owners else None)
+        return _file_tar(parent, posixpath.basename(inside), name, info, packer)
     finally:
         os.close(fd)
 
 
-def _folder_tar(folder: int, name: str, info: os.stat_result, packer_class: Any) -> Iterator[bytes]:
+def _folder_tar(folder: int, name: str, info: os.stat_result, packer: Packer) -> Iterator[bytes]:
     try:
-        packer = packer_class(f"/proc/self/fd/{folder}", layer=False)
-        entry = _entry(folder, ".", name, info)
+        entry = packer.entry(folder, ".", name, info)
         if entry is not None:
             entry.name = name + "/"
             yield tar.header(entry)
@@ -222,13 +221,13 @@ def _folder_tar(folder: int, name: str, info: os.stat_result, packer_class: Any)
     yield tar.END
 
 
-def _file_tar(parent: int, real: str, name: str, info: os.stat_result, packer_class: Any) -> Iterator[bytes]:
+def _file_tar(parent: int, real: str, name: str, info: os.stat_result, packer: Packer) -> Iterator[bytes]:
     try:
-        entry = _entry(parent, real, name, info)
+        entry = packer.entry(parent, real, name, info)
         if entry is not None:
             yield tar.header(entry)
             if stat.S_ISREG(info.st_mode) and info.st_size:
-                yield from packer_class(f"/proc/self/fd/{parent}", layer=False)._content(parent, real, info.st_size)
+                yield from packer._content(parent, real, info.st_size)
     finally:
         os.close(parent)
     yield tar.END
@@ -254,9 +253,18 @@ def check_put(view: View, container: Container, path: str, shown: str) -> tuple[
 
 
 def put(
-    fd: int, read: Callable[[int], bytes], *, path: str, no_overwrite: bool, copy_owner: tuple[int, int] | None
+    fd: int,
+    read: Callable[[int], bytes],
+    *,
+    path: str,
+    no_overwrite: bool,
+    copy_owner: tuple[int, int] | None,
+    owners: Owners | None = None,
 ) -> None:
-    """Extract a tar (compressed or not) into the folder of the descriptor. Blocking. Raises EngineError classes."""
+    """Extract a tar (compressed or not) into the folder of the descriptor. Blocking. Raises EngineError classes.
+
+    copy_owner: (uid, gid) in the container of all members. owners: the mapping of the container's ids.
+    """
     from longshore.engine.images import compression
     from longshore.engine.images.extract import ExtractError, Extractor
 
@@ -277,7 +285,17 @@ def put(
 
     try:
         reader = tar.TarReader(compression.reader(read))
-        with Extractor(top, whiteouts="keep", owner=copy_owner, filter=allowed, keep_dirs=False) as extractor:
+        with (
+            users.acting(owners.root) if owners is not None else contextlib.nullcontext(),
+            Extractor(
+                top,
+                whiteouts="keep",
+                owner=copy_owner,
+                ids=owners.outside if owners else None,
+                filter=allowed,
+                keep_dirs=False,
+            ) as extractor,
+        ):
             extractor.extract(reader)
     except (tar.TarError, compression.BrokenStream) as error:
         text = str(error)

@@ -16,6 +16,7 @@ from longshore.engine.networks.service import remove_sandbox
 from longshore.engine.runtime.runtime import NoSuchContainer, RuntimeFailed
 from longshore.machinery import mounts
 
+from . import namespaces
 from .model import Container
 from .preparation import Preparation
 
@@ -69,6 +70,8 @@ class Cleaning(Preparation):
         service = self._service
         if sandbox is not None:
             remove_sandbox(sandbox)
+        if service.owners is not None:
+            namespaces.release(service.namespaces / container.id)
         service.roots.unmount(container)
         for point in container.mounts:
             if point["Type"] == "volume":

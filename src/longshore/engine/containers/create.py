@@ -71,6 +71,8 @@ async def create(
     validate.fill_host(host)
     validate.check_modes(config, host, hostname_given=hostname_given)
     warnings = validate.check_platform(host, service.runtimes)
+    if service.owners is not None:
+        validate.check_remapped(host)
     if any(mount.get("Type") == "image" for mount in host.get("Mounts") or []):
         warnings.append("Image mount is an experimental feature")
     for mode in ("IpcMode", "PidMode"):

@@ -113,14 +113,16 @@ class Lifecycle(Cleaning):
         serving: asyncio.Future[None] | None = None
         try:
             merged = service.roots.mount(container)
+            joined = await service.in_thread(self._join_users, container, merged, sandbox, held)
             shm = self._make_shm(container)
             own_files = self._write_files(container)
             oci_mounts = self._prepare_mounts(container, held, await self._recursive_readonly(container))
             spec = ocispec.build(
                 container,
                 root=merged,
-                merged=merged,
+                merged=joined.root if joined is not None else merged,
                 sandbox=sandbox,
+                users=joined.owners if joined is not None else None,
                 mounts=oci_mounts,
                 files=own_files,
                 shm=shm,
@@ -133,7 +135,8 @@ class Lifecycle(Cleaning):
             await self._open_log(container)
             if container.sandbox_id and sandbox is not None:
                 # The runtime joins the namespace while its interfaces are still being made.
-                await service.in_thread(service.networks.build, sandbox, [])
+                if joined is None:
+                    await service.in_thread(service.networks.build, sandbox, [])
                 if plugs:
                     plugging = service.in_thread(self._plug, container, sandbox, plugs)
                     if service.networks.resolvers is not None:

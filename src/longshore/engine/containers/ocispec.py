@@ -13,9 +13,11 @@ from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.runtime import capabilities, seccomp
 from longshore.engine.runtime import spec as oci
 from longshore.engine.runtime.users import UnknownUser, User, resolve_user
+from longshore.machinery.users import Owners
 
 from . import mountspec
 from .model import Container
+from .namespaces import locked_options
 
 Json = dict[str, Any]
 INIT_PATH = "/sbin/docker-init"
@@ -185,6 +187,7 @@ def build(
     root: Path,
     merged: Path,
     sandbox: Path | None,
+    users: Owners | None = None,
     mounts: list[Json],
     files: dict[str, Path],
     shm: Path | None,
@@ -196,8 +199,8 @@ def build(
 ) -> oci.Spec:
     """The whole OCI configuration.
 
-    root: the mounted root file system, as seen by the engine. sandbox: its network namespace (None: the host's). mounts: ready
-    OCI mounts for volumes, binds and tmpfs. files: path inside to the engine's file for hosts, hostname and resolv.conf.
+    root: the mounted root file system, as seen by the engine; merged: as the runtime is to find it. sandbox: its network
+    namespace (None: the host's). users: the user namespace to join (None: the host's). mounts: ready OCI mounts for volumes, binds and tmpfs. files: path inside to the engine's file for hosts, hostname and resolv.conf.
     shm: a folder for /dev/shm that others may share. profile: the seccomp profile of containers that name none.
     linked: variables of links. Raises EngineError classes with dockerd's texts.
     """
@@ -240,7 +243,7 @@ def build(
     process["noNewPrivileges"] = bool(security.get("no_new_privileges"))
     _seccomp(spec, privileged, security.get("seccomp") or "", names, profile)
     _namespaces(container, spec, sandbox, find)
-    linux["sysctl"] = {**_sysctls(container), **(host.get("Sysctls") or {})}
+    linux["sysctl"] = {**_sysctls(container, mapped=users is not None), **(host.get("Sysctls") or {})}
     if not privileged:
         linux["maskedPaths"] = host["MaskedPaths"] or []
         linux["readonlyPaths"] = host["ReadonlyPaths"] or []
@@ -248,6 +251,8 @@ def build(
     if host.get("Annotations"):
         spec["annotations"] = dict(host["Annotations"])
     _mounts(container, spec, mounts, files, shm)
+    if users is not None:
+        _join_users(spec, users, asked="writable_cgroups" in security)
     if host.get("Init") and init_program:
         oci.add_mount(spec, init_program, INIT_PATH, ["bind", "ro"])
         process["args"] = [INIT_PATH, "--", *args]
@@ -256,12 +261,33 @@ def build(
     return spec
 
 
-def _sysctls(container: Container) -> dict[str, str]:
-    """What needs no capability in a network namespace of the container's own; the NIS domain name."""
+def _join_users(spec: oci.Spec, owners: Owners, *, asked: bool) -> None:
+    """Join a user namespace, whose root cannot change what is locked on the host's mounts. Raises SystemFailure.
+
+    asked: writable or read-only control groups were asked for. Source: moby daemon/oci_linux.go.
+    """
+    if asked:
+        raise SystemFailure("option WritableCgroups conflicts with user namespaces and rootless mode")
+    oci.set_namespace(spec, "user", owners.namespace)
+    for member, mappings in (("uidMappings", owners.uids), ("gidMappings", owners.gids)):
+        spec["linux"][member] = [{"containerID": i, "hostID": h, "size": n} for i, h, n in mappings]
+    for mount in spec["mounts"]:
+        if mount["type"] == "cgroup":
+            mount["options"] = [option for option in mount["options"] if option != "ro"]
+        elif {"bind", "rbind"} & set(mount["options"]):
+            locked = locked_options(mount["source"])
+            mount["options"] += [option for option in locked if option not in mount["options"]]
+
+
+def _sysctls(container: Container, *, mapped: bool) -> dict[str, str]:
+    """What needs no capability in a network namespace of the container's own; the NIS domain name.
+
+    mapped: in a user namespace, where groups that are not mapped cannot be named.
+    """
     mode, chosen = container.network_mode, {}
     if mode != "host" and not mode.startswith("container:"):
         for name, value in (("ping_group_range", "0 2147483647"), ("ip_unprivileged_port_start", "0")):
-            if os.path.exists(f"/proc/sys/net/ipv4/{name}"):
+            if (name != "ping_group_range" or not mapped) and os.path.exists(f"/proc/sys/net/ipv4/{name}"):
                 chosen[f"net.ipv4.{name}"] = value
     if container.config["Domainname"] and container.host["UTSMode"] != "host":
         chosen["kernel.domainname"] = container.config["Domainname"]

@@ -19,8 +19,9 @@ from longshore.engine.networks.model import Endpoint
 from longshore.engine.networks.plugging import Plug
 from longshore.machinery import mounts, rooted
 
-from . import files, links, logdrivers, logoptions, mountspec
+from . import files, links, logdrivers, logoptions, mountspec, namespaces
 from .model import Container, new_id
+from .namespaces import UserNamespace
 
 if TYPE_CHECKING:
     from .service import ContainerService
@@ -131,6 +132,30 @@ class Preparation:
         plugs.sort(key=lambda plug: min(plug[2], default=9))
         return sandbox, plugs
 
+    def _join_users(
+        self, container: Container, merged: Path, sandbox: Path | None, held: contextlib.ExitStack
+    ) -> UserNamespace | None:
+        """Make the container's user namespace, with the network namespace that is to be its; None: it has the host's.
+
+        held: gets what undoes the pins, which are needed only until the runtime has joined. Blocking. Raises SystemFailure, OSError.
+        """
+        owners = self._service.roots.owners_of(container)
+        if owners is None:
+            return None
+        # The runtime can join one user namespace: with several containers to join, it is that of the last, as with dockerd.
+        others = [container.network_mode, container.host["IpcMode"], container.host["PidMode"]]
+        names = [mode.partition(":")[2] for mode in others if mode.startswith("container:")]
+        pids = [self._service.store.find(name).state.pid for name in names]
+        joined, release = namespaces.make(
+            self._service.namespaces / container.id,
+            owners,
+            merged,
+            sandbox=sandbox if container.sandbox_id else None,
+            joined=Path(f"/proc/{pids[-1]}/ns/user") if pids and pids[-1] else None,
+        )
+        held.callback(release)
+        return joined
+
     def bindings(self, container: Container) -> Json:
         """The ports to publish: exposed ones with their bindings; all exposed ones with PublishAllPorts."""
         bindings: Json = {}
@@ -163,6 +188,9 @@ class Preparation:
             mounts.mount(
                 "shm", path, "tmpfs", ["nosuid", "nodev", "noexec", "mode=1777", f"size={container.host['ShmSize']}"]
             )
+            owners = self._service.roots.owners_of(container)
+            if owners is not None:
+                os.chown(path, *owners.root)
         return path
 
     def _write_files(self, container: Container) -> dict[str, Path]:
@@ -206,7 +234,24 @@ class Preparation:
                 options = [*options, "ndots:0"]
             servers = [files.EMBEDDED_DNS]
         (container.folder / "resolv.conf").write_text(files.resolv_conf(servers, search, options))
-        return {f"/etc/{n}": container.folder / n for n in ("hosts", "hostname", "resolv.conf")}
+        made = {f"/etc/{n}": container.folder / n for n in ("hosts", "hostname", "resolv.conf")}
+        owners = service.roots.owners_of(container)
+        if owners is not None:
+            for file in made.values():
+                os.chown(file, *owners.root)
+        return made
+
+    def _make_source(self, source: str) -> None:
+        """Make the folder of a bind that is not there; it and the new ones above it belong to containers' root user."""
+        missing = []
+        above = source
+        while not os.path.lexists(above):
+            missing.append(above)
+            above = os.path.dirname(above)
+        os.makedirs(source, exist_ok=True)
+        if self._service.owners is not None:
+            for path in missing:
+                os.chown(path, *self._service.owners.root)
 
     async def _recursive_readonly(self, container: Container) -> str:
         """Why read-only mounts of a container cannot be read-only below their top; "" when they can or there are none."""
@@ -263,7 +308,7 @@ class Preparation:
                             f'invalid mount config for type "bind": bind source path does not exist: {source}'
                         )
                     try:
-                        os.makedirs(source, exist_ok=True)
+                        self._make_source(source)
                     except OSError as error:
                         raise SystemFailure(
                             f"error while creating mount source path '{source}': mkdir {source}: {(error.strerror or '').lower()}"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import SystemFailure
-from longshore.machinery import rooted
+from longshore.machinery import rooted, users
+from longshore.machinery.users import Owners
 
 if TYPE_CHECKING:
     from longshore.engine.images.overlay import RootFS
@@ -33,10 +34,14 @@ _INIT_ENTRIES = (
 
 
 class Roots:
-    """Makes and mounts containers' roots. state: the image store's folder for containers of this engine."""
+    """Makes and mounts containers' roots.
 
-    def __init__(self, images: ImageStore, state: Path) -> None:
+    state: the image store's folder for containers of this engine. owners: whose ids containers have, None: the host's.
+    """
+
+    def __init__(self, images: ImageStore, state: Path, owners: Owners | None = None) -> None:
         self._images = images
+        self._owners = owners
         self._state = state
         self._ready: set[str] = set()
 
@@ -107,10 +112,23 @@ class Roots:
             root, lowers=(init, *root.lowers), links=(str(init), *(root.links or map(str, root.lowers)))
         )
 
+    def owners_of(self, container: Container) -> Owners | None:
+        """The mapping of a container's ids; None for one that has the host's."""
+        return None if container.host["UsernsMode"] == "host" else self._owners
+
+    def make_workdir(self, container: Container, root: Path, path: str) -> None:
+        """Make the working directory in a container's mounted root. Raises SystemFailure when a file is in the way."""
+        owners = self.owners_of(container)
+        if owners is None:
+            make_workdir(root, path)
+        else:
+            with users.acting(owners.root):
+                make_workdir(root, path, *owners.root)
+
     def mount(self, container: Container) -> Path:
         """Mount the root (again) and give its folder. Raises SystemFailure."""
         try:
-            return self.root(container).mount()
+            return self.root(container).mount(owners=self.owners_of(container))
         except OSError as error:
             raise SystemFailure(
                 f"error creating overlay mount to {error.filename}: {(error.strerror or '').lower()}"

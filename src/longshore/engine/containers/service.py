@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore, ImageUser
     from longshore.engine.runtime.attachment import Attachment
     from longshore.engine.runtime.runtime import Runtime
+    from longshore.machinery.users import Owners
 
 log = logging.getLogger("longshore.engine.containers")
 Json = dict[str, Any]
@@ -40,7 +41,8 @@ class ContainerService:
     """Docker's containers. Construct it, then `await start()`.
 
     data: folder for records and logs. state: the image store's folder for roots. cgroup_parent: of containers that name none.
-    configuration: what daemon.json says.
+    configuration: what daemon.json says. owners: whose ids containers have (userns-remap), None: the host's.
+    namespaces: the folder where their user namespaces are pinned while they are made.
     """
 
     def __init__(
@@ -55,10 +57,13 @@ class ContainerService:
         state: Path,
         cgroup_parent: str = "/longshore",
         configuration: Configuration | None = None,
+        owners: Owners | None = None,
+        namespaces: Path | None = None,
     ) -> None:
         self.runtime, self.images, self.networks, self.volumes, self.events = runtime, images, networks, volumes, events
         self.store = ContainerStore(data / "containers")
-        self.roots = Roots(images, state)
+        self.owners, self.namespaces = owners, namespaces or data / "userns"
+        self.roots = Roots(images, state, owners)
         self.configuration = configuration or Configuration()
         self.cgroup_parent = self.configuration.cgroup_parent or cgroup_parent
         self.seccomp = self.configuration.seccomp()
@@ -212,7 +217,8 @@ class ContainerService:
 
     def mount_image(self, container: Container, point: Json) -> Path:
         """Mount it read-only; returns the folder."""
-        return self.images.rootfs(self._image_mount_id(container, point)).mount(readonly=True)
+        owners = self.roots.owners_of(container)
+        return self.images.rootfs(self._image_mount_id(container, point)).mount(readonly=True, owners=owners)
 
     def unmount_image(self, container: Container, point: Json) -> None:
         with contextlib.suppress(Exception):

@@ -321,6 +321,20 @@ def check_platform(host: Json, runtimes: Mapping[str, str], *, update: bool = Fa
     return warnings
 
 
+def check_remapped(host: Json) -> None:
+    """What a container in a user namespace cannot have. Raises InvalidParameter. Source: moby daemon/daemon_unix.go."""
+    if host["UsernsMode"] == "host":
+        return
+    if host["Privileged"]:
+        raise InvalidParameter(
+            "privileged mode is incompatible with user namespaces.  You must run the container in the host namespace when running privileged mode"
+        )
+    if host["NetworkMode"] == "host":
+        raise InvalidParameter("cannot share the host's network namespace when user namespaces are enabled")
+    if host["PidMode"] == "host":
+        raise InvalidParameter("cannot share the host PID namespace when user namespaces are enabled")
+
+
 def check_modes(config: Json, host: Json, *, hostname_given: bool) -> None:
     """Conflicts between a namespace mode and other settings. Raises InvalidParameter."""
     mode = host["NetworkMode"]

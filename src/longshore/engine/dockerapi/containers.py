@@ -306,7 +306,9 @@ async def archive_put(call: Call) -> Response:
                 no_overwrite = call.flag("noOverwriteDirNonDir")
                 await consume(
                     call.request.chunks(),
-                    lambda read: archive.put(fd, read, path=clean, no_overwrite=no_overwrite, copy_owner=owner),
+                    lambda read: archive.put(
+                        fd, read, path=clean, no_overwrite=no_overwrite, copy_owner=owner, owners=view.owners
+                    ),
                 )
         finally:
             os.close(fd)
@@ -322,7 +324,7 @@ async def export(call: Call) -> Response | None:
     container = service.find(call.path["name"])
     with archive.View(service, container) as view:
         writer = await call.start(200, "application/octet-stream")
-        await writer.send_pieces(iter(Packer(view.root, layer=False)))
+        await writer.send_pieces(iter(Packer(view.root, layer=False, ids=view.owners.inside if view.owners else None)))
     service.event(container, "export")
     return None
 

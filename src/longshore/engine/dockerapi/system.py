@@ -159,10 +159,12 @@ async def info(call: Call) -> Response:
             indexes[registry] = {"Mirrors": [], "Name": registry, "Official": False, "Secure": False}
     pools = [{"Base": base, "Size": size} for base, size in general.address_pools]
     security = [f"name=seccomp,profile={general.seccomp_profile or 'builtin'}"]
-    if general.no_new_privileges:
-        security.append("name=no-new-privileges")
+    if service.owners is not None:
+        security.append("name=userns")
     if v2:
         security.append("name=cgroupns")
+    if general.no_new_privileges:
+        security.append("name=no-new-privileges")
     shown: Json = {
         "ID": _engine_id(api.folder),
         "Containers": len(states),

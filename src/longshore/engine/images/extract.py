@@ -42,7 +42,8 @@ class Extractor:
     """Writes members below `root`.
 
     whiteouts: "overlay" turns AUFS whiteouts into overlayfs ones (layers), "keep" leaves them as plain files.
-    owner: (uid, gid) for every member in place of the archive's. filter: called with each entry (its name cleaned; it
+    owner: (uid, gid) for every member in place of the archive's. ids: (uid, gid) of those to the ones on disk; None: the
+    same. filter: called with each entry (its name cleaned; it
     may change it); False leaves it out. limit: most bytes of content, past it ExtractError("no space left on device").
     `size`: bytes of content written so far. Synchronous: run it in a thread.
     """
@@ -53,13 +54,15 @@ class Extractor:
         *,
         whiteouts: Whiteouts = "overlay",
         owner: tuple[int, int] | None = None,
+        ids: Callable[[int, int], tuple[int, int]] | None = None,
         filter: Callable[[tar.Entry], bool] | None = None,
         limit: int | None = None,
         keep_dirs: bool = True,
     ) -> None:
         self._root = os.open(root, _DIR_FLAGS | os.O_CLOEXEC)
         self._overlay = whiteouts == "overlay"
-        self._owner = owner
+        self._owner = ids(*owner) if owner is not None and ids is not None else owner
+        self._ids = ids
         self._filter = filter
         self._limit = limit
         self._keep_dirs = keep_dirs
@@ -160,6 +163,16 @@ class Extractor:
         elif entry.type not in ("g", "x"):
             raise ExtractError(f"unhandled tar header type {ord(entry.type)}")
 
+    def _ids_of(self, entry: tar.Entry) -> tuple[int, int]:
+        if self._owner is not None:
+            return self._owner
+        if self._ids is None:
+            return entry.uid, entry.gid
+        try:
+            return self._ids(entry.uid, entry.gid)
+        except ValueError as error:
+            raise ExtractError(f"failed to extract {entry.name}: {error}") from None
+
     def _create(self, path: str, parent: int, name: str, make: Callable[[], object]) -> None:
         try:
             make()
@@ -183,9 +196,8 @@ class Extractor:
 
     def _root_folder(self, entry: tar.Entry) -> None:
         root = f"/proc/self/fd/{self._root}"
-        uid, gid = self._owner or (entry.uid, entry.gid)
         if self._overlay:
-            os.chown(root, uid, gid)
+            os.chown(root, *self._ids_of(entry))
             os.chmod(root, entry.mode)
             self._dir_times[""] = entry.mtime
         for key, value in entry.xattrs.items():
@@ -220,7 +232,7 @@ class Extractor:
         self._dir_times[path] = entry.mtime
 
     def _attributes(self, entry: tar.Entry, parent: int, name: str) -> None:
-        uid, gid = self._owner or (entry.uid, entry.gid)
+        uid, gid = self._ids_of(entry)
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         if entry.type != tar.SYMLINK:
             # By a descriptor of the thing itself: a container that runs in this root may swap the name for a link.
@@ -250,7 +262,7 @@ class Extractor:
                 while data := reader.read():
                     self.size += len(data)
                     _write_all(fd, data)
-            uid, gid = self._owner or (entry.uid, entry.gid)
+            uid, gid = self._ids_of(entry)
             if uid or gid:
                 os.fchown(fd, uid, gid)
             for key, value in entry.xattrs.items():

@@ -64,30 +64,32 @@ class RootFS:
         """Mount at `merged` (at once returned when it is mounted already).
 
         volatile: sync calls inside are not carried out (for steps of a build, whose result is thrown away after a
-        crash). readonly: no upper folder. owners: the user namespace that the container is in, whose ids the image's
-        owners become. Raises OSError.
+        crash). readonly: no upper folder. owners: the user namespace that the container is in, whose ids the layers'
+        owners become; the folders below keep the container's own. Raises OSError.
         """
         if self.mounted():
             return self.merged
         if owners is not None:
-            return self._mount_owned(owners, readonly=readonly)
-        return self._mount(list(self.links), self.lowers, volatile=volatile, readonly=readonly)
+            return self._mount_owned(owners, volatile=volatile, readonly=readonly)
+        return self._mount(list(self.links), self.lowers, self.path, volatile=volatile, readonly=readonly)
 
-    def _mount_owned(self, owners: Owners, *, readonly: bool) -> Path:
-        """The layers shown with other owners; overlayfs keeps them once it is mounted."""
+    def _mount_owned(self, owners: Owners, *, volatile: bool, readonly: bool) -> Path:
+        """The layers and the own folder shown with other owners; overlayfs keeps them once it is mounted.
+
+        So a layer is stored once whoever uses it, and what a container wrote can become one as it is.
+        """
         stage = self.path / "owned"
         shown: list[Path] = []
         namespace = os.open(owners.namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for number, lower in enumerate(self.lowers):
-                folder = stage / str(number)
-                folder.mkdir(parents=True, exist_ok=True)
-                users.mount(lower, folder, namespace, recursive=False)
-                shown.append(folder)
-            info = os.stat(self.lowers[0] if self.lowers else self.upper)
-            uid, gid = users.outside(owners.uids, info.st_uid), users.outside(owners.gids, info.st_gid)
-            os.chown(self.upper, -1 if uid is None else uid, -1 if gid is None else gid)
-            return self._mount([], tuple(shown), volatile=False, readonly=readonly)
+            for number, folder in enumerate([self.path, *self.lowers]):
+                place = stage / str(number)
+                place.mkdir(parents=True, exist_ok=True)
+                users.mount(folder, place, namespace, recursive=False)
+                shown.append(place)
+            # overlayfs works in the upper folder as who mounts it, and the host's root is nobody there.
+            with users.acting(owners.root):
+                return self._mount([], tuple(shown[1:]), shown[0], volatile=volatile, readonly=readonly)
         finally:
             os.close(namespace)
             for folder in shown:
@@ -96,18 +98,19 @@ class RootFS:
             if stage.exists():
                 stage.rmdir()
 
-    def _mount(self, links: list[str], below: tuple[Path, ...], *, volatile: bool, readonly: bool) -> Path:
+    def _mount(self, links: list[str], below: tuple[Path, ...], own: Path, *, volatile: bool, readonly: bool) -> Path:
+        upper, work = own / self.upper.name, own / self.work.name
         if not below:
-            mounts.bind(self.upper, self.merged, recursive=False)
+            mounts.bind(upper, self.merged, recursive=False)
             return self.merged
         fds: list[int] = []
         lowers = links or [str(lower) for lower in below]
         try:
-            tail = "" if readonly else f",upperdir={self.upper},workdir={self.work}"
+            tail = "" if readonly else f",upperdir={upper},workdir={work}"
             tail += ",index=off,metacopy=off,redirect_dir=off"
             if readonly and len(lowers) == 1:
                 # overlayfs wants two lower folders where there is no upper one.
-                lowers.append(str(self.upper))
+                lowers.append(str(upper))
             if volatile:
                 tail += ",volatile"
             if len(":".join(lowers)) + len(tail) + 9 > _OPTIONS_LIMIT:

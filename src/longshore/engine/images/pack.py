@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ from longshore.engine.images.extract import OPAQUE_XATTR
 from longshore.wire import tar
 
 _PIECE = 1 << 18
+
+#: (uid, gid) to (uid, gid)
+Ids = Callable[[int, int], tuple[int, int]]
 _SEAL_STEP, _SEAL_RANGE = 1_000_003, 2**61 - 1
 
 
@@ -91,13 +94,15 @@ class Packer:
     """Yields the bytes of an archive of `root`.
 
     layer: True translates overlayfs whiteouts and opaque folders to AUFS's names; False writes the tree as it is.
+    ids: (uid, gid) on disk to those in the archive; None: the same.
     `size`: bytes of file content written. `seal`: made of every entry's inode and time of change, which the kernel sets
     whenever content or attributes change: as long as it is the same, so are the bytes. Synchronous: run it in a thread.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, layer: bool = True) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, layer: bool = True, ids: Ids | None = None) -> None:
         self._path = root
         self._layer = layer
+        self._ids = ids
         self._links: dict[tuple[int, int], str] = {}
         self.size = 0
         self.seal = 0
@@ -122,6 +127,13 @@ class Packer:
             os.close(fd)
         yield bytes(held) + tar.END
 
+    def entry(self, fd: int, name: str, path: str, info: os.stat_result) -> tar.Entry | None:
+        """The header of one member, `name` in the folder of the descriptor; None for what has no place in an archive."""
+        entry = _entry(fd, name, path, info)
+        if entry is not None and self._ids is not None:
+            entry.uid, entry.gid = self._ids(entry.uid, entry.gid)
+        return entry
+
     def _folder(self, fd: int, prefix: str) -> Iterator[bytes]:
         for name in sorted(os.listdir(fd)):
             try:
@@ -138,7 +150,7 @@ class Packer:
             mtime = info.st_mtime_ns // 10**9 * 10**9
             yield tar.header(tar.Entry(f"{prefix}.wh.{name}", mode=0, mtime=mtime))
             return
-        entry = _entry(fd, name, path, info)
+        entry = self.entry(fd, name, path, info)
         if entry is None:
             return
         if entry.type != tar.DIRECTORY and info.st_nlink > 1:

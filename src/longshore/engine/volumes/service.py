@@ -20,6 +20,7 @@ import orjson
 from longshore.engine import durable
 from longshore.engine.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 from longshore.machinery import mounts
+from longshore.machinery.users import Owners
 
 Json = dict[str, Any]
 
@@ -40,10 +41,16 @@ def check_name(name: str) -> None:
 
 
 class VolumeService:
-    """Volumes under `root`, and who uses them. emit: takes the events create, mount, unmount, destroy and prune."""
+    """Volumes under `root`, and who uses them. emit: takes the events create, mount, unmount, destroy and prune.
 
-    def __init__(self, root: Path, emit: Callable[[str, str, str, Mapping[str, str]], None]) -> None:
+    owners: whose root new volumes belong to, None: the host's.
+    """
+
+    def __init__(
+        self, root: Path, emit: Callable[[str, str, str, Mapping[str, str]], None], owners: Owners | None = None
+    ) -> None:
         self._root = root
+        self._owner = owners.root if owners is not None else None
         self._emit = emit
         self._volumes: dict[str, Json] = {}
         self._users: dict[str, set[str]] = {}
@@ -115,6 +122,8 @@ class VolumeService:
             folder.mkdir(mode=0o701)
             (folder / "_data").mkdir(mode=0o755)
             os.chmod(folder / "_data", 0o755)
+            if self._owner is not None:
+                os.chown(folder / "_data", *self._owner)
             record: Json = {
                 "labels": dict(labels) if labels is not None else None,
                 "options": dict(sorted(options.items())) if options else None,
