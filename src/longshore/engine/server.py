@@ -139,6 +139,7 @@ class Engine:
         await self.runtime.recover()
         if docker_socket is not None:
             await asyncio.to_thread(self.networks.start)
+            self.networks.watch()
             self._resolvers()
             await self.containers.start()
             self.docker = DockerAPI(

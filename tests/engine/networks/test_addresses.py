@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from longshore.engine.errors import EngineError, Forbidden, SystemFailure
 from longshore.engine.networks import ipam
-from longshore.engine.networks.model import check_endpoint, ipam_errors, valid_mac
 
 
 @given(st.lists(st.booleans(), max_size=60))
@@ -48,18 +47,11 @@ def test_pools_avoid_what_is_taken() -> None:
         ipam.choose_pool([*taken, ipaddress.ip_network("192.168.0.0/16")])
 
 
-def test_checks() -> None:
-    assert ipam_errors([{"Subnet": "10.0.0.5/24"}], False) == ["invalid subnet 10.0.0.5/24: it should be 10.0.0.0/24"]
-    assert ipam_errors([{"Subnet": "10.0.0.0/24", "Gateway": "10.0.1.1"}], False) == [
-        "invalid gateway 10.0.1.1: parent subnet 10.0.0.0/24 doesn't contain this address"
-    ]
-    assert valid_mac("02:42:ac:11:00:02") and not valid_mac("zz")
-    assert check_endpoint(None, "bridge", {"IPAMConfig": {"IPv4Address": "x"}}) == [
-        "user specified IP address is supported on user defined networks only",
-        "invalid IPv4 address: x",
-    ]
-
-
-@given(st.dictionaries(st.sampled_from(["Subnet", "Gateway", "IPRange"]), st.text(max_size=20)))
-def test_any_ipam_is_judged(entry: dict[str, str]) -> None:
-    assert isinstance(ipam_errors([entry], True), list)
+def test_the_addresses_that_no_host_may_have() -> None:
+    for text in ("10.1.0.0", "10.1.0.31"):
+        with pytest.raises(Forbidden):
+            ipam.Pool(ipaddress.ip_network("10.1.0.0/27")).reserve(ipaddress.ip_address(text))
+    link = ipam.Pool(ipaddress.ip_network("10.1.0.0/31"))
+    assert [str(link.allocate()), str(link.allocate())] == ["10.1.0.0", "10.1.0.1"]
+    part = ipam.Pool(ipaddress.ip_network("fd00::/64"), ipaddress.IPv6Network("fd00::/120"))
+    assert str(part.allocate()) == "fd00::1"

@@ -90,6 +90,13 @@ def check_body(body: Json) -> None:
     config = (body.get("IPAM") or {}).get("Config")
     if config is not None and not (isinstance(config, list) and all(isinstance(c, dict) for c in config)):
         raise InvalidParameter("invalid JSON: json: cannot unmarshal value into Go struct field IPAM.Config")
+    for entry in config or []:
+        texts = [entry.get(name) for name in ("Subnet", "IPRange", "Gateway")]
+        extra = entry.get("AuxiliaryAddresses") or {}
+        if not all(isinstance(text, str | None) for text in texts) or not (
+            isinstance(extra, dict) and all(isinstance(text, str) for text in extra.values())
+        ):
+            raise InvalidParameter("invalid JSON: json: cannot unmarshal value into Go struct field IPAMConfig")
 
 
 @routes.route("POST", "/networks/prune")

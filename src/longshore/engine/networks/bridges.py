@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 
+from longshore.engine.errors import SystemFailure
 from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
 
@@ -16,12 +17,14 @@ from .model import Network
 _UNREACHABLE_METRIC = 0xFF001000
 
 
-def make(nl: Netlink, network: Network) -> None:
+def make(nl: Netlink, network: Network) -> int:
     """The interface, its addresses, and an unreachable route below them, so that no packet for the range gets out.
 
-    What is there already is left. Raises NetlinkError.
+    What is there already is left. Returns the interface's index. Raises NetlinkError, SystemFailure.
     """
     link = nl.link(network.bridge)
+    if link is not None and link.kind != "bridge":
+        raise SystemFailure(f"existing interface {network.bridge} is not a bridge")
     index = link.index if link else nl.add_bridge(network.bridge, mtu=network.mtu)
     have = {address for _, address in nl.addresses(index)}
     for pool, gateway in zip(network.pools, network.gateways, strict=True):
@@ -40,12 +43,13 @@ def make(nl: Netlink, network: Network) -> None:
     if any(pool.subnet.version == 6 for pool in network.pools):
         with contextlib.suppress(OSError):
             netns.write_sysctl(None, "net/ipv6/conf/all/forwarding", "1")
+    return index
 
 
 def remove(nl: Netlink, network: Network) -> None:
-    """Take the interface and the routes away."""
-    link = nl.link(network.bridge)
-    if link is not None:
+    """Take the interface and the routes away; an interface that an administrator had made stays."""
+    link = nl.link(network.bridge) if network.own_bridge else None
+    if link is not None and link.kind == "bridge":
         with contextlib.suppress(NetlinkError):
             nl.delete_link(link.index)
     forget_ranges(nl, network)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longshore.machinery.nftables import Nftables, NftablesError
+from longshore.machinery.nftables import ChangeMonitor, Nftables, NftablesError
 
 if TYPE_CHECKING:
     from .model import Network
@@ -36,7 +36,8 @@ class PortRule:
 @dataclass(frozen=True, slots=True)
 class BridgeRule:
     """What a bridge needs: its subnet, whether its containers may talk to one another and to the outside, its gateway
-    modes (see Network.gateway_mode), interfaces of the host whose packets may reach all its containers."""
+    modes (see Network.gateway_mode), interfaces of the host whose packets may reach all its containers, the addresses of
+    the host that outgoing connections get ("": that of the interface they leave through)."""
 
     bridge: str
     subnet: str
@@ -47,6 +48,8 @@ class BridgeRule:
     mode: str = "nat"
     mode6: str = "nat"
     trusted: tuple[str, ...] = ()
+    source: str = ""
+    source6: str = ""
 
     @classmethod
     def of(cls, network: Network) -> BridgeRule:
@@ -63,6 +66,8 @@ class BridgeRule:
             network.gateway_mode(4),
             network.gateway_mode(6),
             tuple(filter(None, options.get("com.docker.network.bridge.trusted_host_interfaces", "").split(":"))),
+            options.get("com.docker.network.host_ipv4", ""),
+            options.get("com.docker.network.host_ipv6", ""),
         )
 
 
@@ -109,6 +114,8 @@ table {family} {t} {{
     dnat {family} to {family} daddr . meta l4proto . th dport map @ports
     dnat {family} to meta l4proto . th dport map @any_ports
   }}
+  chain loopback {{{self._loopback_rules(family)}
+  }}
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
     meta l4proto {{ tcp, udp, sctp }} fib daddr type local jump dnat_ports
@@ -130,16 +137,26 @@ table {family} {t} {{
   }}
 }}"""
 
+    @staticmethod
+    def _loopback_rules(family: str) -> str:
+        """Bridges let the host's loopback addresses pass (route_localnet), for ports published there: nobody may come with one."""
+        if family != "ip":
+            return ""
+        return """
+    type filter hook prerouting priority raw; policy accept;
+    iifname != "lo" ip daddr 127.0.0.0/8 drop
+    iifname != "lo" ip saddr 127.0.0.0/8 drop"""
+
     def _chain(self, bridge: str) -> str:
         return "into_" + hashlib.sha1(bridge.encode()).hexdigest()[:12]
 
     def _bridge_text(self, rule: BridgeRule) -> str:
-        texts = [self._bridge_rules("ip", rule, rule.subnet, rule.mode)]
+        texts = [self._bridge_rules("ip", rule, rule.subnet, rule.mode, rule.source)]
         if rule.subnet6 and "ip6" in self._families:
-            texts.append(self._bridge_rules("ip6", rule, rule.subnet6, rule.mode6))
+            texts.append(self._bridge_rules("ip6", rule, rule.subnet6, rule.mode6, rule.source6))
         return "\n".join(texts)
 
-    def _bridge_rules(self, family: str, rule: BridgeRule, subnet: str, mode: str) -> str:
+    def _bridge_rules(self, family: str, rule: BridgeRule, subnet: str, mode: str, source: str) -> str:
         t, chain, bridge = self._table, self._chain(rule.bridge), f'"{rule.bridge}"'
         lines = [
             f"add set {family} {t} bridges {{ type ifname; }}",
@@ -175,8 +192,9 @@ table {family} {t} {{
                 f"add rule {family} {t} masquerading {family} saddr {subnet} oifname {bridge} ct status dnat masquerade"
             )
             if rule.masquerade and not rule.internal and mode != "routed":
+                outgoing = f"snat {family} to {source}" if source else "masquerade"
                 lines.append(
-                    f"add rule {family} {t} masquerading {family} saddr {subnet} oifname != {bridge} masquerade"
+                    f"add rule {family} {t} masquerading {family} saddr {subnet} oifname != {bridge} {outgoing}"
                 )
         return "\n".join(lines)
 
@@ -210,6 +228,10 @@ table {family} {t} {{
             name, key, _ = self._element(rule)
             with contextlib.suppress(NftablesError):
                 self._nft.run(f"delete element {_family(rule.container_ip)} {self._table} {name} {{ {key} }}")
+
+    def watch(self, changed: Callable[[], None]) -> ChangeMonitor:
+        """Call on the running loop when somebody else has taken of the tables (`nft flush ruleset`)."""
+        return ChangeMonitor({self._table}, changed, own_ports={self._nft.port}, removals_only=True)
 
     def remove(self) -> None:
         """Take the tables away."""

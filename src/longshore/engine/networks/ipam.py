@@ -48,17 +48,13 @@ class Pool:
         self.subnet = subnet
         self._range = within or subnet
         self._taken: set[int] = set()
+        # The network's own address (of IPv6: that of its routers), and in IPv4 the broadcast address; a link has neither.
+        hosts = subnet.max_prefixlen - subnet.prefixlen
+        if subnet.version == 6 or hosts > 1:
+            self._taken.add(int(subnet.network_address))
+        if subnet.version == 4 and hosts > 1:
+            self._taken.add(int(subnet.broadcast_address))
         first, last = int(self._range.network_address), int(self._range.broadcast_address)
-        if self._range == subnet:
-            # The network's own address, and in IPv4 the broadcast address.
-            if subnet.prefixlen < subnet.max_prefixlen - 1:
-                first += 1
-                if subnet.version == 4:
-                    last -= 1
-        else:
-            self._taken.update(
-                {int(subnet.network_address), int(subnet.broadcast_address)} if subnet.version == 4 else set()
-            )
         self._first, self._last = first, last
         self._next = first
 
@@ -82,11 +78,7 @@ class Pool:
                 self._next = number + 1
                 return ipaddress.ip_address(number) if self.subnet.version == 4 else ipaddress.IPv6Address(number)
             number += 1
-        raise SystemFailure(
-            "no available IPv4 addresses on this network's address pools"
-            if self.subnet.version == 4
-            else "no available addresses on this pool"
-        )
+        raise SystemFailure("no available addresses on this pool")
 
     def release(self, address: Address) -> None:
         self._taken.discard(int(address))

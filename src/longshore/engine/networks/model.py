@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
-import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine import durable
-from longshore.engine.errors import EngineError, InvalidParameter
+from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 
 from .ipam import Address, Pool
 
@@ -32,7 +33,7 @@ GATEWAY_OF = "DefaultGatewayIPv{}"
 _SAVED = (
     "id", "name", "driver", "created", "scope", "enable_ipv4", "enable_ipv6", "internal", "attachable", "config_only",
     "config_from", "options", "labels", "ipam_driver", "ipam_options", "ipam_config", "auto_ipv4", "auto_ipv6",
-    "own_parent",
+    "own_parent", "own_bridge",
 )  # fmt: skip
 
 
@@ -67,6 +68,7 @@ class Network:
     pools: list[Pool] = field(default_factory=list)
     gateways: list[Address | None] = field(default_factory=list)
     own_parent: bool = False
+    own_bridge: bool = True
 
     @property
     def predefined(self) -> bool:
@@ -82,11 +84,7 @@ class Network:
 
     def bridge_has_address(self, version: int) -> bool:
         """Whether the bridge itself has its gateway's address."""
-        if version == 4 and self.options.get("com.docker.network.bridge.inhibit_ipv4", "").lower() in (
-            "1",
-            "t",
-            "true",
-        ):
+        if version == 4 and self._is_true("com.docker.network.bridge.inhibit_ipv4"):
             return False
         return self.gateway_mode(version) != "isolated"
 
@@ -114,47 +112,73 @@ class Network:
     def user_defined(self) -> bool:
         return not self.predefined
 
-    def check_options(self) -> None:
-        """Raises InvalidParameter for an option that the bridge driver cannot read."""
-        for name in ("com.docker.network.driver.mtu",):
-            text = self.options.get(name)
-            if text is not None and not re.fullmatch(r"-?\d+", text):
-                raise InvalidParameter(
-                    f'failed to parse {name} value: {text} (strconv.Atoi: parsing "{text}": invalid syntax)'
-                )
-        for version in (4, 6):
-            mode = self.gateway_mode(version)
-            if mode not in ("nat", "nat-unprotected", "routed", "isolated"):
-                raise InvalidParameter(f"unknown gateway mode {mode}")
-        for name in ("enable_icc", "enable_ip_masquerade", "inhibit_ipv4", "default_bridge"):
-            text = self.options.get(f"com.docker.network.bridge.{name}")
-            if text is not None and text not in TRUE + FALSE:
-                raise InvalidParameter(
-                    f'failed to parse com.docker.network.bridge.{name} value: {text} (strconv.ParseBool: parsing "{text}": invalid syntax)'
-                )
+    def needs_gateway(self, version: int) -> bool:
+        """Whether an address of the subnet is the gateway's though none was asked for."""
+        if self.driver == "bridge":
+            inhibited = self.internal and version == 4 and self._is_true("com.docker.network.bridge.inhibit_ipv4")
+            return self.gateway_mode(version) != "isolated" and not inhibited
+        return not self.internal and not self.options.get("ipvlan_mode", "").startswith("l3")
+
+    def _is_true(self, option: str) -> bool:
+        return self.options.get(option, "") in TRUE
+
+    def has_own_subnet(self, version: int) -> bool:
+        """Whether the subnet was asked for, so that containers may ask for addresses of it."""
+        if self.auto_ipv4 if version == 4 else self.auto_ipv6:
+            return False
+        return any((6 if ":" in entry["Subnet"] else 4) == version for entry in self.ipam_config)
 
     def make_pools(self) -> None:
-        """Pools and gateways from the configuration; the first address is the gateway where none is named."""
+        """Pools and gateways from the configuration; the first address is the gateway where none is named.
+
+        Raises SystemFailure when two of the named addresses are the same, or one is no host's.
+        """
         self.pools, self.gateways = [], []
         for entry in self.ipam_config:
             subnet = ipaddress.ip_network(entry["Subnet"])
+            if not (self.enable_ipv4 if subnet.version == 4 else self.enable_ipv6):
+                continue
             within = ipaddress.ip_network(entry["IPRange"]) if entry.get("IPRange") else None
             pool = Pool(subnet, within)
+            text = entry.get("Gateway") or ""
             gateway: Address | None = None
-            text = entry.get("Gateway")
-            gateway = (
-                ipaddress.ip_address(text.partition("/")[0])
-                if text
-                else (within or subnet)[1 if within is None or within.network_address == subnet.network_address else 0]
-            )
-            for extra in (entry.get("AuxiliaryAddresses") or {}).values():
-                pool.reserve(ipaddress.ip_address(extra))
             try:
-                pool.reserve(gateway)
-            except EngineError:
-                gateway = None
+                if text:
+                    gateway = ipaddress.ip_address(text.partition("/")[0])
+                    pool.reserve(gateway)
+                elif self.needs_gateway(subnet.version):
+                    gateway = pool.allocate()
+            except EngineError as error:
+                raise SystemFailure(f"failed to allocate gateway ({text}): {error.message}") from None
+            for name, extra in (entry.get("AuxiliaryAddresses") or {}).items():
+                try:
+                    pool.reserve(ipaddress.ip_address(extra))
+                except EngineError as error:
+                    raise SystemFailure(
+                        f"failed to allocate secondary ip address ({name}:{extra}): {error.message}"
+                    ) from None
             self.pools.append(pool)
             self.gateways.append(gateway)
+
+    def take_address(self, version: int, asked: str = "") -> tuple[Address, int]:
+        """An address of the network and its prefix length: the next free one, or a certain one.
+
+        Raises Forbidden when that is taken, InvalidParameter when it is outside, SystemFailure when none is free.
+        """
+        pools = [pool for pool in self.pools if pool.subnet.version == version]
+        if asked:
+            address = ipaddress.ip_address(asked)
+            pool = next((pool for pool in pools if address in pool.subnet), None)
+            if pool is None:
+                raise InvalidParameter(f"invalid address {asked}: It does not belong to any of this network's subnets")
+            pool.reserve(address)
+            return address, pool.subnet.prefixlen
+        for pool in pools:
+            with contextlib.suppress(SystemFailure):
+                return pool.allocate(), pool.subnet.prefixlen
+        raise SystemFailure(
+            f"no available IPv{version} addresses on this network's address pools: {self.name} ({self.id})"
+        )
 
     def make_mac(self, endpoint: Endpoint) -> str:
         """02:42 and the address: a container that comes back with its address needs no new ARP."""
@@ -162,11 +186,37 @@ class Network:
         tail = ipaddress.ip_address(ipv4).packed if ipv4 else secrets.token_bytes(4)
         return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + tail)
 
+    def _record(self) -> bytes:
+        return orjson.dumps({name: getattr(self, name) for name in _SAVED})
+
     def save(self, folder: Path) -> None:
-        data = orjson.dumps({name: getattr(self, name) for name in _SAVED})
+        """Replace the record."""
         temporary = folder / f".{self.id}.new"
-        temporary.write_bytes(data)
+        temporary.write_bytes(self._record())
         os.replace(temporary, folder / f"{self.id}.json")
+
+    def begin(self, folder: Path) -> None:
+        """Write down that the network is being made: a killed engine finds what it left. `save` or `abandon` ends it."""
+        (folder / f".{self.id}.new").write_bytes(self._record())
+
+    def abandon(self, folder: Path) -> None:
+        """Forget a network that was begun."""
+        (folder / f".{self.id}.new").unlink(missing_ok=True)
+
+    @classmethod
+    def begun(cls, folder: Path) -> Iterator[Network]:
+        """The networks whose making was cut short."""
+        for file in folder.glob(".*.new"):
+            try:
+                network = cls(**orjson.loads(file.read_bytes()))
+                network.make_pools()
+            except (ValueError, TypeError, KeyError, EngineError):
+                file.unlink(missing_ok=True)
+                continue
+            if (folder / f"{network.id}.json").exists():
+                file.unlink()
+            else:
+                yield network
 
     def delete(self, folder: Path) -> None:
         durable.remove(folder / f"{self.id}.json")
@@ -264,114 +314,3 @@ def clear(settings: Json) -> None:
         settings[name] = ""
     settings["MacAddress"] = settings.get("_mac") or ""
     settings["IPPrefixLen"] = settings["GlobalIPv6PrefixLen"] = 0
-
-
-def enabled(body: Json, options: dict[str, str], version: int, otherwise: bool) -> bool:
-    """Whether a new network has an IP version: by its own field, or by an option, which is taken out where the field says.
-
-    Raises InvalidParameter for an option that is neither true nor false.
-    """
-    name = f"com.docker.network.enable_ipv{version}"
-    asked = body.get(f"EnableIPv{version}")
-    if asked is not None:
-        options.pop(name, None)
-        return bool(asked)
-    text = options.get(name)
-    if text is None:
-        return otherwise
-    if text not in TRUE + FALSE:
-        raise InvalidParameter(f'driver-opt "{name}" is not a valid bool')
-    return text in TRUE
-
-
-def ipam_errors(config: list[Json], ipv6: bool) -> list[str]:
-    """What is wrong with IPAM.Config, in dockerd's words."""
-    problems = []
-    for entry in config:
-        text = entry.get("Subnet")
-        if not text:
-            continue
-        try:
-            subnet = ipaddress.ip_network(text, strict=False)
-            if "/" not in text:
-                raise ValueError(text)
-        except ValueError:
-            problems.append(f"invalid subnet {text}: invalid CIDR block notation")
-            continue
-        if (
-            str(subnet) != str(ipaddress.ip_interface(text))
-            and ipaddress.ip_interface(text).ip != subnet.network_address
-        ):
-            problems.append(f"invalid subnet {text}: it should be {subnet}")
-        within = entry.get("IPRange")
-        if within:
-            try:
-                inner = ipaddress.ip_network(within, strict=False)
-                if inner.version != subnet.version or not inner.subnet_of(subnet):  # type: ignore[arg-type]
-                    problems.append(f"invalid ip-range {within}: parent subnet {subnet} doesn't contain ip-range")
-                elif inner.network_address != ipaddress.ip_interface(within).ip:
-                    problems.append(f"invalid ip-range {within}: it should be {inner}")
-            except ValueError:
-                problems.append(f"invalid ip-range {within}: invalid CIDR block notation")
-        addresses = [("gateway", entry.get("Gateway"))]
-        addresses += [(f"auxiliary address {k}", v) for k, v in (entry.get("AuxiliaryAddresses") or {}).items()]
-        for what, value in addresses:
-            if not value:
-                continue
-            try:
-                address = ipaddress.ip_address(value.partition("/")[0])
-            except ValueError:
-                problems.append(f"invalid {what} {value}: invalid address")
-                continue
-            if address not in subnet:
-                problems.append(f"invalid {what} {value}: parent subnet {subnet} doesn't contain this address")
-    return problems
-
-
-def valid_mac(text: str) -> bool:
-    return bool(
-        re.fullmatch(
-            r"([0-9a-fA-F]{2}([:-])[0-9a-fA-F]{2}(\2[0-9a-fA-F]{2}){4})|([0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2})", text
-        )
-    )
-
-
-def check_endpoint(network: Network | None, mode_name: str, settings: Json) -> list[str]:
-    """What is wrong with asked endpoint settings, in dockerd's words."""
-    problems: list[str] = []
-    asked = settings.get("IPAMConfig") or {}
-    ipv4, ipv6 = asked.get("IPv4Address") or "", asked.get("IPv6Address") or ""
-    if (ipv4 or ipv6) and mode_name in ("bridge", "host", "none", "default"):
-        problems.append("user specified IP address is supported on user defined networks only")
-    if settings.get("Aliases") and mode_name in ("bridge", "host", "none", "default"):
-        problems.append("network-scoped aliases are only supported for user-defined networks")
-    parsed: dict[int, Address | None] = {}
-    for version, text in ((4, ipv4), (6, ipv6)):
-        if not text:
-            continue
-        try:
-            address: Address | None = ipaddress.ip_address(text)
-            if address is not None and address.version != version:
-                raise ValueError(text)
-        except ValueError:
-            problems.append(f"invalid IPv{version} address: {text}")
-            address = None
-        parsed[version] = address
-    for link_local in asked.get("LinkLocalIPs") or []:
-        try:
-            ipaddress.ip_address(link_local)
-        except ValueError:
-            problems.append(f"invalid link-local IP address: {link_local}")
-    if network is not None:
-        for version, text in ((4, ipv4), (6, ipv6)):
-            if not text:
-                continue
-            if network.auto_ipv4 if version == 4 else network.auto_ipv6:
-                problems.append(
-                    "user specified IP address is supported only when connecting to networks with user configured subnets"
-                )
-                continue
-            address = parsed.get(version)
-            if address is None or not any(address in p.subnet for p in network.pools if p.subnet.version == version):
-                problems.append(f"no configured subnet or ip-range contain the IP address {text}")
-    return problems

@@ -21,6 +21,7 @@ from .model import Endpoint, Network
 Plug = tuple[Endpoint, str, Collection[int]]
 SYSCTLS = "com.docker.network.endpoint.sysctls"
 _EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+_FLAGS = ("bridge", "private", "vepa")
 _MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 
 
@@ -156,6 +157,17 @@ def mode_of(network: Network) -> str:
             f"requested {kind} mode '{mode}' is not valid, '{_MODES[kind][0]}' mode is the {kind} driver default"
         )
     return mode
+
+
+def check_options(network: Network) -> None:
+    """Raises SystemFailure for options of a macvlan or ipvlan network that cannot be."""
+    mode_of(network)
+    kind = network.driver
+    flag = network.options.get("ipvlan_flag") or "bridge"
+    if kind == "ipvlan" and flag not in _FLAGS:
+        raise SystemFailure(f"requested ipvlan flag '{flag}' is not valid, 'bridge' is the ipvlan driver default")
+    if network.options.get("parent") == "lo":
+        raise SystemFailure(f"loopback interface is not a valid {kind} parent link")
 
 
 def routes_itself(network: Network) -> bool:

@@ -5,18 +5,21 @@ Source: Docker Engine API, HostConfig.PortBindings and NetworkSettings.Ports; th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from longshore.engine.errors import SystemFailure
-from longshore.machinery.nftables import NftablesError
+from longshore.machinery.nftables import ChangeMonitor, NftablesError
 
 from . import ports
 from .firewall import BridgeRule, Firewall, PortRule
 from .model import Endpoint
 
+log = logging.getLogger("longshore.engine.networks")
 Json = dict[str, Any]
 
 
@@ -39,6 +42,7 @@ class Publishing:
         self._endpoints = endpoints
         self._bridges = bridges
         self._ports = ports.Ports(carry=carry)
+        self._monitor: ChangeMonitor | None = None
         self._ruling = threading.Lock()  # the rules that endpoints have are those in the table
 
     def publish(self, endpoint: Endpoint, bindings: Json) -> Json:
@@ -93,8 +97,27 @@ class Publishing:
             rules: list[PortRule] = [rule for endpoint in self._endpoints() for rule in endpoint.rules]
             self._firewall.reset(self._bridges(), rules)
 
+    def watch(self) -> None:
+        """Put the tables back whenever somebody else takes of them; on the running loop."""
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            loop.run_in_executor(None, self._repair)
+
+        self._monitor = self._firewall.watch(changed)
+
+    def _repair(self) -> None:
+        log.warning("the rules of Docker's networks were changed by someone else; restoring them")
+        try:
+            self.refresh()
+        except NftablesError as error:
+            log.error("the rules of Docker's networks cannot be restored: %s", error)
+
     def close(self) -> None:
         """Let go of the sockets that hold ports; rules stay."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
         self._ports.close()
 
     def _take(self, endpoint: Endpoint, protocol: str, binding: Json) -> list[Json]:

@@ -17,7 +17,6 @@ from typing import Any
 from longshore.engine import durable
 from longshore.engine.configuration import Configuration
 from longshore.engine.errors import (
-    Conflict,
     EngineError,
     Forbidden,
     InvalidParameter,
@@ -28,16 +27,14 @@ from longshore.machinery import netns
 from longshore.machinery.netlink import Netlink, NetlinkError
 from longshore.machinery.nftables import NftablesError
 
-from . import bridges, default, ipam, plugging
+from . import bridges, creation, default, ipam, plugging
 from .firewall import BridgeRule, Firewall
-from .model import Endpoint, Network, check_endpoint, enabled, ipam_errors
+from .model import Endpoint, Network
 from .plugging import Plug
 from .publishing import Publishing
 
 log = logging.getLogger("longshore.engine.networks")
 Json = dict[str, Any]
-
-_NOT_MANAGER = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 
 
 class NetworkService:
@@ -84,6 +81,10 @@ class NetworkService:
 
     def start(self) -> None:
         """Read the networks back, make the predefined ones and what is missing of their interfaces and rules."""
+        for network in Network.begun(self._data):
+            # The engine was killed while it made this one; nobody has heard of it.
+            self._unmake_interface(network)
+            network.abandon(self._data)
         for file in sorted(self._data.glob("*.json")):
             try:
                 network = Network.load(file)
@@ -108,14 +109,23 @@ class NetworkService:
         with contextlib.suppress(OSError):
             netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
         for network in self._networks.values():
-            if network.driver == "bridge":
-                network.make_pools()
-                bridges.make(self._netlink, network)
-            elif network.driver in ("macvlan", "ipvlan"):
-                network.make_pools()
-                with contextlib.suppress(NetlinkError, SystemFailure):
-                    plugging.make_parent(self._netlink, network)
+            if network.driver in ("bridge", "macvlan", "ipvlan"):
+                self._restore(network)
         self.publishing.refresh()
+
+    def _restore(self, network: Network) -> None:
+        try:
+            network.make_pools()
+            if network.driver == "bridge":
+                bridges.make(self._netlink, network)
+            else:
+                plugging.make_parent(self._netlink, network)
+        except (EngineError, NetlinkError) as error:
+            log.warning("network %s (%s) is not as it was: %s", network.name, network.id[:12], error)
+
+    def watch(self) -> None:
+        """Put rules back that others take away, from now on; on the running loop."""
+        self.publishing.watch()
 
     def close(self) -> None:
         """Let go of sockets; networks stay as they are."""
@@ -129,10 +139,7 @@ class NetworkService:
         """Take interfaces, routes and rules away (for `longshore down`)."""
         self._firewall.remove()
         for network in self._networks.values():
-            if network.driver == "bridge":
-                bridges.remove(self._netlink, network)
-            elif network.driver in ("macvlan", "ipvlan"):
-                plugging.remove_parent(self._netlink, network)
+            self._unmake_interface(network)
 
     def _keep(self, network: Network) -> None:
         self._networks = {**self._networks, network.id: network}
@@ -199,142 +206,73 @@ class NetworkService:
             return self._create(body)
 
     def _create(self, body: Json) -> Network:
-        name = body.get("Name") or ""
-        if not name.strip():
-            raise InvalidParameter("invalid name: name is empty")
-        if name in ("bridge", "host", "none", "default"):
-            raise Forbidden(f"operation is not permitted on predefined {name} network ")
-        driver = body.get("Driver") or "bridge"
-        if driver == "overlay" or body.get("Scope") == "swarm":
-            raise Forbidden(_NOT_MANAGER)
-        if any(n.name == name for n in self._networks.values()):
-            raise Conflict(f"network with name {name} already exists")
-        if body.get("Ingress"):
-            raise Forbidden("Ingress network can only be global scope network")
-        network = Network(name=name, driver=driver)
-        network.scope = body.get("Scope") or "local"
-        network.internal = bool(body.get("Internal"))
-        network.attachable = bool(body.get("Attachable"))
-        network.config_only = bool(body.get("ConfigOnly"))
-        network.config_from = (body.get("ConfigFrom") or {}).get("Network") or ""
-        options = {str(k): str(v) for k, v in (body.get("Options") or {}).items()}
-        if not network.config_from:
-            options = {**self._configuration.network_options.get(driver, {}), **options}
-        network.labels = {str(k): str(v) for k, v in sorted((body.get("Labels") or {}).items())}
-        network.enable_ipv4 = enabled(body, options, 4, True)
-        network.enable_ipv6 = enabled(body, options, 6, False)
-        network.options = dict(sorted(options.items()))
-        given = body.get("IPAM") or {}
-        problems = ipam_errors(given.get("Config") or [], network.enable_ipv6)
-        for entry in given.get("Config") or []:
-            if entry.get("Gateway") and not entry.get("Subnet"):
-                raise InvalidParameter(f"no matching subnet for gateway {entry['Gateway']}")
-        if problems:
-            raise InvalidParameter("invalid network config:\n" + "\n".join(problems))
-        if network.config_from:
-            source = self.resolve(network.config_from)
-            if not source.config_only:
-                raise Forbidden("configuration network must be configuration-only")
-            network.options, network.labels = dict(source.options), dict(source.labels)
-            network.internal, network.enable_ipv6 = source.internal, source.enable_ipv6
-            given = {"Driver": source.ipam_driver, "Config": source.ipam_config, "Options": source.ipam_options}
+        others = list(self._networks.values())
+        network, ipam = creation.asked(body, others, self._configuration)
         if network.config_only:
-            network.driver = "null"
-            network.ipam_driver = given.get("Driver") or "default"
-            network.ipam_options = given.get("Options")
-            network.ipam_config = given.get("Config") or []
-            self._keep(network)
-            self._announce("create", network)
-            return network
-        if driver in ("host", "null"):
-            raise Forbidden(f'only one instance of "{driver}" network is allowed')
-        if driver in ("macvlan", "ipvlan"):
-            return self._create_vlan(network, given)
-        if driver != "bridge":
-            raise NotFound(f'plugin "{driver}" not found')
-        if not network.enable_ipv4 and not network.enable_ipv6:
-            raise InvalidParameter("IPv4 or IPv6 must be enabled")
-        if given.get("Driver") not in (None, "", "default", "null"):
-            raise NotFound(f'plugin "{given["Driver"]}" not found')
-        if given.get("Driver") == "null":
-            raise InvalidParameter("ipv4 pool is empty")
-        network.check_options()
-        if "isolated" in (network.gateway_mode(4), network.gateway_mode(6)) and not network.internal:
-            raise InvalidParameter("gateway mode 'isolated' can only be used for an internal network")
-        other = next((n for n in self._networks.values() if n.driver == "bridge" and n.bridge == network.bridge), None)
-        if other is not None:
-            raise Forbidden(
-                f"cannot create network {network.id} ({network.bridge}): conflicts with network {other.id} ({other.bridge}): "
-                "networks have same bridge name"
-            )
-        self._assign_pools(network, given)
-        try:
+            network.ipam_driver = ipam.get("Driver") or "default"
+            network.ipam_options = ipam.get("Options")
+            network.ipam_config = ipam.get("Config") or []
+        else:
+            self._assign_pools(network, ipam)
+            creation.check_conflicts(network, others)
+            network.own_bridge = network.driver != "bridge" or self._netlink.link(network.bridge) is None
+            network.begin(self._data)
+            try:
+                self._make_interface(network)
+            except BaseException as error:
+                self._unmake_interface(network)
+                network.abandon(self._data)
+                if isinstance(error, NetlinkError | NftablesError):
+                    raise SystemFailure((getattr(error, "strerror", "") or str(error)).lower()) from None
+                raise
+        self._keep(network)
+        self._announce("create", network)
+        return network
+
+    def _make_interface(self, network: Network) -> None:
+        if network.driver == "bridge":
             bridges.make(self._netlink, network)
             self._firewall.add_bridge(BridgeRule.of(network))
-        except Exception as error:
-            bridges.remove(self._netlink, network)
-            raise SystemFailure(f"failed to create network {name}: {error}") from None
-        self._keep(network)
-        self._announce("create", network)
-        return network
-
-    def _create_vlan(self, network: Network, given: Json) -> Network:
-        """A network whose containers' interfaces lie on an interface of the host: macvlan, ipvlan."""
-        plugging.mode_of(network)
-        parent = network.options.get("parent", "")
-        shared = next((n for n in self._networks.values() if parent and n.options.get("parent") == parent), None)
-        if shared is not None and "passthru" in (
-            shared.options.get("macvlan_mode"),
-            network.options.get("macvlan_mode"),
-        ):
-            raise Forbidden(f"network {shared.id} is already using parent interface {parent}")
-        try:
+        else:
             plugging.make_parent(self._netlink, network)
-        except NetlinkError as error:
-            raise SystemFailure((error.strerror or str(error)).lower()) from None
-        try:
-            self._assign_pools(network, given)
-        except EngineError:
+
+    def _unmake_interface(self, network: Network) -> None:
+        if network.driver == "bridge":
+            bridges.remove(self._netlink, network)
+        elif network.driver in ("macvlan", "ipvlan"):
             plugging.remove_parent(self._netlink, network)
-            raise
-        if not parent:
-            network.internal = True
-        self._keep(network)
-        self._announce("create", network)
-        return network
 
     def _assign_pools(self, network: Network, given: Json) -> None:
-        taken = [p.subnet for n in self._networks.values() for p in n.pools] + self._reserved
-        taken += [route.destination for route in self._netlink.routes(4) if route.destination.prefixlen]
+        """The ranges of a new network: those asked for, and of the address pools where none is. Raises EngineError classes."""
+        held = [p.subnet for n in self._networks.values() for p in n.pools]
         network.ipam_driver = given.get("Driver") or "default"
         network.ipam_options = given.get("Options")
-        config = [dict(c) for c in given.get("Config") or [] if c]
-        for entry in config:
-            if entry.get("Subnet"):
-                subnet = ipaddress.ip_network(entry["Subnet"])
-                if any(
-                    subnet.version == t.version and subnet.overlaps(t)
-                    for t in (p.subnet for n in self._networks.values() for p in n.pools)
-                ):
+        config = [dict(entry) for entry in given.get("Config") or []]
+        asked = {4: network.enable_ipv4, 6: network.enable_ipv6}
+        for version in (version for version, wanted in asked.items() if wanted):
+            own = [ipaddress.ip_network(e["Subnet"]) for e in config if (6 if ":" in e["Subnet"] else 4) == version]
+            for subnet in own:
+                if any(subnet.version == other.version and subnet.overlaps(other) for other in held):
                     raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
-        if network.driver == "bridge" and len([c for c in config if c.get("Subnet") and ":" not in c["Subnet"]]) > 1:
-            raise Forbidden("bridge driver doesn't support multiple subnets")
-        if network.enable_ipv4 and not any(c.get("Subnet") and ":" not in c["Subnet"] for c in config):
-            pool = ipam.choose_pool(taken, self._configuration.address_pools)
-            free: Json | None = next(
-                (c for c in config if not c.get("Subnet") and (c.get("Gateway") or c.get("IPRange"))), None
-            )
-            if free is None:
-                config.append({"Subnet": str(pool), "Gateway": str(pool[1])})
-            else:
-                free["Subnet"] = str(pool)
-            network.auto_ipv4 = True
-        if network.enable_ipv6 and not any(c.get("Subnet") and ":" in c["Subnet"] for c in config):
-            pool6 = ipam.choose_pool6(network.id)
-            config.append({"Subnet": str(pool6), "Gateway": str(pool6[1])})
-            network.auto_ipv6 = True
+                held.append(subnet)
+            if network.driver == "bridge" and len(own) > 1:
+                raise Forbidden("bridge driver doesn't support multiple subnets")
+            if not own:
+                config.append(self._free_range(network, version, held))
         network.ipam_config = config
         network.make_pools()
+
+    def _free_range(self, network: Network, version: int, held: Sequence[ipam.Network]) -> Json:
+        """IPAM.Config's entry of a range that nothing has: of another network, of the cluster, of the host's routes."""
+        taken = [*held, *self._reserved]
+        if version == 4:
+            taken += [route.destination for route in self._netlink.routes(4) if route.destination.prefixlen]
+            subnet: ipam.Network = ipam.choose_pool(taken, self._configuration.address_pools)
+            network.auto_ipv4 = True
+        else:
+            subnet = ipam.choose_pool6(network.id)
+            network.auto_ipv6 = True
+        return {"Subnet": str(subnet), **({"Gateway": str(subnet[1])} if network.needs_gateway(version) else {})}
 
     def _announce(self, action: str, network: Network, container: str = "") -> None:
         attributes = {"name": network.name, "type": network.driver}
@@ -355,19 +293,18 @@ class NetworkService:
             shown = ", ".join(f'name:"{e.name}" id:"{e.id[:12]}"' for e in active.values())
             raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({shown})")
         if network.config_only and any(n.config_from == network.name for n in self._networks.values()):
-            raise Forbidden(f"configuration network {network.name!r} is in use")
+            raise Forbidden(f'error while removing network: configuration network "{network.name}" is in use')
         self._networks = {key: other for key, other in self._networks.items() if key != network.id}
         self._endpoints.pop(network.id, None)
         network.delete(self._data)
-        if network.driver in ("macvlan", "ipvlan"):
-            plugging.remove_parent(self._netlink, network)
+        self._unmake_interface(network)
         if network.driver == "bridge":
-            bridges.remove(self._netlink, network)
             try:
                 self.publishing.refresh()
             except NftablesError as error:
                 log.warning("the rules of network %s stay: %s", network.name, error)
-        self._announce("destroy", network)
+        if not network.config_only:
+            self._announce("destroy", network)
 
     # ------------------------------------------------------------------ sandboxes and endpoints
 
@@ -377,20 +314,21 @@ class NetworkService:
     def allocate(self, network: Network, container: Any, settings: Json) -> Endpoint:
         """Take addresses for a container in a network and write them into its endpoint settings. Raises EngineError."""
         name = container.name.lstrip("/")
+        if network.config_only:
+            raise Forbidden("cannot create endpoint on configuration-only network")
         active = self.endpoints(network)
         if any(e.name == name for e in active.values()):
             raise Forbidden(f"endpoint with name {name} already exists in network {network.name}")
         endpoint = Endpoint(network, container.id, name)
         wanted = settings.get("IPAMConfig") or {}
+        endpoint.link_local = tuple(wanted.get("LinkLocalIPs") or ())
+        for text in endpoint.link_local:
+            if not ipaddress.ip_address(text).is_link_local:
+                raise InvalidParameter(f"invalid link local IP address: {text}")
         try:
-            for pool in network.pools:
-                asked = wanted.get("IPv4Address" if pool.subnet.version == 4 else "IPv6Address")
-                if asked:
-                    address = ipaddress.ip_address(asked)
-                    pool.reserve(address)
-                else:
-                    address = pool.allocate()
-                endpoint.addresses.append((address, pool.subnet.prefixlen))
+            for version in {pool.subnet.version: None for pool in network.pools}:
+                asked = wanted.get(f"IPv{version}Address")
+                endpoint.addresses.append(network.take_address(version, asked or ""))
         except EngineError:
             self._free(endpoint)
             raise
@@ -398,7 +336,6 @@ class NetworkService:
         options = settings.get("DriverOpts") or {}
         endpoint.interface = options.get("com.docker.network.endpoint.ifname", "")
         endpoint.sysctls = options.get(plugging.SYSCTLS, "")
-        endpoint.link_local = tuple(wanted.get("LinkLocalIPs") or ())
         endpoint.fill(settings)
         active[endpoint.id] = endpoint
         return endpoint
@@ -430,7 +367,21 @@ class NetworkService:
             netns.create(sandbox)
         if not plugs:
             return
+        for network in {endpoint.network for endpoint, _, _ in plugs if endpoint.network.driver == "bridge"}:
+            self._mend(network)
         plugging.plug(sandbox, plugs)
+
+    def _mend(self, network: Network) -> None:
+        """Make a bridge again that somebody deleted, with the interfaces that were in it."""
+        with Netlink() as nl:
+            if nl.link(network.bridge) is not None:
+                return
+            log.warning("bridge %s of network %s is gone; making it again", network.bridge, network.name)
+            index = bridges.make(nl, network)
+            for endpoint in list(self.endpoints(network).values()):
+                link = nl.link(plugging.veth(endpoint))
+                if link is not None:
+                    nl.set_link(link.index, master=index)
 
     def route(self, sandbox: Path, gateways: Mapping[int, Endpoint]) -> None:
         """Set the default routes of a living namespace: IP version to the endpoint that has it. Blocking."""
@@ -451,10 +402,6 @@ class NetworkService:
             for pool in endpoint.network.pools:
                 if address in pool.subnet:
                     pool.release(address)
-
-    def check_settings(self, network: Network | None, mode_name: str, settings: Json) -> list[str]:
-        """What is wrong with asked endpoint settings, in dockerd's words."""
-        return check_endpoint(network, mode_name, settings)
 
     def connected(self, network: Network, container: Any) -> Endpoint | None:
         return next((e for e in self.endpoints(network).values() if e.container == container.id), None)
