@@ -20,6 +20,7 @@ from longshore.engine.errors import EngineError, NotFound, SystemFailure, Unauth
 from longshore.engine.images.refusals import RegistryError, parse_challenges, refusal
 from longshore.engine.images.tokens import Tokens, user_agent
 from longshore.machinery.http.errors import ClientError
+from longshore.machinery.http.message import BodyTooLarge
 
 if TYPE_CHECKING:
     from longshore.engine.images.registries import Endpoint, Registries
@@ -60,6 +61,16 @@ def connection_text(method: str, url: str, error: BaseException) -> str:
     if found:
         text = f"dial tcp: lookup {found[1]} on {_resolver()}: no such host"
     return f'{method.capitalize()} "{url}": {text}'
+
+
+async def whole(response: ClientResponse, limit: int = MANIFEST_LIMIT) -> bytes:
+    """An answer's body. Raises SystemFailure for one that is longer than `limit` bytes or cut."""
+    try:
+        return await response.read(limit)
+    except BodyTooLarge:
+        raise SystemFailure(f"the registry's answer is longer than {limit} bytes") from None
+    except (ClientError, TimeoutError) as error:
+        raise SystemFailure(str(error) or "unexpected EOF") from None
 
 
 class Session:
@@ -114,7 +125,7 @@ class Session:
             response = await self._client_of(url).request(
                 method, url, headers=[*headers, user_agent()], body=body, timeout=30
             )
-            return response, await response.read(MANIFEST_LIMIT)
+            return response, await whole(response)
         except (ClientError, TimeoutError) as error:
             raise SystemFailure(connection_text(method, url, error)) from None
 
@@ -171,7 +182,7 @@ class Session:
                     continue
             if response.status in good:
                 return response
-            data = await response.read(MANIFEST_LIMIT) if method != "HEAD" else b""
+            data = await whole(response) if method != "HEAD" else b""
             raise refusal(response, data)
         raise SystemFailure(f'{method.capitalize()} "{url}": stopped after {_REDIRECTS} redirects')
 
@@ -185,7 +196,7 @@ class Session:
         response = await self.request(
             "GET", self.url(f"manifests/{reference}"), headers=[("Accept", ACCEPT)], timeout=60
         )
-        body = await response.read(MANIFEST_LIMIT)
+        body = await whole(response)
         media = (response.headers.get("Content-Type") or "").partition(";")[0].strip()
         digest = digest_of(body)
         if ":" in reference and reference.startswith("sha256:") and digest != reference:
@@ -205,7 +216,7 @@ class Session:
             )
         except RegistryError:
             return None
-        await response.read(0)
+        await whole(response)
         digest = response.headers.get("Docker-Content-Digest") or ""
         media = (response.headers.get("Content-Type") or "").partition(";")[0].strip()
         length = response.headers.get("Content-Length") or "0"
@@ -223,7 +234,7 @@ class Session:
             timeout=60,
             good=(200, 201, 202),
         )
-        await response.read(MANIFEST_LIMIT)
+        await whole(response)
         return response.headers.get("Docker-Content-Digest") or digest_of(body)
 
     async def tags(self) -> list[str]:
@@ -232,8 +243,10 @@ class Session:
         url = self.url("tags/list?n=1000")
         for _ in range(1000):
             response = await self.request("GET", url, timeout=60)
-            body = orjson.loads(await response.read(MANIFEST_LIMIT))
-            found += [str(tag) for tag in body.get("tags") or []]
+            try:
+                found += [str(tag) for tag in orjson.loads(await whole(response)).get("tags") or []]
+            except (ValueError, AttributeError, TypeError):
+                raise SystemFailure("the registry's list of tags is no such list") from None
             link = re.search(r'<([^>]+)>;\s*rel="?next"?', response.headers.get("Link") or "")
             if not link:
                 break
@@ -251,7 +264,7 @@ class Session:
             response = await self.request("HEAD", self.url(f"blobs/{digest}"), timeout=30)
         except RegistryError:
             return None
-        await response.read(0)
+        await whole(response)
         return int(response.headers.get("Content-Length") or 0)
 
     async def start_upload(self, *, mount: str = "", source: str = "") -> str | None:
@@ -259,7 +272,7 @@ class Session:
         query = f"?mount={quote(mount, safe='')}&from={quote(source, safe='')}" if mount else ""
         url = self.url("blobs/uploads/") + query
         response = await self.request("POST", url, timeout=60, good=(201, 202))
-        await response.read(MANIFEST_LIMIT)
+        await whole(response)
         if response.status == 201:
             return None
         return urljoin(url, response.headers.get("Location") or "")
@@ -273,7 +286,7 @@ class Session:
             body=body,
             good=(202, 204),
         )
-        await response.read(MANIFEST_LIMIT)
+        await whole(response)
         return urljoin(location, response.headers.get("Location") or "")
 
     async def finish_upload(self, location: str, digest: str) -> None:
@@ -281,7 +294,7 @@ class Session:
         response = await self.request(
             "PUT", f"{location}{separator}digest={quote(digest, safe='')}", body=b"", timeout=300, good=(201, 204)
         )
-        await response.read(MANIFEST_LIMIT)
+        await whole(response)
 
 
 async def open_session(
@@ -333,7 +346,7 @@ async def _greet(registries: Registries, session: Session) -> EngineError | None
             await stack.enter_async_context(lock)
         try:
             await session.ping()
-        except (ClientError, TimeoutError) as error:
+        except (ClientError, TimeoutError, BodyTooLarge) as error:
             problem = SystemFailure(connection_text("GET", f"{endpoint.url}/v2/", error))
             registries.failed(endpoint, problem, time.monotonic() - begin)
     return problem
@@ -350,7 +363,7 @@ async def _has(session: Session, pull: bool, wanted: str) -> bool:
             session.seen.add(wanted)
         else:
             response = await session.request("GET", session.url("tags/list?n=1"), timeout=30)
-        await response.read(MANIFEST_LIMIT)
+        await whole(response)
     except EngineError:
         return False
     return True
@@ -393,5 +406,5 @@ async def login(registries: Registries, auth: dict[str, str]) -> str:
             )
             raise Unauthorized(text) from None
         raise
-    await response.read(MANIFEST_LIMIT)
+    await whole(response)
     return session.tokens.identity

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from longshore.engine.errors import EngineError, Forbidden, NotFound, SystemFailure
-from longshore.engine.images import references
+from longshore.engine.images import mediatypes, references
 from longshore.engine.images.blobs import BlobWriter, DigestMismatch, digest_of
 from longshore.engine.images.commit import disk_failure
 from longshore.engine.images.compression import BrokenStream
 from longshore.engine.images.distribution import (
     INDEXES,
-    MANIFEST_LIMIT,
     Session,
     not_found,
+    whole,
 )
 from longshore.engine.images.extract import ExtractError
 from longshore.engine.images.layers import Layer, chain_id
@@ -91,7 +91,7 @@ async def _pull_one(
     progress({"status": f"Pulling from {shown_path}", "id": name.familiar if name.digest else name.tag})
     before = store.find(str(name)) if _named(store, name) else None
     try:
-        image, downloaded = await fetch_image(store, session, body, media, digest, platform, progress)
+        image, downloaded = await fetch_image(store, session, body, media, digest, platform, progress, str(name))
     except ClientError as error:
         raise SystemFailure(str(error.args[-1]) if error.args else str(error)) from None
     except OSError as error:
@@ -152,7 +152,14 @@ def choose(manifests: list[dict[str, Any]], platform: str) -> dict[str, Any] | N
 
 
 async def fetch_image(
-    store: ImageStore, session: ImageSource, body: bytes, media: str, digest: str, platform: str, progress: Progress
+    store: ImageStore,
+    session: ImageSource,
+    body: bytes,
+    media: str,
+    digest: str,
+    platform: str,
+    progress: Progress,
+    name: str = "",
 ) -> tuple[Image, bool]:
     """The image that a manifest or index means here, and whether a layer had to come."""
     manifest = _decode(body)
@@ -171,16 +178,12 @@ async def fetch_image(
         if media in INDEXES or "layers" not in manifest:
             raise SystemFailure("invalid manifest list: an entry is no image manifest")
     if manifest.get("schemaVersion") == 1:
-        raise SystemFailure(
-            "[DEPRECATION NOTICE] Docker Image Format v1 and Docker Image manifest version 2, schema 1 support is "
-            "disabled by default and will be removed in an upcoming release."
-        )
+        raise mediatypes.schema_1(str(name))
     config_entry, layers = manifest.get("config"), manifest.get("layers")
     if not isinstance(config_entry, dict) or not isinstance(layers, list) or len(layers) > _LAYER_LIMIT:
         raise SystemFailure("invalid manifest: config and layers are missing")
-    config_media = str(config_entry.get("mediaType") or "")
-    if config_media and "image.config" not in config_media and "container.image" not in config_media:
-        raise SystemFailure(f'unsupported media type "{config_media}" for an image\'s config')
+    medias = [str(entry.get("mediaType") or "") for entry in (config_entry, *layers) if isinstance(entry, dict)]
+    mediatypes.check(media, medias[0], medias[1:])
     config_digest = references.check_digest(str(config_entry.get("digest")))
     image = store.get(config_digest)
     downloaded = False
@@ -196,7 +199,7 @@ async def fetch_image(
 
 async def _config(session: BlobSource, digest: str) -> tuple[bytes, dict[str, Any]]:
     response = await session.blob(digest)
-    raw = await response.read(_CONFIG_LIMIT)
+    raw = await whole(response, _CONFIG_LIMIT)
     if digest_of(raw) != digest:
         raise DigestMismatch(f"image config verification failed for digest {digest}")
     config = _decode(raw)
@@ -489,6 +492,6 @@ async def distribution_inspect(store: ImageStore, reference: str, *, auth: dict[
         ]
     elif isinstance(manifest.get("config"), dict):
         response = await session.blob(str(manifest["config"].get("digest")))
-        config = _decode(await response.read(MANIFEST_LIMIT))
+        config = _decode(await whole(response))
         platforms = [{key: config[key] for key in ("architecture", "os", "variant") if config.get(key)}]
     return {"Descriptor": {"mediaType": media, "digest": digest, "size": len(body)}, "Platforms": platforms}
