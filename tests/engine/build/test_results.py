@@ -456,3 +456,15 @@ async def test_entitlements(kit: Kit) -> None:
         await kit.build("FROM busybox\nRUN --network=host true\n", name="x")
     kit.entitlements = ["network.host"]
     await kit.build("FROM busybox\nRUN --network=host true\n", name="x")
+
+
+async def test_several_platforms_in_the_engine(kit: Kit) -> None:
+    text = "FROM scratch\nARG TARGETARCH\nCOPY Dockerfile /$TARGETARCH\n"
+    await kit.build(text, name="x:1,y:2", platform="linux/amd64,linux/s390x", **{"attest:provenance": "mode=min"})
+    for name in ("x:1", "y:2"):
+        images = {arch: kit.store.resolve(name, f"linux/{arch}") for arch in ("amd64", "s390x")}
+        assert {arch: image.config["architecture"] for arch, image in images.items()} == {a: a for a in images}
+    (entry,) = [found for found in kit.store.list(manifests=True) if "x:1" in found["RepoTags"]]
+    assert [found["Kind"] for found in entry["Manifests"]] == ["image"] * 2 + ["attestation"] * 2
+    await kit.build("FROM --platform=linux/s390x x:1\nCOPY Dockerfile /b\n", name="z", platform="linux/s390x")
+    assert kit.store.resolve("z").diff_ids[0] == images["s390x"].diff_ids[0]

@@ -245,6 +245,7 @@ class State:
 _SAVED = (
     "id", "name", "created", "path", "args", "config", "host", "image_id", "platform", "networks", "mounts", "restart_count",
     "manually_stopped", "sandbox_id", "ports", "init_lower", "security_options", "number", "links",
+    "image_manifest",
 )  # fmt: skip
 
 
@@ -276,6 +277,7 @@ class Container:
     security_options: Json = field(default_factory=dict)
     number: int = 0
     links: dict[str, str] = field(default_factory=dict)
+    image_manifest: Json = field(default_factory=dict)
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:

@@ -13,8 +13,9 @@ import orjson
 
 from longshore.engine.images import manifests
 from longshore.engine.images.archive import member
-from longshore.engine.images.distribution import OCI_INDEX, OCI_LAYER
+from longshore.engine.images.distribution import INDEXES, OCI_INDEX
 from longshore.engine.images.manifests import Document, Entry
+from longshore.engine.images.packed import UNCOMPRESSED, Form, Packed
 from longshore.engine.images.references import Reference
 from longshore.wire import tar
 
@@ -22,38 +23,52 @@ if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
 
 
+Made = tuple[Entry, Document, Document | None]
+
+
 def describe(
-    store: ImageStore, entries: Sequence[Entry], annotations: Mapping[str, Mapping[str, str]], *, single: bool = True
-) -> tuple[Document, list[tuple[Entry, Document, Document | None]]]:
+    store: ImageStore,
+    entries: Sequence[Entry],
+    annotations: Mapping[str, Mapping[str, str]],
+    *,
+    single: bool = True,
+    packed: Packed | None = None,
+) -> tuple[Document, list[Made]]:
     """The topmost document of an archive (an index, or one image's manifest), and the manifests below it.
 
-    annotations: those of "index" and of "manifest". single: one image needs no index.
+    annotations: those of "index", "manifest" (also "manifest[PLATFORM]") and their "-descriptor"s. single: one image needs
+    no index. packed: the form of its layers (None: plain tars).
     """
-    made: list[tuple[Entry, Document, Document | None]] = []
+    packed = packed or plain(store)
+    made: list[Made] = []
     for entry in entries:
-        layers: list[dict[str, Any]] = []
-        for layer in reversed(store.layers.stack(entry.image.chain)):
-            size = layer.tar_size or sum(len(data) for data in store.layers.tar(layer))
-            layers.append({"mediaType": OCI_LAYER, "digest": layer.diff, "size": size})
-        document = manifests.of_image(entry.image, layers, annotations=annotations.get("manifest"))
+        layers = [packed.blob(layer).descriptor() for layer in reversed(store.layers.stack(entry.image.chain))]
+        notes = manifests.notes_of(annotations, "manifest", entry.platform)
+        document = manifests.of_image(entry.image, layers, oci=packed.form.oci, annotations=notes)
         attested = manifests.of_statements(entry.statements, document.digest) if entry.statements else None
         made.append((entry, document, attested))
     if single and len(made) == 1 and made[0][2] is None:
         return made[0][1], made
-    return manifests.of_index(made, annotations.get("index")), made
+    return manifests.of_index(made, annotations.get("index"), annotations, oci=packed.form.oci), made
+
+
+def plain(store: ImageStore) -> Packed:
+    """Layers as plain tars, which need no folder."""
+    return Packed(store, store.root, Form(UNCOMPRESSED, force=True))
 
 
 def blobs(
-    store: ImageStore, top: Document, made: Sequence[tuple[Entry, Document, Document | None]]
+    store: ImageStore, top: Document, made: Sequence[Made], packed: Packed | None = None
 ) -> Iterator[tuple[str, int, Iterator[bytes]]]:
     """(digest, length, content) of all that a layout of some images holds, each once, what needs others after them."""
+    packed = packed or plain(store)
     told: set[str] = set()
     for entry, document, attested in made:
         for layer in reversed(store.layers.stack(entry.image.chain)):
-            if layer.diff not in told:
-                told.add(layer.diff)
-                size = layer.tar_size or sum(len(data) for data in store.layers.tar(layer))
-                yield layer.diff, size, store.layers.tar(layer)
+            blob = packed.blob(layer)
+            if blob.digest not in told:
+                told.add(blob.digest)
+                yield blob.digest, blob.size, blob.content()
         small = {**document.blobs, document.digest: document.body}
         if attested is not None:
             small |= {**attested.blobs, attested.digest: attested.body}
@@ -73,37 +88,50 @@ def archive(
     docker: bool = False,
     single: bool = True,
     annotations: Mapping[str, Mapping[str, str]] | None = None,
+    packed: Packed | None = None,
 ) -> tuple[Document, Iterator[bytes]]:
     """(the topmost document, the archive's bytes). docker: with manifest.json. single: one image needs no index.
 
+    packed: the form of its layers (None: plain tars).
+
     Raises (before the first piece) SystemFailure.
     """
-    top, made = describe(store, entries, annotations or {}, single=single)
+    packed = packed or plain(store)
+    notes = annotations or {}
+    top, made = describe(store, entries, notes, single=single, packed=packed)
     lease = store.lease()
     lease.add(*(entry.image.chain for entry in entries if entry.image.chain))
-    return top, _write(store, top, made, names, docker, lease)
+    told = notes.get("index-descriptor") if top.media in INDEXES else notes.get("manifest-descriptor")
+    return top, _write(store, top, made, names, docker, lease, packed, told or {})
 
 
 def _write(
     store: ImageStore,
     top: Document,
-    made: list[tuple[Entry, Document, Document | None]],
+    made: list[Made],
     names: Sequence[Reference],
     docker: bool,
     lease: Any,
+    packed: Packed,
+    notes: Mapping[str, str],
 ) -> Iterator[bytes]:
     now = int(time.time()) * 10**9
     with lease:
         yield tar.header(tar.Entry("blobs/", tar.DIRECTORY, 0o755, mtime=now))
         yield tar.header(tar.Entry("blobs/sha256/", tar.DIRECTORY, 0o755, mtime=now))
-        for digest, size, content in blobs(store, top, made):
+        for digest, size, content in blobs(store, top, made, packed):
             yield from member(f"blobs/sha256/{digest[7:]}", size, content, 0)
+        created = {"org.opencontainers.image.created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes}
         listed = [
             top.descriptor(
-                annotations={"io.containerd.image.name": str(name), "org.opencontainers.image.ref.name": name.tag}
+                annotations={
+                    "io.containerd.image.name": str(name),
+                    **created,
+                    "org.opencontainers.image.ref.name": name.tag,
+                }
             )
             for name in names
-        ] or [top.descriptor()]
+        ] or [top.descriptor(annotations=created)]
         documents: list[tuple[str, Any]] = [
             ("index.json", {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed})
         ]
@@ -116,7 +144,7 @@ def _write(
                             "Config": f"blobs/sha256/{entry.image.id[7:]}",
                             "RepoTags": [name.familiar for name in names] or None,
                             "Layers": [
-                                f"blobs/sha256/{layer.diff[7:]}"
+                                f"blobs/sha256/{packed.blob(layer).digest[7:]}"
                                 for layer in reversed(store.layers.stack(entry.image.chain))
                             ],
                         }

@@ -17,6 +17,7 @@ from longshore.engine.images.model import (
     parse_time,
     time_text,
 )
+from longshore.engine.images.references import Reference, parse_stored
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
@@ -114,8 +115,11 @@ def list_images(
     all: bool = False,
     filters: Filters | None = None,
     shared_size: bool = False,
+    manifests: bool = False,
 ) -> list[dict[str, Any]]:
     """GET /images/json: the newest first; intermediate images of builds only with `all`.
+
+    A name of several platforms is one entry; manifests: with what it has of each.
 
     Raises InvalidParameter for filters, NotFound for before/since.
     """
@@ -133,21 +137,22 @@ def list_images(
         _path_match(pattern, "")
     users = image_users(store)
     parents = {row[0] for row in store.database.all("SELECT DISTINCT parent FROM images")}
-    names: dict[str, list[Any]] = {}
-    from longshore.engine.images.references import parse_stored
+    from longshore.engine.images import variants
 
-    for image_id, text in store.database.all("SELECT image, name FROM names ORDER BY name"):
-        names.setdefault(image_id, []).append(parse_stored(text))
+    names = _names(store)
+    members = variants.held_images(store)
     shown: list[dict[str, Any]] = []
     chains: list[str] = []
-    for image in store.images():
+    entries = ((one, *named) for one in store.images() for named in names.get(one.id, {"": []}).items())
+    for image, index, of_image in entries:
         if any(image.created >= moment for moment in before) or any(image.created <= moment for moment in since):
             continue
         if until is not None and image.created > until:
             continue
         if (filters.get("label") or filters.get("label!")) and not labels_match(filters, image.labels):
             continue
-        of_image = names.get(image.id, [])
+        if not of_image and image.id in members:
+            continue
         if patterns:
             of_image = [name for name in of_image if any(_pattern_matches(pattern, name) for pattern in patterns)]
             if not of_image:
@@ -173,10 +178,26 @@ def list_images(
                 "Size": image.size,
             }
         )
+        variants.list_entry(store, shown[-1], image, index, users, manifests)
         chains.append(image.chain)
     if shared_size:
         _shared_sizes(store, shown, chains)
     return shown
+
+
+def _names(store: ImageStore) -> dict[str, dict[str, list[Reference]]]:
+    """The names of each image, those of one index apart from those of another and of none ("")."""
+    found: dict[str, dict[str, list[Reference]]] = {}
+    for image_id, text, index in store.database.all(
+        "SELECT n.image, n.name, COALESCE(i.digest, '') FROM names n LEFT JOIN indexes i ON i.name=n.name ORDER BY n.name"
+    ):
+        found.setdefault(image_id, {}).setdefault(index, []).append(parse_stored(text))
+    for groups in found.values():
+        # The digest under which a registry knows one image of an index makes no entry of its own.
+        if len(groups) > 1 and not any(name.tag for name in groups.get("", ())):
+            lone = groups.pop("", [])
+            next(iter(groups.values())).extend(lone)
+    return found
 
 
 def _shared_sizes(store: ImageStore, shown: list[dict[str, Any]], chains: list[str]) -> None:

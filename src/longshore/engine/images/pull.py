@@ -27,11 +27,12 @@ from longshore.engine.images.distribution import (
 )
 from longshore.engine.images.extract import ExtractError
 from longshore.engine.images.layers import Layer, chain_id
+from longshore.engine.images.manifests import choose
 from longshore.engine.images.model import Image, host_architecture
 from longshore.engine.images.progress import Meter
 from longshore.engine.images.references import Reference
-from longshore.engine.images.streams import in_thread
 from longshore.engine.images.refusals import RegistryError
+from longshore.engine.images.streams import in_thread
 from longshore.machinery.http.errors import ClientError
 from longshore.wire.tar import TarError
 
@@ -89,7 +90,7 @@ async def _pull_one(
         raise not_found(error, name) from None
     shown_path = name.path
     progress({"status": f"Pulling from {shown_path}", "id": name.familiar if name.digest else name.tag})
-    before = store.find(str(name)) if _named(store, name) else None
+    before = store.find(str(name), platform) if _named(store, name) else None
     try:
         image, downloaded = await fetch_image(store, session, body, media, digest, platform, progress, str(name))
     except ClientError as error:
@@ -115,7 +116,7 @@ def _named(store: ImageStore, name: Reference) -> bool:
 def _remember(store: ImageStore, name: Reference, digest: str, image: Image) -> None:
     store.add_digest(name, digest, image.id, durable=not name.tag)
     if name.tag:
-        store.tag(image, Reference(name.domain, name.path, name.tag))
+        store.tag(image, Reference(name.domain, name.path, name.tag), index=digest)
 
 
 def _decode(body: bytes) -> dict[str, Any]:
@@ -128,29 +129,6 @@ def _decode(body: bytes) -> dict[str, Any]:
     return loaded
 
 
-def choose(manifests: list[dict[str, Any]], platform: str) -> dict[str, Any] | None:
-    """The entry of an index for a platform ("" for this machine's): an equal variant before one without.
-
-    Attestations and the like (platform unknown/unknown) are never chosen.
-    """
-    os_name, _, rest = (platform or f"linux/{host_architecture()}").partition("/")
-    architecture, _, variant = rest.partition("/")
-    fitting: list[tuple[int, int, dict[str, Any]]] = []
-    for position, item in enumerate(manifests):
-        of = item.get("platform")
-        if (
-            not isinstance(of, dict)
-            or of.get("os") != os_name
-            or (architecture and of.get("architecture") != architecture)
-        ):
-            continue
-        have = of.get("variant") or {"arm64": "v8", "arm": "v7"}.get(architecture, "")
-        want = variant or {"arm64": "v8", "arm": "v7"}.get(architecture, "")
-        fitting.append((0 if have == want else 1, position, item))
-    fitting.sort(key=lambda found: found[:2])
-    return fitting[0][2] if fitting else None
-
-
 async def fetch_image(
     store: ImageStore,
     session: ImageSource,
@@ -161,7 +139,7 @@ async def fetch_image(
     progress: Progress,
     name: str = "",
 ) -> tuple[Image, bool]:
-    """The image that a manifest or index means here, and whether a layer had to come."""
+    """The image that a manifest or index means here, and whether a layer had to come. name: for messages."""
     manifest = _decode(body)
     index: tuple[bytes, str, str] | None = None
     # The media type decides, and the body must agree: one document that reads as both is refused.
@@ -193,7 +171,7 @@ async def fetch_image(
         downloaded = True
     store.add_manifest(digest, media, body, image.id)
     if index is not None:
-        store.add_manifest(index[2], index[1], index[0], image.id)
+        store.add_index(index[2], index[1], index[0], {digest: image.id})
     return image, downloaded
 
 

@@ -24,13 +24,13 @@ from longshore.engine.images.distribution import (
     Session,
 )
 from longshore.engine.images.layers import Layer
-from longshore.engine.images.listing import platform_matches, shown_platform
-from longshore.engine.images.manifests import Document, Entry
+from longshore.engine.images.manifests import IN_TOTO, Document, Entry
 from longshore.engine.images.model import Image
 from longshore.engine.images.progress import Meter
-from longshore.engine.images.refusals import RegistryError
 from longshore.engine.images.references import Reference
+from longshore.engine.images.refusals import RegistryError
 from longshore.engine.images.streams import pieces
+from longshore.engine.images.variants import Index, entries_of, index_of, keep, manifest_annotations
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore, Progress
@@ -49,13 +49,8 @@ async def push(
 ) -> None:
     """Push a tag, or without one all tags of the repository. Raises NotFound, SystemFailure, Unauthorized."""
     name = references.parse(reference) if isinstance(reference, str) else reference
-    if platform and name.tag:
-        image = store.find(str(name))
-        if image is not None and not platform_matches(image, platform):
-            raise NotFound(
-                f"image with reference {name.familiar} was found but its platform ({shown_platform(image)}) "
-                f"does not match the specified platform ({platform})"
-            )
+    if platform and name.tag and store.find(str(name)) is not None:
+        store.resolve(name.familiar, platform)
     progress({"status": f"The push refers to repository [{name.domain}/{name.path}]"})
     rows = store.database.all(
         "SELECT tag, image FROM names WHERE repository=? AND tag<>'' ORDER BY tag", name.repository
@@ -68,18 +63,26 @@ async def push(
             raise NotFound(f"tag does not exist: {name.familiar}")
     session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull,push", pull=False)
     for tag, image_id in rows:
-        image = store.get(image_id)
+        image = store.find(str(name.with_tag(tag)), platform)
         if image is None:
             raise NotFound(f"No such image: {image_id}")
         try:
-            await _push_tag(store, session, image, name.with_tag(tag), progress)
+            await _push_tag(store, session, image, name.with_tag(tag), progress, one=bool(platform))
         except Unauthorized as error:
             # The message of a push has no request in front.
             raise Unauthorized(error.message.rpartition('": ')[2]) from None
         store.event("push", image.id, name.with_tag(tag).familiar)
 
 
-async def _push_tag(store: ImageStore, session: Session, image: Image, name: Reference, progress: Progress) -> None:
+async def _push_tag(
+    store: ImageStore, session: Session, image: Image, name: Reference, progress: Progress, *, one: bool
+) -> None:
+    """Push what a tag stands for. one: only this image of a tag of several platforms."""
+    index = index_of(store, name)
+    if index is not None and not one and index.whole:
+        document = await _push_platforms(store, session, index, name, progress)
+        _pushed(name, document.digest, len(document.body), progress)
+        return
     stack = store.layers.stack(image.chain)
     kept = _kept_manifest(store, image, stack)
     meters = [Meter(progress, layer.diff.partition(":")[2][:12]) for layer in stack]
@@ -110,8 +113,69 @@ async def _push_tag(store: ImageStore, session: Session, image: Image, name: Ref
     digest = await session.put_manifest(name.tag, body, media)
     store.add_manifest(digest, media, body, image.id)
     store.add_digest(name, digest, image.id)
-    progress({"status": f"{name.tag}: digest: {digest} size: {len(body)}"})
-    progress({"progressDetail": {}, "aux": {"Tag": name.tag, "Digest": digest, "Size": len(body)}})
+    _pushed(name, digest, len(body), progress)
+    if index is not None and not one:
+        chosen = {"mediaType": media, "digest": digest, "size": len(body)}
+        told = {"manifestPushedInsteadOfIndex": True, "originalIndex": index.descriptor, "selectedManifest": chosen}
+        progress({"progressDetail": {}, "aux": told})
+
+
+def _pushed(name: Reference, digest: str, size: int, progress: Progress) -> None:
+    progress({"status": f"{name.tag}: digest: {digest} size: {size}"})
+    progress({"progressDetail": {}, "aux": {"Tag": name.tag, "Digest": digest, "Size": size}})
+
+
+async def _push_platforms(
+    store: ImageStore, session: Session, index: Index, name: Reference, progress: Progress
+) -> Document:
+    """Push all images of a tag; the index that the registry has now. One that came whole goes byte for byte as it came."""
+    kept: dict[str, tuple[str, bytes]] = {}
+    for member in index.members:
+        found = _kept_manifest(store, member.image, store.layers.stack(member.image.chain), member.entry["digest"])
+        if found is not None:
+            kept[member.entry["digest"]] = found
+    if len(kept) < len(index.members):
+        notes = {"index": index.annotations, "manifest": manifest_annotations(store, index)}
+        return await send_index(store, session, name, entries_of(store, index), notes, progress=progress)
+    with store.lease() as lease:
+        lease.add(*(member.image.chain for member in index.members))
+        await _send_layers(store, session, name, [member.image for member in index.members], progress, exact=True)
+        for member in index.members:
+            await send_bytes(session, member.image.raw, member.image.id)
+            media, body = kept[member.entry["digest"]]
+            await session.put_manifest(member.entry["digest"], body, media)
+        # What is attested does not come with a pull: an index without it is another one.
+        top = Document(index.body, index.media)
+        if len(kept) < len(index.entries):
+            shown = orjson.loads(index.body) | {"manifests": [member.entry for member in index.members]}
+            top = Document(orjson.dumps(shown), index.media)
+            members = {member.entry["digest"]: member.image.id for member in index.members}
+            store.add_index(top.digest, top.media, top.body, members)
+        await session.put_manifest(name.tag, top.body, top.media)
+    store.add_digest(name, top.digest, index.members[0].image.id)
+    return top
+
+
+async def _send_layers(
+    store: ImageStore, session: Session, name: Reference, images: list[Image], progress: Progress, *, exact: bool
+) -> dict[str, dict[str, Any]]:
+    """Bring the layers of some images over, each once; descriptors by chain id."""
+    layers = {layer.chain: layer for image in images for layer in store.layers.stack(image.chain)}
+    meters = [Meter(progress, layer.diff.partition(":")[2][:12]) for layer in layers.values()]
+    for meter in meters:
+        meter.say("Preparing")
+    slots = asyncio.Semaphore(store.registries.uploads)
+    tasks = [
+        asyncio.ensure_future(_push_layer(store, session, layer, name, meter, slots, exact))
+        for layer, meter in zip(layers.values(), meters, strict=True)
+    ]
+    try:
+        return dict(zip(layers, await asyncio.gather(*tasks), strict=True))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 async def push_index(
@@ -127,14 +191,29 @@ async def push_index(
 
     single: one image without attestations goes without an index. Raises SystemFailure, Unauthorized.
     """
-    notes = annotations or {}
     session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull,push", pull=False)
+    top = await send_index(store, session, name, entries, annotations or {}, single=single)
+    store.event("push", entries[0].image.id, name.familiar)
+    return top
+
+
+async def send_index(
+    store: ImageStore,
+    session: Session,
+    name: Reference,
+    entries: list[Entry],
+    notes: Mapping[str, Mapping[str, str]],
+    *,
+    single: bool = False,
+    progress: Progress = lambda _: None,
+) -> Document:
+    """As push_index, over a session that is open."""
     made: list[tuple[Entry, Document, Document | None]] = []
     with store.lease() as lease:
+        lease.add(*(entry.image.chain for entry in entries))
+        sent = await _send_layers(store, session, name, [entry.image for entry in entries], progress, exact=False)
         for entry in entries:
-            lease.add(entry.image.chain)
-            stack = list(reversed(store.layers.stack(entry.image.chain)))
-            layers = await asyncio.gather(*(send_layer(store, session, layer, name) for layer in stack))
+            layers = [sent[layer.chain] for layer in reversed(store.layers.stack(entry.image.chain))]
             shown = [
                 {**layer, "mediaType": OCI_LAYER + "+gzip"} if layer["mediaType"] == DOCKER_LAYER else layer
                 for layer in layers
@@ -143,7 +222,7 @@ async def push_index(
             attested = manifests.of_statements(entry.statements, document.digest) if entry.statements else None
             made.append((entry, document, attested))
         lone = single and len(made) == 1 and made[0][2] is None
-        for entry, document, attested in made:
+        for _, document, attested in made:
             for part in (document, attested):
                 if part is None:
                     continue
@@ -151,20 +230,25 @@ async def push_index(
                     await send_bytes(session, data, digest)
                 if not lone:
                     await session.put_manifest(part.digest, part.body, part.media)
-            store.add_manifest(document.digest, document.media, document.body, entry.image.id)
         top = made[0][1] if lone else manifests.of_index(made, notes.get("index"))
         await session.put_manifest(name.tag or top.digest, top.body, top.media)
     first = entries[0].image
-    store.add_manifest(top.digest, top.media, top.body, first.id)
+    if lone:
+        store.add_manifest(top.digest, top.media, top.body, first.id)
+    else:
+        keep(store, top, made)
     store.add_digest(name, top.digest, first.id)
-    store.event("push", first.id, name.familiar)
     return top
 
 
-def _kept_manifest(store: ImageStore, image: Image, stack: list[Layer]) -> tuple[str, bytes] | None:
-    """The manifest that the image came with, when its layers are here byte for byte: its digest stays the same."""
+def _kept_manifest(store: ImageStore, image: Image, stack: list[Layer], wanted: str = "") -> tuple[str, bytes] | None:
+    """The manifest that the image came with (`wanted`: the one of this digest), when its layers are here byte for byte: its
+    digest stays the same.
+    """
     blobs = [layer.blob for layer in reversed(stack)]
-    for _, media, body in store.manifests(image.id):
+    for digest, media, body in store.manifests(image.id):
+        if media == IN_TOTO or (wanted and digest != wanted):
+            continue
         manifest = orjson.loads(body)
         entries = manifest.get("layers")
         if not isinstance(entries, list) or [entry.get("digest") for entry in entries] != blobs:

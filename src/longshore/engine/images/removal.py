@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict
-from longshore.engine.images import references
+from longshore.engine.images import references, variants
 from longshore.engine.images.listing import Filters, bool_filter, check_filters, image_users, labels_match, until_filter
 from longshore.engine.images.model import Image
+from longshore.engine.images.names import drop, give, take
 from longshore.engine.images.references import Reference
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore, ImageUser
+    from longshore.engine.images.variants import Index
 
 _PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
 
@@ -53,7 +56,7 @@ def _single_reference(names: list[Reference]) -> bool:
 
 def _untag(store: ImageStore, name: Reference, image_id: str, records: list[dict[str, str]]) -> None:
     with store.database.write() as connection:
-        connection.execute("DELETE FROM names WHERE name=?", (str(name),))
+        take(connection, name)
     records.append({"Untagged": name.familiar})
     store.event("untag", image_id, image_id)
 
@@ -67,17 +70,86 @@ def _conflict(store: ImageStore, image: Image, *, soft: bool, references_count: 
         return _InUse(image, True, False, "image has dependent child images")
     if not soft:
         return None
-    if references_count and store.names(image.id):
+    if references_count and (store.names(image.id) or variants.held(store, image.id)):
         return _InUse(image, False, False, "image is referenced in multiple repositories")
     for user in users:
         return _InUse(image, False, True, f"image is being used by stopped container {user.id[:12]}")
     return None
 
 
-def remove(store: ImageStore, reference: str, *, force: bool, prune: bool) -> list[dict[str, str]]:
-    """DELETE /images/NAME: what was untagged and deleted, in order. Raises NotFound, Conflict, InvalidReference."""
+def remove(
+    store: ImageStore, reference: str, *, force: bool, prune: bool, platforms: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """DELETE /images/NAME: what was untagged and deleted, in order. Raises NotFound, Conflict, InvalidReference.
+
+    platforms: of a name of several platforms only these images go. What a name held of other platforms goes with it.
+    """
     image = store.resolve(reference)
+    index = variants.index_of(store, reference) or variants.index_of_image(store, image.id)
     records: list[dict[str, str]] = []
+    for platform in platforms:
+        variants.check_platform(store, store.resolve(reference, platform), reference, platform)
+    chosen = [index.member(platform) for platform in platforms] if index is not None else []
+    if index is not None and chosen and len({member.image.id for member in chosen if member}) < len(index.members):
+        for member in chosen:
+            if member is not None and store.get(member.image.id) is not None:
+                _leave(store, index, member.image, force)
+                _delete_lone(store, member.image, records, prune)
+        return records
+    others = [member.image for member in index.members if member.image.id != image.id] if index is not None else []
+    if not force and _single_reference(store.names(image.id)):
+        for user in (user for other in others for user in _users(store, other.id)):
+            raise Conflict(
+                f'conflict: unable to remove repository reference "{reference}" (must force) - '
+                f"container {user.id[:12]} is using its referenced image {image.short}"
+            )
+    _remove(store, reference, image, records, force=force, prune=prune)
+    for other in others:
+        _untag_digests(store, reference, other, records)
+        _delete_lone(store, other, records, prune)
+    return records
+
+
+def _untag_digests(store: ImageStore, reference: str, image: Image, records: list[dict[str, str]]) -> None:
+    """The digests go that an image has in the repository of a name that was removed, unless it has tags there."""
+    parsed = references.parse_any(reference)
+    if isinstance(parsed, str):
+        return
+    names = [name for name in store.names(image.id) if name.repository == parsed.repository]
+    if not any(name.tag for name in names):
+        for name in names:
+            _untag(store, name, image.id, records)
+
+
+def _delete_lone(store: ImageStore, image: Image, records: list[dict[str, str]], prune: bool) -> None:
+    """Delete an image that was one of an index, unless something else means it."""
+    if store.get(image.id) is not None and not variants.held(store, image.id) and not store.names(image.id):
+        _delete(store, image, records, force=False, prune=prune, quiet=True)
+
+
+def _leave(store: ImageStore, index: Index, image: Image, force: bool) -> None:
+    """An image is one of an index no more; what names the index means another of its images. Raises Conflict."""
+    for user in _users(store, image.id):
+        if user.running or not force:
+            raise Conflict(
+                f"conflict: unable to delete {image.short} ({'cannot' if user.running else 'must'} be forced) - image is "
+                f"being used by {'running' if user.running else 'stopped'} container {user.id[:12]}"
+            )
+    named = variants.names_of(store, index)
+    with store.database.write() as connection:
+        connection.execute("DELETE FROM members WHERE digest=? AND image=?", (index.digest, image.id))
+        connection.execute("UPDATE manifests SET image='' WHERE digest=?", (index.digest,))
+    own, digest = variants.preferred(store, "", index.digest)
+    with store.database.write() as connection:
+        connection.execute("UPDATE manifests SET image=? WHERE digest=?", (own, index.digest))
+        for name in named:
+            give(connection, name, own, index=digest)
+
+
+def _remove(
+    store: ImageStore, reference: str, image: Image, records: list[dict[str, str]], *, force: bool, prune: bool
+) -> None:
+    """Untag what a reference means, and delete the image when that was its last name. Raises Conflict."""
     names = store.names(image.id)
     removed_name = False
     if not _is_id(image, reference):
@@ -101,7 +173,7 @@ def remove(store: ImageStore, reference: str, *, force: bool, prune: bool) -> li
                 _untag(store, other, image.id, records)
             names = store.names(image.id)
         if names:
-            return records
+            return
         removed_name = True
     elif _single_reference(names):
         conflict = _conflict(store, image, soft=not force, references_count=False)
@@ -110,7 +182,6 @@ def remove(store: ImageStore, reference: str, *, force: bool, prune: bool) -> li
         for name in names:
             _untag(store, name, image.id, records)
     _delete(store, image, records, force=force, prune=prune, quiet=removed_name)
-    return records
 
 
 def _delete(
@@ -126,7 +197,7 @@ def _delete(
         _untag(store, name, image.id, records)
     with store.database.write() as connection:
         connection.execute("DELETE FROM images WHERE id=?", (image.id,))
-        connection.execute("DELETE FROM manifests WHERE image=?", (image.id,))
+        drop(connection, image.id)
     records.append({"Deleted": image.id})
     store.event("delete", image.id, image.id)
     gone = store.layers.remove_unused(image.chain) if image.chain else []
@@ -144,6 +215,7 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
     dangling_only = bool_filter(filters, "dangling", True)
     until = until_filter(filters, time.time_ns())
     users = image_users(store)
+    held = variants.held_images(store)
     records: list[dict[str, str]] = []
     freed = 0
     for image in store.images():
@@ -158,6 +230,8 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
             continue
         if any(name.tag for name in names) and dangling_only:
             continue
+        if not names and image.id in held:
+            continue  # goes with the name that holds it
         before = store.layers_size()
         found: list[dict[str, str]] = []
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import time
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.errors import InvalidParameter, NotFound
-from longshore.engine.images import references
+from longshore.engine.images import leftovers, names, references
 from longshore.engine.images.blobs import Blobs, digest_of
-from longshore.engine.images.database import Database, process_start
+from longshore.engine.images.database import Database
 from longshore.engine.images.extract import remove_path
 from longshore.engine.images.layers import Layers, add_lease
 from longshore.engine.images.model import Image, parse_time
@@ -100,7 +99,7 @@ class ImageStore:
         self.layers = Layers(root, self.database, self.blobs)
         self.layers.sweep()
         self.layers.repair()
-        _sweep_work(root)
+        leftovers.sweep(root)
 
     def close(self) -> None:
         self.layers.flusher.close()
@@ -138,8 +137,16 @@ class ImageStore:
         )
         return [Image(*row) for row in rows]
 
-    def find(self, reference: str) -> Image | None:
-        """As resolve(), None where there is no such image. Raises InvalidReference."""
+    def find(self, reference: str, platform: str = "") -> Image | None:
+        """As resolve(), None where there is no such image. Raises InvalidReference.
+
+        platform: "os/arch[/variant]" to look for among the images of a name that has several; an image of another platform is
+        given where there is no better one.
+        """
+        if platform:
+            from longshore.engine.images.variants import select
+
+            return select(self, reference, platform)
         parsed = references.parse_any(reference)
         if isinstance(parsed, str):
             row = self.database.one("SELECT image FROM names WHERE digest=? LIMIT 1", parsed)
@@ -165,16 +172,20 @@ class ImageStore:
         )
         return self.get(rows[0][0]) if len(rows) == 1 else None
 
-    def resolve(self, reference: str) -> Image:
-        """The image that a name, a digest, an id or an id's beginning means.
+    def resolve(self, reference: str, platform: str = "") -> Image:
+        """The image that a name, a digest, an id or an id's beginning means, of a platform where one is given.
 
-        Raises InvalidReference (400) or NotFound("No such image: ...").
+        Raises InvalidReference (400) or NotFound("No such image: ..."), also for want of the platform.
         """
-        image = self.find(reference)
+        image = self.find(reference, platform)
         if image is None:
             parsed = references.parse_any(reference)
             shown = parsed if isinstance(parsed, str) else parsed.with_default_tag().familiar
             raise NotFound(f"No such image: {shown}")
+        if platform:
+            from longshore.engine.images.variants import check_platform
+
+            check_platform(self, image, reference, platform)
         return image
 
     def _image(self, image: Image | str) -> Image:
@@ -224,23 +235,33 @@ class ImageStore:
             if parent:
                 connection.execute("UPDATE images SET parent=? WHERE id=? AND parent=''", (parent, image_id))
             if tag is not None:
-                _set_name(connection, tag, image_id, now)
+                names.give(connection, tag, image_id, now)
         image = self.get(image_id)
         assert image is not None
         if tag is not None:
             self.event("tag", image_id, tag.familiar)
         return image
 
-    def tag(self, image: Image | str, name: Reference | str) -> None:
-        """Give an image a further name; another image loses it. Raises NotFound, InvalidReference."""
+    def tag(self, image: Image | str, name: Reference | str, *, index: str = "") -> None:
+        """Give an image a further name; another image loses it. Raises NotFound, InvalidReference.
+
+        index: the digest of the index that the name stands for (add_index). A name that is given another's image (a str)
+        stands for that one's index.
+        """
         found = self._image(image)
         reference = references.parse(name) if isinstance(name, str) else name
         if reference.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
         reference = reference.with_default_tag()
+        if index or isinstance(image, str):
+            from longshore.engine.images import variants
+
+            own, index = variants.preferred(self, found.id, index or str(image))
+        else:
+            own = found.id
         with self.database.write() as connection:
-            _set_name(connection, reference, found.id, time.time_ns())
-        self.event("tag", found.id, reference.familiar)
+            names.give(connection, reference, own, time.time_ns(), index)
+        self.event("tag", own, reference.familiar)
 
     def sync(self, image_id: str) -> None:
         """An image that was added without being durable is so now, with all that was written before."""
@@ -248,15 +269,23 @@ class ImageStore:
             connection.execute("UPDATE images SET tagged=tagged WHERE id=?", (image_id,))
 
     def add_digest(self, reference: Reference, digest: str, image_id: str, *, durable: bool = True) -> None:
-        """Remember that a registry knows the image under this manifest digest."""
-        name = reference.with_digest(digest)
+        """Remember that a registry knows the image under this digest of a manifest, or of an index that it is a member of."""
+        from longshore.engine.images import variants
+
+        own, _ = variants.preferred(self, image_id, digest)
         with self.database.write(durable=durable) as connection:
-            _set_name(connection, name, image_id, 0)
+            names.give(connection, reference.with_digest(digest), own, index=digest)
 
     def add_manifest(self, digest: str, media: str, body: bytes, image_id: str) -> None:
         """Keep a manifest (or index) as it was, byte for byte, with the image that it means here. Durable with the name."""
         with self.database.write(durable=False) as connection:
             connection.execute("INSERT OR REPLACE INTO manifests VALUES(?,?,?,?)", (digest, media, image_id, body))
+
+    def add_index(self, digest: str, media: str, body: bytes, members: dict[str, str]) -> None:
+        """Keep an index as it was, and which images are here of its manifests (digest to image id). Durable with the name."""
+        self.add_manifest(digest, media, body, next(iter(members.values())))
+        with self.database.write(durable=False) as connection:
+            names.remember(connection, digest, members)
 
     def manifests(self, image_id: str) -> list[tuple[str, str, bytes]]:
         """(digest, media type, body) of the manifests kept for an image."""
@@ -377,11 +406,13 @@ class ImageStore:
 
         return history(self, self._image(image))
 
-    async def remove(self, reference: str, *, force: bool = False, prune: bool = True) -> Records:
+    async def remove(
+        self, reference: str, *, force: bool = False, prune: bool = True, platforms: Sequence[str] = ()
+    ) -> Records:
         """Untag or delete by dockerd's rules: see removal.remove."""
         from longshore.engine.images.removal import remove
 
-        return await in_thread(lambda: remove(self, reference, force=force, prune=prune))
+        return await in_thread(lambda: remove(self, reference, force=force, prune=prune, platforms=platforms))
 
     async def prune(self, filters: dict[str, Sequence[str]] | None = None) -> dict[str, Any]:
         """Delete what nothing uses: see removal.prune."""
@@ -395,11 +426,13 @@ class ImageStore:
 
         return await in_thread(save, self, list(names), platform)
 
-    async def load(self, source: AsyncIterable[bytes], *, progress: Progress = _nothing, quiet: bool = True) -> None:
-        """Images from a tar of either form: see archive.load."""
-        from longshore.engine.images.archive import load
+    async def load(
+        self, source: AsyncIterable[bytes], *, progress: Progress = _nothing, quiet: bool = True, platform: str = ""
+    ) -> None:
+        """Images from a tar of either form: see loading.load."""
+        from longshore.engine.images.loading import load
 
-        await load(self, source, progress=progress, quiet=quiet)
+        await load(self, source, progress=progress, quiet=quiet, platform=platform)
 
     async def pull(
         self,
@@ -442,14 +475,6 @@ class ImageStore:
         return {"layers": int(layers[0]), "count": int(layers[1]), "blobs": blobs}
 
 
-def _set_name(connection: Any, name: Reference, image_id: str, tagged: int) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO names VALUES(?,?,?,?,?)", (str(name), name.repository, name.tag, name.digest, image_id)
-    )
-    if tagged:
-        connection.execute("UPDATE images SET tagged=? WHERE id=?", (tagged, image_id))
-
-
 def _tree_size(path: Path) -> int:
     total = 0
     stack: list[str] = [str(path)]
@@ -464,35 +489,3 @@ def _tree_size(path: Path) -> int:
                     seen.add(info.st_ino)
                     total += info.st_size
     return total
-
-
-def _sweep_work(root: Path) -> None:
-    """Remove what builds and loads of processes that are no more have left, mounts included."""
-    for folder in (root / "builds", root / "tmp"):
-        if not folder.is_dir():
-            continue
-        for path in folder.iterdir():
-            parts = path.name.split("-")
-            # Their names tell the process: KIND-PID-START-RANDOM.
-            if len(parts) == 4 and parts[1].isdigit() and parts[2].isdigit():
-                if process_start(int(parts[1])) == int(parts[2]):
-                    continue
-                RootFS(path.name, path, ()).unmount()
-                remove_path(path)
-            elif not _held(path):
-                remove_path(path)
-
-
-def _held(path: Path) -> bool:
-    """Does somebody hold the lock of a folder?"""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False

@@ -149,7 +149,7 @@ class Bridge:
         store = self._services.builder.store
         wanted = request.Platform
         platform = "/".join(filter(None, (wanted.OS, wanted.Architecture, wanted.Variant))) if wanted.OS else ""
-        image = store.find(request.Ref)
+        image = store.find(request.Ref, platform)
         fits = image is not None and (not platform or platform_matches(image, platform))
         if image is None or not fits or request.ResolveMode == "pull":
             session = await self._services.sessions.get(job.session)

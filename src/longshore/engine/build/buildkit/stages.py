@@ -287,7 +287,7 @@ class Stages:
         """An image from the store, else from its registry with the client's credentials. Raises EngineError."""
         if name == "scratch":
             return self.store.add(complete_config(self.store, {}, "", platform), "")
-        found = self.store.find(name)
+        found = self.store.find(name, platform)
         fits = found is None or not platform or platform_matches(found, platform)
         if found is not None and fits and not self.options.pull:
             self.frontend.source(name, found)
