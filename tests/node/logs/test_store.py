@@ -161,6 +161,28 @@ async def test_retention_by_age_and_size(tmp_path):
     await store.close()
 
 
+async def test_streams_that_retention_has_emptied_are_forgotten(tmp_path):
+    store = LogStore(tmp_path, Retention(age=3600))
+    streams = [store.stream(f"ns/{n}/u/c", {"namespace": "ns", "pod": str(n)}) for n in range(4)]
+    for age, stream in zip((2, 2, 0), streams, strict=False):
+        store.append(stream, crilog.format_line(NOW - age * 3600 * 10**9, b"stdout", stream.labels["pod"].encode()))
+        store.flush(stream.id)
+    await settle(lambda: store._commit is None)
+    held, _, kept, newest = streams
+    assert list(store.index.streams.values()) == [kept, newest]
+    store.append(held, crilog.format_line(NOW + 1, b"stdout", b"again"))
+    assert lines(store, '{namespace="ns"}') == ["2", "again"]
+    assert lines(store, '{pod="0"}') == ["again"]
+    await store.close()
+    for name in ("index.db", "index.db-wal", "index.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "index.db").write_bytes(b"this is no database, and it is long enough to be looked at" * 100)
+    store = LogStore(tmp_path)
+    assert sorted(stream.labels["pod"] for stream in store.index.streams.values()) == ["0", "2", "3"]
+    assert lines(store, '{namespace="ns"}') == ["2", "again"]
+    await store.close()
+
+
 @pytest.mark.root
 async def test_a_full_disk_is_told_and_got_over(tmp_path):
     small = tmp_path / "small"

@@ -24,9 +24,10 @@ CREATE TABLE IF NOT EXISTS checkpoint (file TEXT PRIMARY KEY, inode INTEGER NOT 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One log stream: a container's log. labels: name to value, as queries see them."""
+    """One log stream: a container's log. key: what it is known by; labels: name to value, as queries see them."""
 
     id: int
+    key: str
     labels: dict[str, str]
 
 
@@ -66,7 +67,7 @@ class Index:
         self.streams: dict[int, Stream] = {}
         self._ids: dict[str, int] = {}
         for number, key, labels in self._db.execute("SELECT id, key, labels FROM stream"):
-            self.streams[number] = Stream(number, orjson.loads(labels))
+            self.streams[number] = Stream(number, key, orjson.loads(labels))
             self._ids[key] = number
 
     @staticmethod
@@ -112,11 +113,36 @@ class Index:
             number = int(cursor.lastrowid or 0)
         else:
             self._db.execute("UPDATE stream SET labels = ? WHERE id = ?", (text, number))
+        made = Stream(number, key, labels)
         with (self._folder / "streams.jsonl").open("ab") as out:
-            out.write(orjson.dumps({"id": number, "key": key, "labels": labels}) + b"\n")
+            out.write(orjson.dumps(made) + b"\n")
         self._ids[key] = number
-        self.streams[number] = Stream(number, labels)
-        return self.streams[number]
+        self.streams[number] = made
+        return made
+
+    def present(self, stream: Stream) -> Stream:
+        """The stream as it is known now: with its newest labels, or made again where it was forgotten meanwhile."""
+        number = self._ids.get(stream.key)
+        return self.stream(stream.key, stream.labels) if number is None else self.streams[number]
+
+    def without_blocks(self) -> list[int]:
+        """The streams that have no blocks. Never the newest one: its number would be given again."""
+        rows = self._db.execute(
+            "SELECT id FROM stream WHERE id < (SELECT max(id) FROM stream)"
+            " AND NOT EXISTS (SELECT 1 FROM block WHERE block.stream = stream.id)"
+        )
+        return [number for (number,) in rows]
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Streams are no more; `present` brings back one that somebody still holds."""
+        self._db.execute(
+            "DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (orjson.dumps(numbers).decode(),)
+        )
+        for number in numbers:
+            del self._ids[self.streams.pop(number).key]
+        new = self._folder / "streams.jsonl.new"
+        new.write_bytes(b"".join(orjson.dumps(stream) + b"\n" for stream in self.streams.values()))
+        new.rename(self._folder / "streams.jsonl")
 
     def add(self, places: Iterable[Place], checkpoints: Iterable[Checkpoint]) -> None:
         """Make blocks visible and move the checkpoints on, in one transaction."""
@@ -166,7 +192,7 @@ class Index:
         )
 
     def drop_segment(self, segment: str) -> None:
-        """Forget a segment's blocks, and the streams that have none left and are not being read."""
+        """Forget a segment's blocks."""
         self._db.execute("DELETE FROM block WHERE segment = ?", (segment,))
 
     def totals(self) -> tuple[int, int, int]:

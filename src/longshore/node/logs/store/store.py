@@ -100,6 +100,7 @@ class LogStore:
         #: Called with every piece of records as it comes in, for those who follow.
         self.followers: set[Callable[[Stream, bytes], None]] = set()
         self._next_retention = 0.0
+        self._emptied: list[int] = []  # streams that had no blocks left after the last retention
         self.failures = self.damaged = self.retired = 0
         self._journal = Journal(folder / "journal")
         self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="log-journal")
@@ -126,13 +127,14 @@ class LogStore:
 
     def append(self, stream: Stream, records: bytes, checkpoint: Checkpoint | None = None) -> None:
         """Take whole CRI-format records of a stream. checkpoint: where the collector stands after them."""
-        self._append(stream, records, checkpoint, 0)
+        self._append(self.index.present(stream), records, checkpoint, 0)
 
     def put(self, stream: Stream, records: bytes, *, ordered: bool = False) -> None:
         """Take whole CRI-format records that came over the network; they last when a later `commit` returns.
 
         Their times are as `crilog.format_time` writes them, and may come in any order. ordered: these are in theirs.
         """
+        stream = self.index.present(stream)
         number = self._journal.add(stream.id, records)
         self._append(stream, records, Checkpoint(f"{PREFIX}{stream.id}", 0, number), number, ordered)
 
@@ -233,6 +235,7 @@ class LogStore:
                 backoff = 0.5
                 self._pending -= sum(job.size for job in self._writing)
                 self._writing.clear()
+                self._forget_emptied()
                 self._journal.release(min((h.journal for h in self._heads.values() if h.journal), default=2**63))
                 if not self.full:
                     waiting, self._room = self._room, []
@@ -240,6 +243,13 @@ class LogStore:
                         callback()
         finally:
             self._commit = None
+
+    def _forget_emptied(self) -> None:
+        """Let go of streams that retention has left nothing of and that have nothing new."""
+        emptied, self._emptied = self._emptied, []
+        emptied = [number for number in emptied if number not in self._heads]
+        if emptied:
+            self.index.forget(emptied)
 
     def _write(self, jobs: Sequence[Head]) -> None:
         """In the store's thread: frames to segments, sync, then the index; nothing is visible before it lasts."""
@@ -306,10 +316,12 @@ class LogStore:
             (self.folder / name).unlink(missing_ok=True)
             sizes[namespace] -= size
             total -= size
+        self._emptied = self.index.without_blocks()
 
     def matching(self, keep: Callable[[dict[str, str]], bool]) -> list[Stream]:
         """The streams whose labels satisfy `keep`."""
-        return [stream for stream in self.index.streams.values() if keep(stream.labels)]
+        # A copy: queries have threads of their own, and streams come and go meanwhile.
+        return [stream for stream in list(self.index.streams.values()) if keep(stream.labels)]
 
     def blocks(
         self,
