@@ -313,7 +313,10 @@ class Control:
             outcome.images = [(platform, self._inline(image, job)) for platform, image in outcome.images]
         names = [name for _, values in wanted for name in values.get("name", "").split(",") if name]
         job.entries, inline = self._attested(job, request, outcome, names)
-        exporter = Exporter(store, session, job.progress, job.entries, multiple=outcome.multiple, inline=inline)
+        exporter = Exporter(
+            store, session, job.progress, job.entries, multiple=outcome.multiple, inline=inline,
+            epoch=job.frontend.epoch if job.frontend is not None else None, bases=job.sources.values(),
+        )  # fmt: skip
         answer: dict[str, str] = {}
         for number, (kind, values) in enumerate(wanted):
             answer |= await exporter.run(kind, values, number)

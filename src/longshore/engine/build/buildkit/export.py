@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine.build.buildkit.imageexport import ImageExporter
+from longshore.engine.build.buildkit.outputs import FALSE, TRUE, epoch_of
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.context import new_folder
@@ -22,10 +24,10 @@ from longshore.engine.images.model import Image
 from longshore.engine.images.pack import Packer
 from longshore.engine.images.streams import in_thread, pieces
 from longshore.machinery import mounts, rooted
+from longshore.wire import tar
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
-
 
 
 class Exporter:
@@ -126,7 +128,7 @@ class Exporter:
 
     def _moment(self, attributes: Mapping[str, str]) -> int | None:
         """The time of all files of an output in nanoseconds, None: each its own. Raises InvalidParameter."""
-        seconds = outputs.epoch_of(attributes, self._epoch)
+        seconds = epoch_of(attributes, self._epoch)
         return None if seconds is None else seconds * 10**9
 
     async def _tar(self, attributes: Mapping[str, str], number: int) -> dict[str, str]:

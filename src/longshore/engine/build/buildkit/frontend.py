@@ -90,6 +90,12 @@ class Frontend:
         self.caches: list[Imported] = []
         self._definition_vertex = ""
 
+    @property
+    def epoch(self) -> int | None:
+        """The build's SOURCE_DATE_EPOCH."""
+        text = self.options.arguments.get("SOURCE_DATE_EPOCH")
+        return int(text) if text else None
+
     async def run(self) -> Outcome:
         """Build, or answer the client's request about the file. Raises SolveError."""
         builds: list[Stages] = []

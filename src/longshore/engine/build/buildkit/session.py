@@ -374,8 +374,18 @@ class Session:
         except RpcError as error:
             raise SystemFailure(error.message or "the client refused the output") from None
 
-    async def send_folder(self, root: Path, exporter: int = 0, progress: Callable[[int], None] = lambda _: None) -> int:
-        """Give the client a folder's content (the local exporter); octets sent. We are the sender of fsutil's protocol."""
+    async def send_folder(
+        self,
+        root: Path,
+        exporter: int = 0,
+        progress: Callable[[int], None] = lambda _: None,
+        *,
+        mtime: int | None = None,
+    ) -> int:
+        """Give the client a folder's content (the local exporter); octets sent. We are the sender of fsutil's protocol.
+
+        mtime: the time of all files in nanoseconds (None: each its own).
+        """
         packet = schemas.filesync.Packet
         method = self._send._methods["DiffCopy"]
         stream = self._channel.request(
@@ -392,6 +402,8 @@ class Session:
             async with stream:
                 await stream.send_request()
                 for _, found in entries:
+                    if mtime is not None:
+                        found.modTime = mtime
                     await stream.send_message(packet(type=schemas.STAT, stat=found))
                 await stream.send_message(packet(type=schemas.STAT))
                 async for message in stream:
