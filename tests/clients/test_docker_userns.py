@@ -161,3 +161,22 @@ def test_a_killed_engine_takes_them_over(engine: DockerEngine) -> None:
     engine.docker("rm", "-f", "stays")
     left = [m.path for m in mounts.table(engine.pid) if "/userns/" in m.path]
     assert left == [str(engine.base / "run/nodes/n1/engine/userns/user")]
+
+
+def test_steps_of_a_build(engine: DockerEngine, tmp_path: Path) -> None:
+    """RUN is in a user namespace as well, and what it writes is the image's own ids for every mapping."""
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox\nCOPY --chown=5:6 file /x\nRUN cat /proc/self/uid_map; stat -c %u:%g /x; touch /y; chown 7:8 /y\n"
+        "USER 1000\nRUN touch /tmp/z && ! touch /no\n"
+    )
+    words = ["docker", "-H", f"unix://{engine.socket}", "build", "-t", "built", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "DOCKER_BUILDKIT": "0"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ["0", str(FIRST), "65536"] in [line.split() for line in done.stdout.splitlines()]
+    assert "5:6" in done.stdout.split()
+    for mode in ((), ("--userns", "host")):
+        shown = engine.docker("run", "--rm", *mode, "built", "stat", "-c", "%u:%g", "/x", "/y", "/tmp/z").stdout
+        assert shown.split() == ["5:6", "7:8", "1000:1000"]
+    left = [m.path for m in mounts.table(engine.pid) if "/userns/" in m.path or "/builds/" in m.path]
+    assert left == [str(engine.base / "run/nodes/n1/engine/userns/user")]

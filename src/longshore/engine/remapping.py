@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longshore.engine.configuration import ConfigurationError
-from longshore.machinery import mounts, netns, users
+from longshore.engine.containers import namespaces
+from longshore.machinery import netns, users
 from longshore.machinery.users import Mapping, Owners
 
 log = logging.getLogger("longshore.engine")
@@ -186,5 +187,7 @@ def release(run: Path) -> None:
     """Take away what `prepare` pinned, and what is left of single containers; none may run. Blocking."""
     folder = run / "userns"
     if folder.is_dir():
-        mounts.unmount_below(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                namespaces.release(entry)
+        namespaces.release(folder)

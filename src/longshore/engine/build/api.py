@@ -47,7 +47,13 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
 
     builder: Builder | None = None
     kit: Services | None = None
-    runner = RuncRunner(engine.run / "build", engine.networks, cgroup=f"{engine.node_layout.cgroup}/build")
+    runner = RuncRunner(
+        engine.run / "build",
+        engine.networks,
+        cgroup=f"{engine.node_layout.cgroup}/build",
+        owners=engine.owners,
+        namespaces=engine.run / "userns",
+    )
     sweeping = asyncio.ensure_future(runner.sweep())
 
     async def ready() -> Builder:

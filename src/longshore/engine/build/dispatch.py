@@ -378,6 +378,7 @@ class Dispatcher:
                     limits=options.limits,
                     privileged=insecure,
                     hostname=options.hostname,
+                    overlay=root.root,
                 )
                 code = await self.build.runner.run(step, self.build.output)
                 if code != 0:

@@ -24,6 +24,7 @@ from longshore.machinery import rooted
 if TYPE_CHECKING:
     from longshore.engine.build.dispatch import Dispatcher
     from longshore.engine.build.instructions import Instruction
+    from longshore.engine.images.overlay import RootFS
     from longshore.engine.images.store import ImageStore
 
 _KINDS = ("bind", "cache", "tmpfs", "secret", "ssh")
@@ -148,7 +149,7 @@ async def prepare(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
         return await secret(dispatcher.build.secret, dispatcher.build.store, wanted, target, stack)
     if wanted.kind == "cache":
         return await cache(dispatcher.build.store, wanted, target, stack)
-    origin = await _origin(dispatcher, wanted, stack)
+    origin, root = await _origin(dispatcher, wanted, stack)
     try:
         inside = await in_thread(rooted.real_path, origin, wanted.source or "/")
     except OSError:
@@ -157,7 +158,7 @@ async def prepare(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     path = f"{origin}{inside}"
     folder = stat.S_ISDIR(os.lstat(path).st_mode)
     if wanted.readonly:
-        return Mount(path, target, ("rbind", "ro"), folder=folder)
+        return Mount(path, target, ("rbind", "ro"), folder=folder, root=root)
     # What is written goes nowhere: an overlay over the source, thrown away after the step.
     scratch = StepRoot(dispatcher.build.store, "")
     stack.push_async_callback(in_thread, scratch.discard)
@@ -166,18 +167,20 @@ async def prepare(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     lower = path if folder else str(Path(path).parent)
     options = (f"lowerdir={lower}", f"upperdir={scratch.root.upper}", f"workdir={scratch.root.work}")
     if folder:
-        return Mount("overlay", target, options, "overlay")
-    return Mount(path, target, ("rbind", "ro"), folder=False)
+        return Mount("overlay", target, options, "overlay", root=root)
+    return Mount(path, target, ("rbind", "ro"), folder=False, root=root)
 
 
-async def _origin(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack) -> Path:
-    """The root that a bind comes from: the context, a stage or an image."""
+async def _origin(
+    dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack
+) -> tuple[Path, RootFS | None]:
+    """The folder that a bind comes from: the context, a stage or an image; with the root that is mounted there for it."""
     build = dispatcher.build
     if not wanted.origin:
-        return build.context.root
+        return build.context.root, None
     folder = await build.folder(wanted.origin)
     if folder is not None:
-        return folder
+        return folder, None
     image = build.stage_image(wanted.origin)
     if image is None:
         try:
@@ -190,7 +193,7 @@ async def _origin(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     root = StepRoot(build.store, image.chain)
     stack.push_async_callback(in_thread, root.discard)
     await in_thread(root.mount)
-    return root.merged
+    return root.merged, root.root
 
 
 async def secret(

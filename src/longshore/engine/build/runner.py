@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine.build import mapping
 from longshore.engine.build.step import Limits, Output, RunStep
 from longshore.engine.containers import files
+from longshore.engine.containers.namespaces import release as release_users
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images.extract import remove_path
 from longshore.engine.images.streams import in_thread
@@ -25,6 +28,7 @@ from longshore.machinery import process
 
 if TYPE_CHECKING:
     from longshore.engine.networks.service import NetworkService
+    from longshore.machinery.users import Owners
 
 _MINIMUM_MEMORY = 6 << 20
 _FAILED = (
@@ -46,7 +50,8 @@ class _Endpoint:
 class RuncRunner:
     """Runs steps with an OCI runtime.
 
-    run: a folder for bundles (not kept over a reboot). networks: the engine's networks (None: steps have loopback only,
+    run: a folder for bundles (not kept over a reboot). owners: whose ids steps have (userns-remap), None: the host's;
+    namespaces: the folder for their user namespaces. networks: the engine's networks (None: steps have loopback only,
     but for "host"). runtime: the program. cgroup: the parent of the steps' cgroups.
     """
 
@@ -57,7 +62,10 @@ class RuncRunner:
         *,
         runtime: str = "runc",
         cgroup: str = "/longshore-build",
+        owners: Owners | None = None,
+        namespaces: Path | None = None,
     ) -> None:
+        self._owners, self._namespaces = owners, namespaces or run / "userns"
         self._run, self._networks, self._runtime, self._cgroup = run, networks, runtime, cgroup
 
     async def sweep(self) -> None:
@@ -72,6 +80,7 @@ class RuncRunner:
             with contextlib.suppress(OSError, TimeoutError):
                 await process.run([*arguments, "delete", "--force", container], check=False, timeout=20)
             sandbox = self._networks.sandbox_path(bundle.name) if self._networks is not None else None
+            await in_thread(release_users, self._namespaces / bundle.name)
             await self._clean(bundle, sandbox, None)
 
     def check(self, limits: Limits) -> None:
@@ -85,9 +94,20 @@ class RuncRunner:
         bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
         sandbox: Path | None = None
         endpoint: Any = None
+        held = contextlib.ExitStack()
         try:
             spec = self._spec(step, bundle)
             oci.check_root(spec)
+            connected = step.network not in ("host", "none") and self._networks is not None
+            if self._owners is not None:
+                sandbox = self._networks.sandbox_path(step.id) if connected and self._networks is not None else None
+                held.callback(
+                    await in_thread(
+                        partial(
+                            mapping.enter, step, spec, self._owners, self._namespaces / step.id[:12], sandbox=sandbox
+                        )
+                    )
+                )
             sandbox, endpoint = await self._network(step, spec, bundle)
             (bundle / "config.json").write_bytes(orjson.dumps(spec))
             return await self._execute(step, bundle, output)
@@ -95,6 +115,7 @@ class RuncRunner:
             raise SystemFailure(_FAILED + str(error)) from None
         finally:
             await asyncio.shield(self._clean(bundle, sandbox, endpoint))
+            await asyncio.shield(in_thread(held.close))
 
     def _spec(self, step: RunStep, bundle: Path) -> dict[str, Any]:
         spec = oci.default_spec(
@@ -159,7 +180,9 @@ class RuncRunner:
             step_end = _Endpoint(step.id)
             endpoint = networks.allocate(network, step_end, settings)
             try:
-                await in_thread(lambda: networks.build(sandbox, [(endpoint, "eth0", (4, 6))]))
+                await in_thread(
+                    lambda: networks.build(sandbox, [(endpoint, "eth0", (4, 6))], create=self._owners is None)
+                )
                 if network.user_defined and networks.resolvers is not None:
                     # The names of that network's containers are known to the step, as to any container in it.
                     settings["DNSNames"] = [step.id[:12]]

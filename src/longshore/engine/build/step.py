@@ -33,13 +33,17 @@ MOUNT_POINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount of a step: source path on the host ("" for tmpfs), target in the root, options, type; folder: the target is one."""
+    """A mount of a step: source path on the host ("" for tmpfs), target in the root, options, type; folder: the target is one.
+
+    root: the root of an image or stage that the source lies in; None for a plain folder or file.
+    """
 
     source: str
     target: str
     options: tuple[str, ...] = ("rbind", "ro")
     kind: str = "bind"
     folder: bool = True
+    root: RootFS | None = None
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ class Limits:
 class RunStep:
     """A command to run in a mounted root. network: "default", "none", "host" or a network's name.
 
-    hosts: extra (name, address) lines of /etc/hosts. user: as a Dockerfile's USER. hostname: "" for one of ours.
+    overlay: what is mounted at the root. hosts: extra (name, address) lines of /etc/hosts. user: as a Dockerfile's USER. hostname: "" for one of ours.
     """
 
     id: str
@@ -77,6 +81,7 @@ class RunStep:
     limits: Limits = field(default_factory=Limits)
     privileged: bool = False
     hostname: str = ""
+    overlay: RootFS | None = None
 
 
 class Runner(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +61,18 @@ def make(
 
 
 def release(folder: Path) -> None:
-    """Take away what `make` made. Nothing there: nothing to do. Blocking."""
-    for kind in ("net", "user"):
-        netns.delete(folder / kind)
-    with contextlib.suppress(OSError):
-        mounts.unmount(folder / "root")
-    shutil.rmtree(folder, ignore_errors=True)
+    """Take away what `make` made, and what else is mounted in the folder. Nothing there: nothing to do. Blocking."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            path = folder / name
+            while mounts.unmount(path):
+                continue
+            # Never by a walk: what is still mounted here is not ours to remove.
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
+        folder.rmdir()
 
 
 def locked_options(source: str | os.PathLike[str]) -> list[str]:

@@ -252,7 +252,7 @@ def build(
         spec["annotations"] = dict(host["Annotations"])
     _mounts(container, spec, mounts, files, shm)
     if users is not None:
-        _join_users(spec, users, asked="writable_cgroups" in security)
+        join_users(spec, users, asked="writable_cgroups" in security)
     if host.get("Init") and init_program:
         oci.add_mount(spec, init_program, INIT_PATH, ["bind", "ro"])
         process["args"] = [INIT_PATH, "--", *args]
@@ -261,7 +261,7 @@ def build(
     return spec
 
 
-def _join_users(spec: oci.Spec, owners: Owners, *, asked: bool) -> None:
+def join_users(spec: oci.Spec, owners: Owners, *, asked: bool) -> None:
     """Join a user namespace, whose root cannot change what is locked on the host's mounts. Raises SystemFailure.
 
     asked: writable or read-only control groups were asked for. Source: moby daemon/oci_linux.go.

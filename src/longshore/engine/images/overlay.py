@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from longshore.engine.images.extract import remove_path
 from longshore.machinery import mounts, users
 from longshore.machinery.users import Owners
 
@@ -117,10 +118,8 @@ class RootFS:
                 fds = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in below]
                 lowers = [f"/proc/self/fd/{fd}" for fd in fds]
             if volatile:
-                # A crash left this mark; the folder is only ever a build step's, which starts anew.
-                mark = self.work / "work" / "incompat" / "volatile"
-                if mark.exists():
-                    os.rmdir(mark)
+                # The mark of an earlier mount; the folder is only ever a build step's, which starts anew after a crash.
+                remove_path(self.work / "work" / "incompat" / "volatile")
             mounts.mount("overlay", self.merged, "overlay", (f"lowerdir={':'.join(lowers)}{tail}",))
         finally:
             for fd in fds:

@@ -198,6 +198,7 @@ class _Exec:
                 hosts=[(host.Host, host.IP) for host in meta.extraHosts],
                 limits=limits,
                 hostname=meta.hostname,
+                overlay=root.root,
             )
             code = await self._solver.builder.runner.run(step, self._vertex.log)
             if code not in (list(meta.validExitCodes) or [0]):
@@ -257,7 +258,7 @@ class _Exec:
         except OSError:
             raise SystemFailure(f'failed to calculate checksum of ref: "{inside}": not found') from None
         options = ("rbind", "ro") if mount.readonly else ("rbind", "rw")
-        return Mount(path, target, options, folder=stat.S_ISDIR(os.lstat(path).st_mode))
+        return Mount(path, target, options, folder=stat.S_ISDIR(os.lstat(path).st_mode), root=root.root)
 
 
 class _Files:
