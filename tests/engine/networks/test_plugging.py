@@ -9,7 +9,7 @@ import pytest
 
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.networks import plugging
-from longshore.engine.networks.model import Network
+from longshore.engine.networks.model import Endpoint, Network
 from longshore.machinery.netlink import Netlink
 
 
@@ -84,3 +84,12 @@ def test_sysctls_of_endpoints() -> None:
             plugging.endpoint_sysctls(wrong)
     with pytest.raises(InvalidParameter):
         plugging.endpoint_sysctls("net.ipv4/../../kernel.conf.IFNAME.a=1")
+
+
+def test_interfaces_are_named() -> None:
+    networks = [Network(name=f"n{number}", driver="bridge") for number in range(3)]
+    networks[2].options["com.docker.network.container_iface_prefix"] = "con"
+    endpoints = [Endpoint(network, "c", "c") for network in [*networks, networks[0]]]
+    endpoints[1].interface = "eth0"
+    assert plugging.name_interfaces(endpoints) == ["eth1", "eth0", "con0", "eth2"]
+    assert plugging.name_interfaces(endpoints[:1], ["lo", "eth0", "eth2"]) == ["eth1"]

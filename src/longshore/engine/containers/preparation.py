@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from longshore.engine.networks import model as network_model
 from longshore.engine.networks.model import Endpoint
-from longshore.engine.networks.plugging import Plug
+from longshore.engine.networks.plugging import Plug, name_interfaces
 from longshore.machinery import mounts, rooted
 
 from . import files, links, logdrivers, logoptions, mountspec, namespaces
@@ -125,9 +125,9 @@ class Preparation:
                 raise type(error)(f"failed to set up container networking: {error.message}") from None
             raise
         gateways = choose_gateways(container, taken)
-        for number, endpoint in enumerate(taken):
+        for endpoint, interface in zip(taken, name_interfaces(taken), strict=True):
             versions = {version for version, chosen in gateways.items() if chosen is endpoint}
-            plugs.append((endpoint, endpoint.interface or f"eth{number}", versions))
+            plugs.append((endpoint, interface, versions))
         # The one with the default route is published through, so it comes first.
         plugs.sort(key=lambda plug: min(plug[2], default=9))
         return sandbox, plugs
@@ -330,7 +330,13 @@ class Preparation:
 
 def network_failure(error: BaseException) -> bool:
     return isinstance(error, SystemFailure) and error.message.startswith(
-        ("driver failed programming", "failed to create endpoint")
+        (
+            "driver failed programming",
+            "failed to create endpoint",
+            "error renaming interface",
+            "/proc/sys/",
+            "unable to write to",
+        )
     )
 
 

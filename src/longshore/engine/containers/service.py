@@ -403,17 +403,22 @@ class ContainerService:
             held = self.networks.allocate(network, container, settings)
             settings["DNSNames"] = preparation.dns_names(container, settings) if network.user_defined else None
             held.names = settings["DNSNames"] or []
+            sandbox = self.networks.sandbox_path(container.sandbox_id)
             try:
-                interface = held.interface or self._next_interface(container)
-                sandbox = self.networks.sandbox_path(container.sandbox_id)
-                await self.in_thread(lambda: self.networks.build(sandbox, [(held, interface, ())], create=False))
+                await self.in_thread(self.networks.join, sandbox, held)
             except BaseException as error:
                 self.networks.release(held)
                 if isinstance(error, OSError):
                     raise SystemFailure(f"failed to connect: {(error.strerror or str(error)).lower()}") from None
                 raise
             container.networks[network.name] = settings
-            await self._choose_gateways(container)
+            try:
+                await self._choose_gateways(container)
+            except BaseException:
+                del container.networks[network.name]
+                await self.in_thread(self.networks.unplug, sandbox, held)
+                self.networks.release(held)
+                raise
             self._rewrite_hosts(container)
             if network.user_defined and self.networks.resolvers is not None:
                 await self.networks.resolvers.serve(container, self.networks.sandbox_path(container.sandbox_id))
@@ -439,13 +444,6 @@ class ContainerService:
             self.networks.publishing.move(source, target, container.ports)
         elif bindings := self.lifecycle.bindings(container):
             container.ports = self.networks.publishing.publish(target, bindings)
-
-    def _next_interface(self, container: Container) -> str:
-        from longshore.machinery.netlink import Netlink
-
-        with Netlink(self.networks.sandbox_path(container.sandbox_id)) as inside:
-            names = {link.name for link in inside.links()}
-        return next(f"eth{n}" for n in range(1024) if f"eth{n}" not in names)
 
     def _rewrite_hosts(self, container: Container) -> None:
         """Put the addresses of all networks into /etc/hosts; the file stays the same, as it is mounted."""

@@ -7,7 +7,9 @@ Source: rtnetlink(7); Docker's bridge, macvlan and ipvlan network drivers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from .model import Endpoint, Network
 
 #: An endpoint to plug in: with its interface's name and the IP versions whose default route it has.
 Plug = tuple[Endpoint, str, Collection[int]]
+_PREFIX = "com.docker.network.container_iface_prefix"
 SYSCTLS = "com.docker.network.endpoint.sysctls"
 _EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _FLAGS = ("bridge", "private", "vepa")
@@ -44,6 +47,29 @@ def plug(sandbox: Path, plugs: Sequence[Plug]) -> None:
                 _set_default_route(inside, version, endpoint, index)
 
 
+def name_interfaces(endpoints: Sequence[Endpoint], taken: Collection[str] = ()) -> list[str]:
+    """The names of endpoints' interfaces: those asked for, else the network's prefix and the lowest number that is free.
+
+    taken: names that are in the namespace already.
+    """
+    names = {*taken, *(endpoint.interface for endpoint in endpoints)}
+    chosen = []
+    for endpoint in endpoints:
+        name = endpoint.interface
+        if not name:
+            prefix = endpoint.network.options.get(_PREFIX) or "eth"
+            name = next(f"{prefix}{number}" for number in itertools.count() if f"{prefix}{number}" not in names)
+            names.add(name)
+        chosen.append(name)
+    return chosen
+
+
+def next_name(sandbox: Path, endpoint: Endpoint) -> str:
+    """The name of a further interface in a living namespace. Blocking."""
+    with Netlink(sandbox) as inside:
+        return name_interfaces([endpoint], [link.name for link in inside.links()])[0]
+
+
 def _add_veth(host: Netlink, fd: int, endpoint: Endpoint, interface: str) -> None:
     network, name = endpoint.network, veth(endpoint)
     bridge = host.index(network.bridge)
@@ -55,9 +81,13 @@ def _add_veth(host: Netlink, fd: int, endpoint: Endpoint, interface: str) -> Non
             break
         except NetlinkError as error:
             # An interface of a dead namespace lingers until the kernel has taken it down.
-            if attempt or error.errno != 17:
+            lingering = host.link(name)
+            if attempt or error.errno != errno.EEXIST or lingering is None:
+                if error.errno in (errno.EEXIST, errno.EINVAL, errno.ERANGE):
+                    reason = (error.strerror or "").lower()
+                    raise SystemFailure(f'error renaming interface "{name}" to "{interface}": {reason}') from None
                 raise
-            host.delete_link(host.index(name))
+            host.delete_link(lingering.index)
     # Where br_netfilter is on, a container's way to itself through a published port stays on the bridge.
     host.set_bridge_port(host.index(name), hairpin=True)
 
@@ -82,7 +112,10 @@ def _set_sysctls(fd: int, endpoint: Endpoint, interface: str) -> None:
         except FileNotFoundError:
             # A kernel without IPv6.
             if not name.startswith("net/ipv6/"):
-                raise SystemFailure(f"sysctl {name.replace('/', '.')} does not exist") from None
+                raise SystemFailure(f"/proc/sys/{name} is not a sysctl file") from None
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            raise SystemFailure(f"unable to write to '/proc/sys/{name}': write /proc/sys/{name}: {reason}") from None
 
 
 def endpoint_sysctls(text: str, interface: str = "IFNAME") -> dict[str, str]:

@@ -371,6 +371,10 @@ class NetworkService:
             self._mend(network)
         plugging.plug(sandbox, plugs)
 
+    def join(self, sandbox: Path, endpoint: Endpoint) -> None:
+        """Plug a further endpoint into a living namespace, without a default route. Blocking."""
+        self.build(sandbox, [(endpoint, plugging.next_name(sandbox, endpoint), ())], create=False)
+
     def _mend(self, network: Network) -> None:
         """Make a bridge again that somebody deleted, with the interfaces that were in it."""
         with Netlink() as nl:

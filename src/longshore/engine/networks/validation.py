@@ -23,6 +23,7 @@ _NOT_A_BOOLEAN = 'strconv.ParseBool: parsing "{}": invalid syntax'
 _NOT_A_NUMBER = 'strconv.Atoi: parsing "{}": invalid syntax'
 _ADVERTISED = "com.docker.network.advertise_addr_nmsgs"
 _ADVERTISED_EVERY = "com.docker.network.advertise_addr_ms"
+_LONGEST_INTERFACE = 15
 _PREDEFINED_MODES = ("bridge", "host", "none", "default")
 
 
@@ -168,6 +169,8 @@ def check_bridge_options(network: Network) -> None:
         reason = _option_problem(name, text)
         if reason:
             raise InvalidParameter(f"failed to parse {name} value: {text} ({reason})")
+    if len(network.bridge.encode()) > _LONGEST_INTERFACE:
+        raise SystemFailure("numerical result out of range")
     if "isolated" in (network.gateway_mode(4), network.gateway_mode(6)) and not network.internal:
         raise SystemFailure("gateway mode 'isolated' can only be used for an internal network")
 
