@@ -10,7 +10,7 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,8 @@ class Engine:
         )
         self.docker: DockerAPI | None = None
         self.cri: Any = None
+        #: What parts of the engine do at its end, before what they stand on is closed.
+        self.closing: list[Callable[[], Awaitable[None]]] = []
 
     def _image_users(self) -> list[ImageUser]:
         users = list(self.containers.image_users())
@@ -187,6 +189,8 @@ class Engine:
             if part is not None:
                 with contextlib.suppress(Exception):
                     await part.close()
+        for close in self.closing:
+            await close()
         await self.containers.close()
         self.runtime.close()
         if self.docker is not None:

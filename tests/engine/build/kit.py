@@ -171,6 +171,7 @@ class Kit:
         self.session.close()
         for server in self.closing:
             await server.close(0.1)
+        await self.services.close()
 
     async def build(self, text: str, *, exporter: str = "moby", **attributes: str) -> tuple[dict[str, str], list[Any]]:
         """The exporter's answer and the vertices in the order of their first message."""

@@ -82,6 +82,11 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
         body = call.request.chunks()
         return await stream(call, lambda say: made.build(body, options, say))
 
+    async def close() -> None:
+        if kit is not None:
+            await kit.close()
+
+    engine.closing.append(close)
     if engine.docker is not None:
         engine.docker.router.include(routes(services))
         engine.docker.builder_version = "2"

@@ -26,18 +26,21 @@ class Collector:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._last = -_INTERVAL
+        self._closed = False
 
     def soon(self) -> None:
         """A build has ended: look a little later whether something must go."""
-        if self.rules and self._timer is None:
+        if self.rules and self._timer is None and not self._closed:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(max(loop.time() + _DELAY, self._last + _INTERVAL), self._begin)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """No rule is begun any more; returns when the one under way is through (its thread uses the store)."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
-            self._task.cancel()
+            await self._task
 
     def _begin(self) -> None:
         self._timer = None
@@ -56,6 +59,8 @@ class Collector:
         for rule in self.rules:
             space = Space(rule.reserved, rule.most, rule.free)
             for text in rule.filters or ("",):
+                if self._closed:
+                    return gone
                 filters = kit_filters([text])
                 found = await prune(
                     self._store, everything=rule.everything, filters=filters, space=space, age=rule.keep

@@ -114,6 +114,10 @@ class Services:
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
+    async def close(self) -> None:
+        """The engine ends: what works on the store by itself does too."""
+        await self.collector.close()
+
     def server(self) -> Server:
         """A gRPC server for one connection."""
         return Server(
