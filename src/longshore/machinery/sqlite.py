@@ -7,6 +7,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+#: Bytes of unused pages that are worth writing a database anew for.
+_MUCH = 4 << 20
+
 
 class Connections:
     """One connection a thread; what belonged to a thread that has ended is closed when another thread asks for one.
@@ -36,6 +39,20 @@ class Connections:
                 self._close_abandoned()
                 self._open[threading.current_thread()] = connection
         return connection
+
+    def shrink(self) -> None:
+        """Give the disk back what deleted rows have left in the file and its log, where that is much. Blocking; writers wait.
+
+        Raises sqlite3.OperationalError where another process keeps the database busy.
+        """
+        connection = self.get()
+        size, pages, free = (
+            int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        if free * size >= _MUCH and free * 4 >= pages:
+            connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _close_abandoned(self) -> None:
         for thread in [thread for thread in self._open if not thread.is_alive()]:

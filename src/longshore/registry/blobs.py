@@ -222,6 +222,14 @@ class BlobEndpoints:
             before = upload.offset
             await self._append(request, upload_id, upload)
             self._received.inc(upload.offset - before)
+            room = self._room(name)
+            if room is not None:
+                # Others may have come to their end meanwhile.
+                try:
+                    room(upload.offset)
+                except RegistryError:
+                    self.uploads.forget(upload_id, upload)
+                    raise
             await self.uploads.finish(upload_id, upload, digest)
         headers = [("Location", f"/v2/{name}/blobs/{digest}"), ("Docker-Content-Digest", digest)]
         return Response(201, b"", headers)

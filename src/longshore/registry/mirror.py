@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import orjson
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from longshore.registry.service import Service
     from longshore.registry.upstream import Upstream
 
+log = logging.getLogger("longshore.registry")
 _LIMIT = 4 << 20
 
 
@@ -52,10 +54,12 @@ async def manifest(
         name,
         [] if by_digest else [reference],
         found,
-        needs=facts.blobs + facts.manifests,
+        blobs=facts.blobs,
+        manifests=facts.manifests,
         subject=facts.subject,
         artifact=facts.artifact,
         annotations=orjson.dumps(facts.annotations) if facts.annotations else b"",
+        sparse=True,
     )
     return found
 
@@ -84,6 +88,7 @@ async def blob(
         return None
     upload_id = endpoints.uploads.begin(name)
     upload = await endpoints.uploads.get(name, upload_id)
+    unkept: list[Exception] = []
 
     async def handed_on() -> AsyncIterator[bytes]:
         async for data in response.chunks():
@@ -92,9 +97,28 @@ async def blob(
             endpoints.sent.inc(len(data))
             yield data
 
+    def leniently(
+        take: Callable[[Sequence[bytes | memoryview]], None],
+    ) -> Callable[[Sequence[bytes | memoryview]], None]:
+        """A full disk keeps nothing, and nothing from the client."""
+
+        def keep(pieces: Sequence[bytes | memoryview]) -> None:
+            if not unkept:
+                try:
+                    take(pieces)
+                except (OSError, RegistryError) as error:
+                    unkept.append(error)
+
+        return keep
+
     try:
-        await endpoints.uploads.append(upload, lambda keep: pour(handed_on(), keep))
-        await endpoints.uploads.finish(upload_id, upload, digest)
+        async with upload.lock:
+            await endpoints.uploads.append(upload, lambda take: pour(handed_on(), leniently(take)))
+            if unkept:
+                log.warning("%s is not kept: %s", digest, unkept[0])
+                endpoints.uploads.forget(upload_id, upload)
+                return None
+            await endpoints.uploads.finish(upload_id, upload, digest)
     except BaseException as error:
         endpoints.uploads.forget(upload_id, upload)
         await response.close()

@@ -38,6 +38,7 @@ async def serve(
     blob_limit: int | None = None,
     quotas: Sequence[Quota] = (),
     upstream: Upstream | None = None,
+    sparse: bool = False,
     collect_every: float = 3600.0,
     collect_grace: int = 3600,
     collect_untagged: bool = False,
@@ -59,6 +60,7 @@ async def serve(
         quotas=quotas,
         upstream=upstream,
         metrics=metrics,
+        sparse=sparse,
     )
     server = Server(service.handle, error=_error)
     bound = await server.listen_tcp(host, port, ssl=tls)

@@ -40,8 +40,9 @@ Answer = Response | None
 class Service:
     """Answers requests from a storage.
 
-    access: who may do what. quotas: how much repositories may hold, the first that fits a name counts. read_only: pushes and deletes are refused (UNSUPPORTED). upstream: another registry that
-    this one mirrors; it is read-only then. metrics: figures are kept there.
+    access: who may do what. quotas: how much repositories may hold, the first that fits a name counts. read_only: pushes and
+    deletes are refused (UNSUPPORTED). upstream: another registry that this one mirrors; it is read-only then. metrics: figures
+    are kept there. sparse: a manifest may name content that is not here.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Service:
         quotas: Sequence[Quota] = (),
         upstream: Upstream | None = None,
         metrics: CollectorRegistry | None = None,
+        sparse: bool = False,
     ) -> None:
         self.upstream = upstream
+        self.sparse = sparse
         self.storage = storage
         self.access = access or Access()
         self.read_only = read_only or upstream is not None
@@ -201,8 +204,9 @@ class Service:
         headers: list[tuple[str, str]] = []
         if len(found) > limit:
             found = found[:limit]
-            last = quote(found[-1] if found else "", safe="")
-            headers.append(("Link", f'</v2/_catalog?last={last}&n={limit}>; rel="next"'))
+            if found:
+                link = f'</v2/_catalog?last={quote(found[-1], safe="")}&n={limit}>; rel="next"'
+                headers.append(("Link", link))
         shown = [name for name in found if self.access.open or self.access.allowed(user, name, "pull")]
         return Response.json({"repositories": shown}, headers=headers)
 
@@ -293,22 +297,22 @@ class Service:
         digest = digest_of(body, reference.partition(":")[0] if by_digest else "sha256")
         if by_digest and digest != reference:
             raise RegistryError("DIGEST_INVALID", {"Digest": reference})
-        # An index may name platforms that were left out; an image without its layers is of no use to anybody.
-        missing = self.storage.missing(name, facts.blobs, facts.manifests)
-        if missing:
-            raise RegistryError("MANIFEST_BLOB_UNKNOWN", {"Digest": missing[0]}, status=404)
         tags = [] if not by_digest else request.query.get("tag", [])
         for tag in tags:
             self._reference(tag)
-        self.storage.put_manifest(
+        missing = self.storage.put_manifest(
             name,
             tags if by_digest else [reference],
             Manifest(digest, facts.media, body),
-            needs=facts.blobs + facts.manifests,
+            blobs=facts.blobs,
+            manifests=facts.manifests,
             subject=facts.subject,
             artifact=facts.artifact,
             annotations=orjson.dumps(facts.annotations) if facts.annotations else b"",
+            sparse=self.sparse,
         )
+        if missing:
+            raise RegistryError("MANIFEST_BLOB_UNKNOWN", {"Digest": missing}, status=404)
         headers = [("Location", f"/v2/{name}/manifests/{digest}"), ("Docker-Content-Digest", digest)]
         headers += [("OCI-Tag", tag) for tag in tags]
         if facts.subject:

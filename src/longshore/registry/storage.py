@@ -197,28 +197,27 @@ class Storage:
         )
         return Manifest(*row) if row else None
 
-    def missing(self, repository: str, blobs: list[str], manifests: list[str]) -> list[str]:
-        """Those of the digests that the repository has not."""
-        gone = [digest for digest in blobs if self.blob_size(repository, digest) is None]
-        gone += [
-            digest
-            for digest in manifests
-            if self.one("SELECT 1 FROM manifests WHERE repository=? AND digest=?", repository, digest) is None
-        ]
-        return gone
-
     def put_manifest(
         self,
         repository: str,
         tags: Sequence[str],
         manifest: Manifest,
         *,
-        needs: list[str],
+        blobs: Sequence[str] = (),
+        manifests: Sequence[str] = (),
         subject: str = "",
         artifact: str = "",
         annotations: bytes = b"",
-    ) -> None:
+        sparse: bool = False,
+    ) -> str:
+        """Keep a manifest under its tags, with the blobs and manifests that it needs. Nothing is kept where the repository has
+        not all of them: the digest of one that is missing ("" for none). sparse: keep it all the same.
+        """
         with self.write() as connection:
+            # In the same transaction: garbage collection cannot take one away in between.
+            gone = "" if sparse else _missing(connection, repository, blobs, manifests)
+            if gone:
+                return gone
             connection.execute(
                 "INSERT OR REPLACE INTO manifests VALUES(?,?,?,?,?,?,?,?)",
                 (
@@ -234,11 +233,13 @@ class Storage:
             )
             connection.execute("DELETE FROM needs WHERE repository=? AND manifest=?", (repository, manifest.digest))
             connection.executemany(
-                "INSERT OR IGNORE INTO needs VALUES(?,?,?)", [(repository, manifest.digest, digest) for digest in needs]
+                "INSERT OR IGNORE INTO needs VALUES(?,?,?)",
+                [(repository, manifest.digest, digest) for digest in (*blobs, *manifests)],
             )
             connection.executemany(
                 "INSERT OR REPLACE INTO tags VALUES(?,?,?)", [(repository, tag, manifest.digest) for tag in tags]
             )
+        return ""
 
     def delete_manifest(self, repository: str, digest: str) -> bool:
         """Remove a manifest and the tags that mean it."""
@@ -322,6 +323,8 @@ class Storage:
                 if path.stat().st_mtime < now - upload_grace:
                     path.unlink()
                     self.end_upload(path.name)
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._connections.shrink()
         return {"manifests": manifests, "links": links, "blobs": blobs + orphans[0], "bytes": freed + orphans[1]}
 
     def _orphans(self) -> tuple[int, int]:
@@ -340,6 +343,20 @@ class Storage:
                         path.unlink()
                         count += 1
         return count, freed
+
+
+def _missing(connection: sqlite3.Connection, repository: str, blobs: Sequence[str], manifests: Sequence[str]) -> str:
+    """The first of the digests that the repository has not."""
+    for digest in blobs:
+        if not connection.execute(
+            "SELECT 1 FROM links WHERE repository=? AND digest=?", (repository, digest)
+        ).fetchone():
+            return digest
+    for digest in manifests:
+        row = connection.execute("SELECT 1 FROM manifests WHERE repository=? AND digest=?", (repository, digest))
+        if not row.fetchone():
+            return digest
+    return ""
 
 
 def digest_of(body: bytes, algorithm: str = "sha256") -> str:

@@ -19,6 +19,8 @@ _libc = ctypes.CDLL(None)
 _BATCH = 8 << 20
 _PIECE = 1 << 20
 _VECTOR = 1024
+#: Uploads that are kept open, the last used; one that nobody goes on with is closed, and hashed again if somebody does.
+_OPEN_LIMIT = 256
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -97,8 +99,16 @@ class Uploads:
         upload = Upload(path, repository)
         upload.open()
         self._storage.begin_upload(upload_id, repository)
-        self._open[upload_id] = upload
+        self._hold(upload_id, upload)
         return upload_id
+
+    def _hold(self, upload_id: str, upload: Upload) -> None:
+        """Keep an upload open as the last used, and close the first that nobody works with where there are too many."""
+        self._open.pop(upload_id, None)
+        self._open[upload_id] = upload
+        idle = (held for held, other in self._open.items() if not other.lock.locked() and other is not upload)
+        if len(self._open) > _OPEN_LIMIT and (first := next(idle, None)) is not None:
+            self._open.pop(first).close()
 
     async def get(self, repository: str, upload_id: str) -> Upload:
         """An upload under way. Raises RegistryError(BLOB_UPLOAD_UNKNOWN)."""
@@ -111,9 +121,13 @@ class Uploads:
                 raise RegistryError("BLOB_UPLOAD_UNKNOWN")
             found = Upload(path, repository)
             await asyncio.to_thread(found.open)
-            found = self._open.setdefault(upload_id, found)
+            other = self._open.get(upload_id)
+            if other is not None:
+                found.close()
+                found = other
         if found.repository != repository or found.fd < 0:
             raise RegistryError("BLOB_UPLOAD_UNKNOWN")
+        self._hold(upload_id, found)
         return found
 
     async def append(self, upload: Upload, source: Source, room: Room | None = None) -> None:

@@ -40,6 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--blob-limit", default=None, metavar="SIZE", help="the largest blob")
     parser.add_argument("--read-only", action="store_true", help="pull only")
+    parser.add_argument(
+        "--sparse",
+        action="store_true",
+        help="take manifests that name content which was not pushed (some platforms only)",
+    )
     parser.add_argument("--mirror", default=None, metavar="URL", help="be a pull-through mirror of this registry")
     parser.add_argument("--mirror-user", default="", help="user name at the mirrored registry")
     parser.add_argument("--mirror-password-file", type=Path, default=None, help="its password, in a file")
@@ -118,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             blob_limit=size_of(arguments.blob_limit) if arguments.blob_limit else None,
             quotas=quotas,
             upstream=upstream,
+            sparse=arguments.sparse,
             collect_every=arguments.collect_every,
             collect_untagged=arguments.collect_untagged,
         )
