@@ -5,6 +5,7 @@ Source: Docker documentation of docker commit and docker import.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from typing import Any
 
@@ -155,7 +156,9 @@ async def commit(call: Call, body: Json) -> str:
         )
     finally:
         if paused:
-            await service.lifecycle.unpause(container)
+            # It may have been killed meanwhile.
+            with contextlib.suppress(EngineError):
+                await service.lifecycle.unpause(container)
     attributes = {"comment": call.param("comment"), "imageID": image.id, "imageRef": name.familiar if name else ""}
     service.event(container, "commit", attributes)
     return str(image.id)

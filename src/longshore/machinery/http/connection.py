@@ -74,6 +74,7 @@ class Connection(FlowProtocol):
         self._eof = True
         if self._duplex is not None:
             self._duplex.feed_eof()
+            self.half_closed()
             return self.can_half_close()
         self._peer_gone()
         # half closed: a whole answer may still be wanted; a stream ends with its reader, as in Go
@@ -391,6 +392,7 @@ class Connection(FlowProtocol):
         self._duplex = Duplex(self, early)
         if self._eof:
             self._duplex.feed_eof()
+            self.half_closed()
         self.resume_reading()
         return self._duplex
 

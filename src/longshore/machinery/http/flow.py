@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+from . import hangups
 
 HIGH_WATER = 256 * 1024
 SLICE = 256 * 1024
@@ -87,6 +91,8 @@ class FlowProtocol(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.lost = False
+        self._hung_up = False
+        self._watched = -1
         self._secured = False
         self.write_paused = False
         self._read_paused = False
@@ -103,6 +109,21 @@ class FlowProtocol(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_exception(ConnectionResetError("connection lost"))
         self._drainers.clear()
+        if self._watched >= 0:
+            hangups.of_loop(self.loop).forget(self._watched, self._hang_up)
+        self._hang_up()
+
+    def half_closed(self) -> None:
+        """The peer has ended its side of what is no longer HTTP: from here on only the kernel tells that it is gone."""
+        if self._secured or self.lost or self._watched >= 0:
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            self._watched = sock.fileno()
+            hangups.of_loop(self.loop).watch(self._watched, self._hang_up)
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
         for waiter in self._closers:
             if not waiter.done():
                 waiter.set_result(None)
@@ -143,11 +164,15 @@ class FlowProtocol(asyncio.Protocol):
             await waiter
 
     async def closed(self) -> None:
-        """Returns when the connection is gone."""
-        if not self.lost:
+        """Returns when the peer has gone: the connection is lost, or a unix socket hung up."""
+        if not self._hung_up:
             waiter = self.loop.create_future()
             self._closers.append(waiter)
-            await waiter
+            try:
+                await waiter
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._closers.remove(waiter)
 
 
 class Duplex:
@@ -223,7 +248,8 @@ class Duplex:
         return self._protocol.lost or self._protocol.transport.is_closing()
 
     async def closed(self) -> None:
-        """Returns when the connection is gone."""
+        """Returns when the peer has gone. One that only ended its side has not: unix sockets tell the difference at once, TCP
+        when something is written."""
         await self._protocol.closed()
 
     def info(self, name: str) -> Any:
