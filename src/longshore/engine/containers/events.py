@@ -19,6 +19,11 @@ class Events:
         self._past: deque[Json] = deque(maxlen=_KEPT)
         self._listeners: set[asyncio.Queue[Json]] = set()
 
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._listeners)
+
     def emit(self, kind: str, action: str, id: str, attributes: Mapping[str, str] | None = None) -> None:
         """Tell of one event. kind: container, image, network, volume, daemon, builder."""
         stamp = time.time_ns()

@@ -76,3 +76,14 @@ def parse(text: str, *, tls: bool) -> Host:
     if parts.path not in ("", "/") or parts.query or parts.username is not None:
         raise ValueError(f"invalid bind address ({text}): should not contain a path element")
     return Host(host=parts.hostname or "127.0.0.1", port=(2376 if tls else 2375) if port is None else port)
+
+
+def warning(host: str, port: int, *, tls: bool) -> str:
+    """What /info says of an address at which clients need no certificate."""
+    shown = f"{f'[{host}]' if ':' in host else host}:{port}"
+    how = f"https://{shown} without TLS client verification." if tls else f"http://{shown} without encryption."
+    return f"""[DEPRECATION NOTICE]: API is accessible on {how}
+         Access to the remote API is equivalent to root access on the host. Refer
+         to the 'Docker daemon attack surface' section in the documentation for
+         more information: https://docs.docker.com/go/attack-surface/
+In future versions this will be a hard failure preventing the daemon from starting! Learn more at: https://docs.docker.com/go/api-security/"""

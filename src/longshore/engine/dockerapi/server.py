@@ -49,6 +49,8 @@ class DockerAPI:
             events,
         )
         self.build = build
+        #: What /info warns of.
+        self.warnings: list[str] = []
         self.builder_version = "1"
         self.runtime_version: tuple[str, str] | None = None
         self._features: str | None = None
@@ -85,9 +87,11 @@ class DockerAPI:
             await self.listen(where.path, group)
             return 0
         context = tls.context() if tls is not None else None
+        port = await self.server.listen_tcp(where.host, where.port, ssl=context)
         if context is None or context.verify_mode != ssl.CERT_REQUIRED:
             log.warning("%s lets everyone who reaches it act as root on this machine: use --tlsverify", text)
-        return await self.server.listen_tcp(where.host, where.port, ssl=context)
+            self.warnings.append(hosts.warning(where.host, port, tls=context is not None))
+        return port
 
     async def close(self) -> None:
         await self.server.close()

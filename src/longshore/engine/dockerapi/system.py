@@ -182,7 +182,7 @@ async def info(call: Call) -> Response:
         ],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "host", "null"],
+            "Network": ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"],
             "Authorization": None,
             "Log": sorted(logoptions.KNOWN),
         },
@@ -203,7 +203,7 @@ async def info(call: Call) -> Response:
         "LoggingDriver": general.log_driver,
         "CgroupDriver": "cgroupfs",
         "CgroupVersion": "2" if v2 else "1",
-        "NEventsListener": 0,
+        "NEventsListener": api.events.listeners,
         "KernelVersion": platform.release(),
         "OperatingSystem": name,
         "OSVersion": release,
@@ -247,7 +247,7 @@ async def info(call: Call) -> Response:
         "FirewallBackend": {"Driver": "nftables"},
         "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
         "Containerd": {"Address": "", "Namespaces": {"Containers": "moby", "Plugins": "plugins.moby"}},
-        "Warnings": None,
+        "Warnings": api.warnings or None,
     }
     _adapt_info(shown, call.version)
     return json_response(shown)
@@ -279,6 +279,12 @@ def _adapt_info(shown: Json, version: tuple[int, int]) -> None:
         ]
 
 
+def _without_tag(name: str) -> str:
+    """ "registry:5000/image" of "registry:5000/image:tag" or of "registry:5000/image@sha256:..."."""
+    folder, slash, last = name.partition("@")[0].rpartition("/")
+    return folder + slash + last.partition(":")[0]
+
+
 def matcher(wanted: filters.Filters) -> Any:
     """Whether an event passes the filters of /events; names that are no filters are passed over, as dockerd does."""
 
@@ -298,16 +304,14 @@ def matcher(wanted: filters.Filters) -> Any:
             return False
         if wanted.get("label") and not filters.labels_match(wanted["label"], attributes):
             return False
-        for name in ("container", "volume", "network", "daemon"):
+        for name in ("container", "volume", "network", "daemon", "plugin", "service", "node", "secret", "config"):
             values = wanted.get(name)
             begins = tuple(values or ())
             if begins and not id.startswith(begins) and not attributes.get("name", "").startswith(begins):
                 return False
         if wanted.get("image"):
-            shown = attributes.get("image", "") if kind == "container" else attributes.get("name", "")
-            if kind not in ("container", "image"):
-                return False
-            if not any(v in (id, shown, shown.partition(":")[0]) for v in wanted["image"]):
+            shown = attributes.get("name" if kind == "image" else "image", "")
+            if not one(wanted["image"], id, shown, *map(_without_tag, (id, shown))):
                 return False
         return True
 
