@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from longshore.engine.images import references
 from longshore.engine.images.model import Image
 
 if TYPE_CHECKING:
+    from longshore.engine.build.mounts import Wanted
     from longshore.engine.images.store import ImageStore
 
 Emit = Callable[[dict[str, Any]], None]
@@ -123,6 +124,9 @@ class _Build:
     async def known(self, key: str, told: str, state: StageState) -> Image | None:
         found = self.cache.get(key)
         return found if self._from is None else self._from.find(found, state.image, told, state.config)
+
+    def step(self, op: Callable[[], Mapping[str, Any]], origins: Sequence[str], wanted: Sequence[Wanted] = ()) -> None:
+        return
 
     def used(self, key: str, image: Image, told: str) -> None:
         self.hold.add(image.id)

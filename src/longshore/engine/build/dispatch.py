@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.build import mounts
+from longshore.engine.build.buildkit import steps
 from longshore.engine.build.cache import KIT
 from longshore.engine.build.instructions import BUILDKIT_FLAGS, Instruction
 from longshore.engine.build.shell import ExpansionError, expand, expand_words
@@ -281,6 +282,7 @@ class Dispatcher:
         path = "/" + path.lstrip("/")
         self.state.config["WorkingDir"] = path
         told = f"WORKDIR {path}" if self._kit else f"{' '.join(self.state.shell)} #(nop) WORKDIR {path}"
+        self.build.step(lambda: steps.folder(path, self.build.options.platform), ())
         key = self.key(told)
         if await self.cached(key, told):
             return
@@ -348,10 +350,19 @@ class Dispatcher:
             raise InvalidParameter("security.insecure is not allowed")
         if network == "host" and self._kit and "network.host" not in options.entitlements:
             raise InvalidParameter("network.host is not allowed")
+        state = self.state
+        cwd, user = state.config.get("WorkingDir") or "/", state.config.get("User") or ""
+        self.build.step(
+            lambda: steps.command(
+                words, [*arguments, *state.env], cwd, user, wanted, platform=options.platform, network=network,
+                insecure=insecure,
+            ),
+            [mount.origin for mount in wanted if mount.kind == "bind"],
+            wanted,
+        )  # fmt: skip
         key = self.key(told, words, arguments, network, security, [mount.key() for mount in wanted])
         if await self.cached(key, told):
             return
-        state = self.state
         if not state.image and not state.chain and not state.config.get("Env"):
             raise InvalidParameter("Please provide a source image with `from` prior to run")
         self.build.runner.check(options.limits)
@@ -370,8 +381,8 @@ class Dispatcher:
                     root.merged,
                     words,
                     [*state.hidden_arguments(), *arguments, *state.env, *mounts.environment(wanted)],
-                    state.config.get("WorkingDir") or "/",
-                    user=state.config.get("User") or "",
+                    cwd,
+                    user=user,
                     network=network,
                     mounts=held,
                     hosts=options.hosts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from longshore.engine.build.cache import BuildCache
     from longshore.engine.build.context import Context
     from longshore.engine.build.instructions import Program
+    from longshore.engine.build.mounts import Wanted
     from longshore.engine.build.options import BuildOptions
     from longshore.engine.build.step import Runner
     from longshore.engine.images.store import ImageStore
@@ -49,6 +50,10 @@ class Host(Protocol):
 
     def used(self, key: str, image: Image, told: str) -> None:
         """A step with this key made, or was found as, an image."""
+
+    def step(self, op: Callable[[], Mapping[str, Any]], origins: Sequence[str], wanted: Sequence[Wanted] = ()) -> None:
+        """What the step is as an operation (buildkit.steps), for who wants to know. origins: where its further inputs come
+        from: names after `from`, "" for the main context, URLs. wanted: its mounts."""
 
     async def secret(self, name: str) -> bytes | None: ...
     async def agent(self, name: str, path: Path) -> asyncio.Server | None: ...

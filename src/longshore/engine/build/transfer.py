@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longshore.engine.build import git
+from longshore.engine.build.buildkit import steps
 from longshore.engine.build.context import new_folder
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
 from longshore.engine.build.downloads import download, fetch, verify
@@ -79,6 +80,12 @@ class _Transfer:
                 )
             digests = [await in_thread(found.digest, sources, self.exclude) for found, sources, _ in self.picked]
         told = self._told(digests)
+        names = self.words[:-1]
+        flags = self.instruction.flags
+        build.step(
+            lambda: steps.copy(names, self.target, build.options.platform, unpack=self.upper == "ADD", mode=self.chmod),
+            [name if _is_remote(name) and self.upper == "ADD" else flags.get("from", "") for name in names],
+        )
         key = dispatcher.key(told, self.owner, digests, self.chmod, self.patterns)
         if await dispatcher.cached(key, told):
             return
@@ -203,6 +210,10 @@ class _Transfer:
         # A number without a group is both, as in BuildKit and the classic builder.
         gid = user.uid if ":" not in self.owner and self.owner.isdigit() else user.gid
         return user.uid, gid
+
+
+def _is_remote(word: str) -> bool:
+    return _URL.match(word) is not None or git.parse(word) is not None
 
 
 def _shown_flags(instruction: Instruction) -> list[str]:

@@ -15,7 +15,8 @@ from longshore.engine.build.buildkit import attributes, caches, provenance, sche
 from longshore.engine.build.buildkit.bridge import Bridge
 from longshore.engine.build.buildkit.definitions import Inputs, Solver, source_definition
 from longshore.engine.build.buildkit.export import Exporter
-from longshore.engine.build.buildkit.frontend import Frontend, Outcome, SolveError, is_dockerfile
+from longshore.engine.build.buildkit.frontend import Frontend, OtherFrontend, Outcome, SolveError, is_dockerfile
+from longshore.engine.build.buildkit.gateway import Gateway
 from longshore.engine.build.buildkit.history import History, descriptor, stamp
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.schemas import control
@@ -196,13 +197,17 @@ class Services:
         plain = name == "dockerfile.v0" or (
             name == "gateway.v0" and (source == "dockerfile.v0" or is_dockerfile(source))
         )
+        if name == "gateway.v0" and not plain:
+            return await Gateway(self, job, attributes_, definitions).run()
         if not plain:
-            raise SolveError(f"frontend {name or 'none'} {source} is not available in this engine")
+            raise SolveError(f"invalid frontend: {name}")
         session = await self.sessions.get(job.session)
         inputs = Inputs(await self.solver(job), definitions)
         frontend = Frontend(
             self.builder, session, attributes_, inputs, job.progress, entitlements=job.entitlements, hold=job.hold
         )
+        provenance_ = attributes.attestations_of(attributes_).get("provenance")
+        frontend.recording = provenance_ is not None
         imports = attributes.cache_imports(attributes_)
         imports += [entry for entry in job.imports if entry not in imports]
         try:
@@ -210,6 +215,13 @@ class Services:
                 frontend.caches = await caches.load(self.builder.store, session, imports, job.progress)
                 job.frontend = frontend
             return await frontend.run()
+        except OtherFrontend as other:
+            job.frontend = None
+            told = {**attributes_, "source": other.source, "cmdline": other.command}
+            try:
+                return await Gateway(self, job, told, definitions).run()
+            except EngineError as error:
+                raise frontend.failed(error.message, other.line, error=error) from None
         finally:
             job.records |= frontend.records
             job.sources |= frontend.sources
@@ -353,6 +365,8 @@ class Control:
             entry = Entry(shown, image)
             if chosen is not None and job.frontend is not None:
                 frontend = job.frontend
+                steps, last = frontend.steps.get(shown, (None, None))
+                described = steps.described(self._services.builder.store, last) if steps is not None else ({}, {}, {})
                 facts = provenance.Facts(
                     ref=job.ref,
                     frontend="dockerfile.v0",
@@ -362,6 +376,12 @@ class Control:
                     context=asked.get("context", ""),
                     commit=frontend.contexts.commit,
                     platform=shown,
+                    builder_platform=attributes.host_platform(),
+                    definition=described[0],
+                    locations=described[1],
+                    layers=described[2],
+                    secrets=steps.secrets if steps is not None else {},
+                    agents=steps.agents if steps is not None else {},
                     started=time_text(job.started),
                     ended=time_text(time.time_ns()),
                     data=frontend.contexts.data,

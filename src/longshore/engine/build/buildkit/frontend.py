@@ -21,6 +21,7 @@ from longshore.engine.build.buildkit.definitions import Inputs
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.buildkit.stages import Stages
+from longshore.engine.build.buildkit.steps import Steps
 from longshore.engine.build.cache import Hold
 from longshore.engine.build.checks import Checker, settings
 from longshore.engine.build.dockerfile import DockerfileError
@@ -51,6 +52,14 @@ class SolveError(EngineError):
     def __init__(self, message: str, name: str = "", data: bytes = b"", start: int = 0, end: int = 0) -> None:
         super().__init__(message)
         self.name, self.data, self.start, self.end = name, data, start, end
+
+
+class OtherFrontend(Exception):
+    """A file that names another frontend's image. command: all that it says; line: where (0: the client said so)."""
+
+    def __init__(self, source: str, command: str, line: int) -> None:
+        super().__init__(source)
+        self.source, self.command, self.line = source, command, line
 
 
 @dataclass(slots=True)
@@ -88,6 +97,9 @@ class Frontend:
         self.records: dict[str, tuple[str, str]] = {}
         self.sources: dict[str, Image] = {}
         self.caches: list[Imported] = []
+        # Whether the builds' steps are to be kept for provenance; each platform's, with the step that made its result.
+        self.recording = False
+        self.steps: dict[str, tuple[Steps, int | None]] = {}
         self._definition_vertex = ""
 
     @property
@@ -133,14 +145,14 @@ class Frontend:
             raise self.failed(message, error.line, error.end) from None
 
     def _check_syntax(self, data: bytes) -> None:
-        """A file that is meant for another frontend is not taken for a Dockerfile of ours."""
+        """A file that is meant for another frontend is not taken for a Dockerfile of ours. Raises OtherFrontend."""
         if self.attributes.get("source"):
             return
         name, line = self.options.arguments.get("BUILDKIT_SYNTAX") or "", 0
         if not name:
             name, line = dockerfile.syntax(data)
         if name and not is_dockerfile(name.split()[0]):
-            raise self.failed(f"frontend {name} is not available in this engine", line)
+            raise OtherFrontend(name.split()[0], name, line)
 
     # -- checks ----------------------------------------------------------------------------------------------------
 
@@ -190,6 +202,9 @@ class Frontend:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        for build, target, _ in wanted:
+            if build.recorder is not None:
+                self.steps[build.full_platform] = build.recorder.steps, build.recorder.positions.get(target)
         images = [
             (build.full_platform, state.image) for build, state in zip(builds, states, strict=True) if state.image
         ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build.buildkit.contexts import IMAGES
 from longshore.engine.build.buildkit.progress import Vertex
@@ -14,6 +15,7 @@ from longshore.engine.images.model import Image
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.stages import Stages
+    from longshore.engine.build.mounts import Wanted
     from longshore.engine.build.state import StageState
 
 
@@ -28,6 +30,10 @@ class StageHost:
         self._frontend = frontend
         self._number = 0
         self._vertex: Vertex | None = None
+        # The step (of frontend.steps) that the stage has come to, None: nothing yet, or nobody wants to know.
+        self.position: int | None = None
+        self.lines = (0, 0)
+        self._recorded = False
         self.store, self.cache, self.runner = frontend.store, frontend.cache, frontend.runner
         self.options, self.program, self.context = stages.options, stages.program, frontend.contexts.main
         every = stages.program.stages
@@ -79,6 +85,16 @@ class StageHost:
             return None
         return await self._stages.contexts.folder(name, kind, rest)
 
+    def step(self, op: Callable[[], Mapping[str, Any]], origins: Sequence[str], wanted: Sequence[Wanted] = ()) -> None:
+        recorder = self._stages.recorder
+        if recorder is None:
+            return
+        recorder.steps.asked(wanted)
+        before = recorder.nothing() if self.position is None else self.position
+        inputs = [before, *(recorder.origin(name, self._index) for name in origins)]
+        self.position = recorder.steps.add(op(), inputs, self.lines)
+        self._recorded = True
+
     async def secret(self, name: str) -> bytes | None:
         return await self._frontend.session.secret(name)
 
@@ -91,4 +107,6 @@ class StageHost:
 
     def used(self, key: str, image: Image, told: str) -> None:
         self._frontend.hold.add(image.id)
+        if self._recorded and self.position is not None and self._stages.recorder is not None:
+            self._stages.recorder.steps.made(self.position, image.id)
         self._frontend.records[key] = (image.id, told[:200])

@@ -18,6 +18,7 @@ from longshore.engine.build.buildkit import used
 from longshore.engine.build.buildkit.attributes import normal_platform, platform_values
 from longshore.engine.build.buildkit.contexts import IMAGES
 from longshore.engine.build.buildkit.host import StageHost
+from longshore.engine.build.buildkit.recorder import Recorder
 from longshore.engine.build.checks import Base
 from longshore.engine.build.classic import _inherit, _label
 from longshore.engine.build.copying import Copier, Placement, Source, Tree
@@ -54,6 +55,7 @@ class Stages:
         self._bases: dict[tuple[str, str], asyncio.Task[Image | None]] = {}
         self._told: set[str] = set()
         self._labelled = False
+        self.recorder = Recorder(self) if frontend.recording else None
 
     async def close(self) -> None:
         tasks: list[asyncio.Task[Any]] = [*self.tasks.values(), *self._bases.values()]
@@ -241,10 +243,10 @@ class Stages:
         base = self.base(index)
         if isinstance(base, int) or base == "scratch":
             return None
-        return self._key(base), self.stage_platform(index)
+        return self.normal_name(base), self.stage_platform(index)
 
     @staticmethod
-    def _key(name: str) -> str:
+    def normal_name(name: str) -> str:
         """An image's name in its normal form (as it is, where it is none)."""
         try:
             return str(references.parse(name).with_default_tag())
@@ -345,6 +347,8 @@ class Stages:
         state = StageState(self.arguments, stage.name, started=True)
         if self.replaced(index)[0]:
             await self._context_base(state, stage.name, *self.replaced(index), index=index)
+            if self.recorder is not None:
+                self.recorder.replaced(index)
             return state
         base = self.base(index)
         steps = [i for i in stage.instructions if i.command in _VERTICES]
@@ -359,9 +363,13 @@ class Stages:
         else:
             await self._from(host, state, base, index)
         state.config.pop("OnBuild", None)
+        if self.recorder is not None:
+            host.position = self.recorder.beginning(index, base, state.image)
         for instruction in [*self._triggers(index), *stage.instructions]:
             await self._wait_for(instruction, index)
             await self._instruction(host, dispatcher, instruction)
+        if self.recorder is not None:
+            self.recorder.positions[index] = host.position
         return state
 
     async def _wait_for(self, instruction: Instruction, index: int) -> None:
@@ -373,7 +381,7 @@ class Stages:
     async def _from(self, host: StageHost, state: StageState, base: str, index: int) -> None:
         """Begin a stage that builds on an image, or on a context of that name."""
         kind, rest = self.contexts.named(base, self.full_platform)
-        shown = rest if kind == "docker-image" else self._key(base)
+        shown = rest if kind == "docker-image" else self.normal_name(base)
         vertex = host.begin(f"FROM {shown}")
         image = self._bases[self._base_key(index)].result()  # type: ignore[index]
         # One base of several stages is one step, told once.
@@ -418,6 +426,7 @@ class Stages:
         )
         if uses_context:
             await self.contexts.ready()
+        host.lines = (instruction.line, instruction.node.end)
         try:
             if instruction.command in _VERTICES:
                 with host.begin(shown_instruction(instruction)):
