@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from longshore.engine.configuration import Configuration
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, SystemFailure
+from longshore.engine.images import platforms
 from longshore.engine.networks.model import Endpoint, Network
 from longshore.engine.networks.service import NetworkService
 from longshore.engine.networks.validation import check_endpoint
@@ -160,7 +161,7 @@ class ContainerService:
 
     def find_image(self, reference: str, platform: str = "") -> Image:
         """The image of a new container. Raises NotFound, InvalidParameter."""
-        return self.images.resolve(reference, parse_platform(platform) if platform else "")
+        return self.images.resolve(reference, platforms.parse(platform) if platform else "")
 
     def image_family(self, term: str) -> set[str]:
         """The ids of an image and of all images made from it; none when there is no such image."""
@@ -500,19 +501,3 @@ class WaitingAttach(asyncio.Future["Attachment"]):
     def __init__(self, stdin: bool) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self.wants_stdin = stdin
-
-
-def parse_platform(text: str) -> str:
-    """ "linux/arm64/v8" in its normal form. Raises InvalidParameter."""
-    from longshore.engine.images.model import host_architecture
-
-    parts = text.lower().split("/")
-    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
-    if len(parts) > 3 or not all(p and all(c.isalnum() or c in "._-" for c in p) for p in parts):
-        raise InvalidParameter(f'"{text}": cannot parse platform specifier: invalid argument')
-    if len(parts) == 1:
-        if parts[0] in ("linux", "windows", "darwin", "freebsd"):
-            return f"{parts[0]}/{host_architecture()}"
-        return f"linux/{aliases.get(parts[0], parts[0])}"
-    parts[1] = aliases.get(parts[1], parts[1])
-    return "/".join(parts)

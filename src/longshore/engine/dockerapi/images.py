@@ -11,9 +11,16 @@ from typing import Any, TypeVar
 
 import orjson
 
-from longshore.engine.containers.service import parse_platform
-from longshore.engine.errors import EngineError, InvalidParameter, NotImplementedUpstream, SystemFailure, Unauthorized
-from longshore.engine.images import references
+from longshore.engine.errors import (
+    EngineError,
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    NotImplementedUpstream,
+    SystemFailure,
+    Unauthorized,
+)
+from longshore.engine.images import platforms, references
 from longshore.machinery.http import Response
 
 from .commit import apply_changes
@@ -23,12 +30,13 @@ log = logging.getLogger("longshore.engine.dockerapi")
 Json = dict[str, Any]
 T = TypeVar("T")
 routes = Router()
+_STATUSES: dict[int, type[EngineError]] = {400: InvalidParameter, 401: Unauthorized, 403: Forbidden, 404: NotFound}
 
 
 def _plain_platform(call: Call) -> str:
     """The platform parameter "os/arch" of a pull or import, new in API 1.32. Raises InvalidParameter."""
     text = call.param("platform")
-    return parse_platform(text) if text and call.version >= (1, 32) else ""
+    return platforms.parse(text) if text and call.version >= (1, 32) else ""
 
 
 def _platform(call: Call, since: tuple[int, int]) -> str:
@@ -138,14 +146,11 @@ async def create(call: Call) -> Response | None:
     images = call.api.images
     name, tag, message = call.param("fromImage"), call.param("tag"), call.param("message")
     if name:
-        reference = references.parse(name.rstrip())
-        all_tags = False
+        # Old clients ask for all tags by a name that ends with a colon.
+        reference = references.parse(name.rstrip().removesuffix(":"))
         if tag:
             reference = reference.with_digest(tag) if tag.startswith("sha256:") else reference.with_tag(tag)
-        elif not reference.tag and not reference.digest:
-            all_tags = "tag" not in call.request.query and call.version < (1, 25)
-            if not all_tags:
-                reference = reference.with_default_tag()
+        all_tags = not reference.tag and not reference.digest
         platform = _plain_platform(call)
         auth = _credentials(call)
         return await stream(
@@ -167,6 +172,8 @@ async def create(call: Call) -> Response | None:
     run_config = apply_changes({}, changes)
     wanted = (_plain_platform(call) or "linux//").split("/")
     wanted += [""] * (3 - len(wanted))
+    if wanted[0] != "linux":
+        raise InvalidParameter("operating system is not supported")
     message = message or f"Imported from {source}"
 
     async def work(say: Callable[[Json], None]) -> None:
@@ -180,19 +187,25 @@ async def create(call: Call) -> Response | None:
 
 
 async def _download(source: str, say: Callable[[Json], None]) -> AsyncIterator[bytes]:
-    """The content behind a URL. Raises SystemFailure with Go's text."""
-    from longshore.engine.images.distribution import connection_text
+    """The content behind a URL. Raises EngineError with Go's text. Source: moby builder/remotecontext GetWithStatusError."""
+    from longshore.engine.images.distribution import connection_text, whole
     from longshore.machinery.http import Client, ClientError
 
-    url = source if re.match(r"^https?://", source) else f"http://{source}"
+    url = source if "://" in source else f"http://{source}"
+    escape = re.match(r"[a-z]+://[^/?#]*?(%[0-9A-Fa-f]{2})", url)
+    if escape is not None and escape[1] != "%25":
+        raise InvalidParameter(f'parse "{url}": invalid URL escape "{escape[1]}"')
     client = Client()
     try:
         try:
             answer = await client.request("GET", url)
         except (OSError, ClientError, ValueError) as error:
-            raise SystemFailure(connection_text("Get", url, error)) from None
+            text = connection_text("Get", url, error)
+            raise (NotFound if "no such host" in text else SystemFailure)(text) from None
         if answer.status >= 400:
-            raise SystemFailure(f'failed to GET {url} with status {answer.status} {answer.reason}: ""')
+            said = (await whole(answer)).decode("utf-8", "replace").strip()
+            kind = _STATUSES.get(answer.status, SystemFailure)
+            raise kind(f"failed to GET {url} with status {answer.status} {answer.reason}: {said}")
         say({"status": "Downloading from " + url})
         async for data in answer.chunks():
             yield data

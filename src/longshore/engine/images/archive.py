@@ -5,7 +5,6 @@ Source: moby image/tarexport; OCI image-spec image-layout.md.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -76,10 +75,11 @@ def save(store: ImageStore, names: list[str], platform: str) -> Generator[bytes]
 
 
 def _archive(store: ImageStore, chosen: list[Choice], lease: Any) -> Generator[bytes]:
-    now = int(time.time()) * 10**9
+    created = chosen[-1].image.created // 10**9 * 10**9 if chosen else 0
+    saved = {choice.image.id for choice in chosen}
     with lease:
-        yield tar.header(tar.Entry("blobs/", tar.DIRECTORY, 0o755, mtime=now))
-        yield tar.header(tar.Entry("blobs/sha256/", tar.DIRECTORY, 0o755, mtime=now))
+        yield tar.header(tar.Entry("blobs/", tar.DIRECTORY, 0o755, mtime=created))
+        yield tar.header(tar.Entry("blobs/sha256/", tar.DIRECTORY, 0o755, mtime=created))
         index: list[dict[str, Any]] = []
         manifest: list[dict[str, Any]] = []
         repositories: dict[str, dict[str, str]] = {}
@@ -104,6 +104,7 @@ def _archive(store: ImageStore, chosen: list[Choice], lease: Any) -> Generator[b
                     "RepoTags": [tag.familiar for tag in tags] or None,
                     "Layers": [f"blobs/sha256/{layer['digest'][7:]}" for layer in layers],
                     "LayerSources": {layer["digest"]: layer for layer in layers},
+                    **({"Parent": image.parent} if image.parent in saved else {}),
                 }
             )
         documents: list[tuple[str, Any]] = [

@@ -47,13 +47,15 @@ def bool_filter(filters: Filters, key: str, default: bool) -> bool:
 
 
 def until_filter(filters: Filters, now: int) -> int | None:
-    """The `until` filter's moment in nanoseconds: a duration back from now, an RFC 3339 time or seconds."""
+    """The moment of the one `until` filter in nanoseconds. Raises InvalidParameter."""
     values = list(filters.get("until") or ())
-    if not values:
-        return None
     if len(values) > 1:
         raise InvalidParameter("more than one until filter specified")
-    text = values[0]
+    return _until(values[0], now) if values else None
+
+
+def _until(text: str, now: int) -> int:
+    """A duration back from now, an RFC 3339 time or seconds, as nanoseconds."""
     if re.fullmatch(r"(\d+(\.\d*)?(h|m|s|ms|us|µs|ns))+", text):
         units = {"h": 3600e9, "m": 60e9, "s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1}
         found = re.findall(r"(\d+(?:\.\d*)?)(h|ms|m|s|us|µs|ns)", text)
@@ -79,8 +81,9 @@ def labels_match(filters: Filters, labels: Mapping[str, str]) -> bool:
 
 
 def _pattern_matches(pattern: str, name: Any) -> bool:
-    """distribution/reference FamiliarMatch: the familiar name with tag, or without, by path.Match rules."""
-    return _path_match(pattern, name.familiar) or _path_match(pattern, name.familiar_name)
+    """The familiar or the whole name, with tag or without, by path.Match rules."""
+    forms = (name.familiar, name.familiar_name, str(name), name.repository)
+    return any(_path_match(pattern, form) for form in forms)
 
 
 def _path_match(pattern: str, text: str) -> bool:
@@ -131,7 +134,8 @@ def list_images(
     dangling = bool_filter(filters, "dangling", False)
     before = [_moment(store, name) for name in filters.get("before") or ()]
     since = [_moment(store, name) for name in filters.get("since") or ()]
-    until = until_filter(filters, time.time_ns())
+    now = time.time_ns()
+    until = min((_until(text, now) for text in filters.get("until") or ()), default=None)
     patterns = list(filters.get("reference") or ())
     for pattern in patterns:
         _path_match(pattern, "")
@@ -147,7 +151,7 @@ def list_images(
     for image, index, of_image in entries:
         if any(image.created >= moment for moment in before) or any(image.created <= moment for moment in since):
             continue
-        if until is not None and image.created > until:
+        if until is not None and image.created >= until:
             continue
         if (filters.get("label") or filters.get("label!")) and not labels_match(filters, image.labels):
             continue
@@ -163,7 +167,7 @@ def list_images(
                 continue
             if dangling_set and not dangling:
                 continue
-        elif dangling_set and dangling:
+        elif dangling_set and dangling and any(name.tag for name in of_image):
             continue
         shown.append(
             {

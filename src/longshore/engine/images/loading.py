@@ -101,6 +101,7 @@ class _Loader:
     def __init__(self, store: ImageStore, folder: Path, progress: Progress, quiet: bool, platform: str) -> None:
         self.store, self.folder, self.progress, self.quiet = store, folder, progress, quiet
         self.platform = platform
+        self.parents: dict[str, str] = {}  # of the images that were loaded, as the archive tells
 
     def read(self, path: str) -> bytes:
         """A document of the archive. Raises SystemFailure."""
@@ -137,6 +138,7 @@ class _Loader:
             said += await self._several(one)
         for entry in singles:
             said += await self._image(entry)
+        self._link()
         if self.platform and not said and (several or singles):
             raise NotFound(f"requested platform(s) ([{self.platform}]) not found: image might be filtered out")
         for text in said:
@@ -214,6 +216,18 @@ class _Loader:
             raise DigestMismatch(f"digest mismatch of {descriptor.get('digest')}")
         return data
 
+    def _link(self) -> None:
+        """Tell the store which of the images were built on which. Raises SystemFailure for what cannot be so."""
+        for image_id, parent_id in self.parents.items():
+            if parent_id == image_id or parent_id not in self.parents:
+                continue
+            image, parent = self.store.get(image_id), self.store.get(parent_id)
+            if image is None or parent is None:
+                continue
+            if image.diff_ids[: len(parent.diff_ids)] != parent.diff_ids:
+                raise SystemFailure(f"image {parent_id} is not a valid parent for image {image_id}")
+            self.store.set_parent(image_id, parent_id)
+
     # -- into the store --------------------------------------------------------------------------------------------
 
     async def _several(self, one: _Several) -> list[str]:
@@ -237,7 +251,7 @@ class _Loader:
         names = [references.parse(text).with_default_tag() for text in one.names]
         for name in names:
             self._renaming(name, own)
-            store.tag(own, name, index=one.digest)
+            store.tag(own, name, index=one.digest, brought=True)
         store.event("load", own, own)
         return [f"Loaded image: {name.familiar}\n" for name in names] or [f"Loaded image ID: {own}\n"]
 
@@ -264,9 +278,10 @@ class _Loader:
         for text in entry.get("RepoTags") or []:
             name = references.parse(str(text)).with_default_tag()
             self._renaming(name, image.id)
-            self.store.tag(image, name)
+            self.store.tag(image, name, brought=True)
             said.append(f"Loaded image: {name.familiar}\n")
         self.store.event("load", image.id, image.id)
+        self.parents[image.id] = str(entry.get("Parent") or "")
         return said or [f"Loaded image ID: {image.id}\n"]
 
     async def _register(self, entry: dict[str, Any]) -> Image | None:

@@ -116,7 +116,7 @@ def _named(store: ImageStore, name: Reference) -> bool:
 def _remember(store: ImageStore, name: Reference, digest: str, image: Image) -> None:
     store.add_digest(name, digest, image.id, durable=not name.tag)
     if name.tag:
-        store.tag(image, Reference(name.domain, name.path, name.tag), index=digest)
+        store.tag(image, Reference(name.domain, name.path, name.tag), index=digest, brought=True)
 
 
 def _decode(body: bytes) -> dict[str, Any]:

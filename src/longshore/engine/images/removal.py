@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict
 from longshore.engine.images import references, variants
-from longshore.engine.images.listing import Filters, bool_filter, check_filters, image_users, labels_match, until_filter
+from longshore.engine.images.listing import Filters, bool_filter, check_filters, labels_match, until_filter
 from longshore.engine.images.model import Image
 from longshore.engine.images.names import drop, give, take
 from longshore.engine.images.references import Reference
@@ -214,12 +215,11 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
     check_filters(filters, _PRUNE_FILTERS)
     dangling_only = bool_filter(filters, "dangling", True)
     until = until_filter(filters, time.time_ns())
-    users = image_users(store)
     held = variants.held_images(store)
     records: list[dict[str, str]] = []
     freed = 0
     for image in store.images():
-        if image.id in users or (until is not None and image.created > until):
+        if until is not None and image.created > until:
             continue
         if not labels_match(filters, image.labels):
             continue
@@ -233,17 +233,10 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
         if not names and image.id in held:
             continue  # goes with the name that holds it
         before = store.layers_size()
-        found: list[dict[str, str]] = []
-        try:
-            if names and not dangling_only:
-                for name in [name for name in names if name.tag] or names:
-                    if store.find(str(name)) is not None:
-                        found += remove(store, name.familiar, force=False, prune=True)
-            else:
-                found += remove(store, image.id, force=False, prune=True)
-        except Conflict:
-            continue
-        finally:
-            records += found
+        # What a container uses keeps its last name: that one is refused, those before it go.
+        for text in [str(name) for name in names] or [image.id]:
+            with contextlib.suppress(Conflict):
+                if store.find(text) is not None:
+                    records += remove(store, text, force=False, prune=True)
         freed += max(0, before - store.layers_size())
     return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}

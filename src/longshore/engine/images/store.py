@@ -242,16 +242,18 @@ class ImageStore:
             self.event("tag", image_id, tag.familiar)
         return image
 
-    def tag(self, image: Image | str, name: Reference | str, *, index: str = "") -> None:
+    def tag(self, image: Image | str, name: Reference | str, *, index: str = "", brought: bool = False) -> None:
         """Give an image a further name; another image loses it. Raises NotFound, InvalidReference.
 
         index: the digest of the index that the name stands for (add_index). A name that is given another's image (a str)
-        stands for that one's index.
+        stands for that one's index. brought: the name came with the image (a pull, a load): nobody tagged it.
         """
         found = self._image(image)
         reference = references.parse(name) if isinstance(name, str) else name
         if reference.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
+        if reference.familiar_name == "sha256":
+            raise InvalidParameter("refusing to create an ambiguous tag using digest algorithm as name")
         reference = reference.with_default_tag()
         if index or isinstance(image, str):
             from longshore.engine.images import variants
@@ -260,8 +262,14 @@ class ImageStore:
         else:
             own = found.id
         with self.database.write() as connection:
-            names.give(connection, reference, own, time.time_ns(), index)
-        self.event("tag", own, reference.familiar)
+            names.give(connection, reference, own, 0 if brought else time.time_ns(), index)
+        if not brought:
+            self.event("tag", own, reference.familiar)
+
+    def set_parent(self, image_id: str, parent: str) -> None:
+        """An image was built on another one, as an archive of both tells."""
+        with self.database.write() as connection:
+            connection.execute("UPDATE images SET parent=? WHERE id=?", (parent, image_id))
 
     def sync(self, image_id: str) -> None:
         """An image that was added without being durable is so now, with all that was written before."""
