@@ -60,6 +60,15 @@ async def test_a_plain_build(kit: Kit) -> None:
     ]  # fmt: skip
 
 
+async def test_every_stage_has_a_path(kit: Kit) -> None:
+    base = kit.store.resolve("busybox")
+    config = {**base.config, "config": {"Env": ["A=1"]}}
+    kit.store.tag(kit.store.add(json.dumps(config).encode(), base.chain), "nopath")
+    await kit.build("FROM nopath AS base\nENV PATH=/own:$PATH\nFROM base\nENV B=$PATH\n", name="d")
+    path = "/own:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    assert kit.store.resolve("d").run_config["Env"] == ["A=1", f"PATH={path}", f"B={path}"]
+
+
 async def test_stages_are_chosen_and_run_side_by_side(kit: Kit) -> None:
     text = (
         "FROM busybox AS one\nRUN echo 1 > /one; while ! [ -e /x/two ]; do :; done\n"

@@ -289,6 +289,10 @@ class Stages:
         """An image from the store, else from its registry with the client's credentials. Raises EngineError."""
         if name == "scratch":
             return self.store.add(complete_config(self.store, {}, "", platform), "")
+        if self.frontend.policies:
+            asked = f"docker-image://{self.normal_name(name)}"
+            other, _ = self.frontend.policies.evaluate(asked)
+            name = name if other == asked else other.removeprefix("docker-image://")
         found = self.store.find(name, platform)
         fits = found is None or not platform or platform_matches(found, platform)
         if found is not None and fits and not self.options.pull:
@@ -358,10 +362,11 @@ class Stages:
         if isinstance(base, int):
             below = await asyncio.shield(self.tasks[base])
             _inherit(state, below.image, below.config)
-        elif base == "scratch":
-            state.config = {"Env": [f"PATH={DEFAULT_PATH}"]}
-        else:
+        elif base != "scratch":
             await self._from(host, state, base, index)
+        # Every stage has a PATH, whatever its base says. Source: dockerfile2llb/convert.go.
+        if not any(entry.startswith("PATH=") for entry in state.config.get("Env") or ()):
+            state.config["Env"] = [*(state.config.get("Env") or ()), f"PATH={DEFAULT_PATH}"]
         state.config.pop("OnBuild", None)
         if self.recorder is not None:
             host.position = self.recorder.beginning(index, base, state.image)
