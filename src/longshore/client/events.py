@@ -8,6 +8,7 @@ Sources: client-go tools/record and tools/events, described behaviour and number
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import socket
 import time
@@ -50,8 +51,8 @@ def reference(obj: Object) -> Object:
     return {key: value for key, value in entries if value}
 
 
-class _Lru(OrderedDict[Any, Any]):
-    def remember(self, key: Any, value: Any) -> None:
+class _Lru(OrderedDict[bytes, Any]):
+    def remember(self, key: bytes, value: Any) -> None:
         self[key] = value
         self.move_to_end(key)
         if len(self) > CACHE_SIZE:
@@ -75,7 +76,7 @@ class EventRecorder:
         self._queue: asyncio.Queue[Object] = asyncio.Queue(QUEUE_LIMIT)
         self._task: asyncio.Task[None] | None = None
         self._known = _Lru()  # exact event -> (name, count, first time, resource version)
-        self._similar = _Lru()  # aggregate key -> (messages, last time)
+        self._similar = _Lru()  # aggregate key -> (hashes of messages, last time)
         self._buckets = _Lru()  # source and object -> (tokens, when)
 
     def event(
@@ -137,22 +138,14 @@ class EventRecorder:
         if self.series:
             await self._record_series(entry)
             return
-        source_key = (self.component, self.host, *_reference_key(entry["involved"]))
-        if not self._allowed(source_key):
+        source = (self.component, self.host, *_of_reference(entry["involved"]))
+        if not self._allowed(_key(*source)):
             return
-        similar_key = (*source_key, entry["type"], entry["reason"])
-        now = time.monotonic()
-        messages, last = self._similar.get(similar_key, (set(), now))
-        if now - last > SIMILAR_SECONDS:
-            messages = set()
-        messages.add(entry["message"])
-        self._similar.remember(similar_key, (messages, now))
-        if len(messages) >= SIMILAR_LIMIT:
-            messages.pop()
-            key: Any = similar_key
+        similar = (*source, entry["type"], entry["reason"])
+        combined = self._is_combined(_key(*similar), entry["message"])
+        if combined:
             entry["message"] = "(combined from similar events): " + entry["message"]
-        else:
-            key = (*similar_key, entry["message"])
+        key = _key(*similar) if combined else _key(*similar, entry["message"])
         stamp = entry["at"].strftime("%Y-%m-%dT%H:%M:%SZ")
         namespace = entry["involved"].get("namespace") or "default"
         known = self._known.get(key)
@@ -167,21 +160,21 @@ class EventRecorder:
                 if not is_not_found(error):
                     raise
         name = f"{entry['involved']['name']}.{time.time_ns():x}"
-        source = {"component": self.component}
+        told_by = {"component": self.component}
         if self.host:
-            source["host"] = self.host
+            told_by["host"] = self.host
         event: Object = {
             "metadata": {"name": name, "namespace": namespace},
             "involvedObject": entry["involved"],
             "reason": entry["reason"],
             "message": entry["message"],
-            "source": source,
+            "source": told_by,
             "firstTimestamp": stamp,
             "lastTimestamp": stamp,
             "count": 1,
             "type": entry["type"],
             # The sum of similar events names no reporting component, upstream's too.
-            "reportingComponent": "" if key is similar_key else self.component,
+            "reportingComponent": "" if combined else self.component,
             "reportingInstance": self.host,
             "eventTime": None,
         }
@@ -193,12 +186,12 @@ class EventRecorder:
         self._known.remember(key, (name, 1, stamp))
 
     async def _record_series(self, entry: Object) -> None:
-        key = (
+        key = _key(
             entry["type"],
             entry["action"],
             entry["reason"],
-            *_reference_key(entry["involved"]),
-            *_reference_key(entry.get("related", {})),
+            *_of_reference(entry["involved"]),
+            *_of_reference(entry.get("related", {})),
         )
         namespace = entry["involved"].get("namespace") or "default"
         now = time.monotonic()
@@ -252,7 +245,20 @@ class EventRecorder:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 10.0)
 
-    def _allowed(self, key: Any) -> bool:
+    def _is_combined(self, key: bytes, message: str) -> bool:
+        """Whether so many messages of one key came lately that this one is told together with them."""
+        now = time.monotonic()
+        messages, last = self._similar.get(key, ((), now))
+        if now - last > SIMILAR_SECONDS:
+            messages = ()
+        number = hash(message)
+        if number not in messages:
+            messages = (*messages, number)
+        combined = len(messages) >= SIMILAR_LIMIT
+        self._similar.remember(key, (messages[1:] if combined else messages, now))
+        return combined
+
+    def _allowed(self, key: bytes) -> bool:
         now = time.monotonic()
         tokens, when = self._buckets.get(key, (float(BURST), now))
         tokens = min(BURST, tokens + (now - when) * REFILL_PER_SECOND)
@@ -261,5 +267,10 @@ class EventRecorder:
         return allowed
 
 
-def _reference_key(ref: Object) -> tuple[str, ...]:
+def _of_reference(ref: Object) -> tuple[str, ...]:
     return tuple(ref.get(k, "") for k in ("kind", "namespace", "name", "uid", "apiVersion", "fieldPath"))
+
+
+def _key(*parts: str) -> bytes:
+    """What events are remembered by: thousands of them are, and their texts would be most of a recorder's memory."""
+    return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=16).digest()
