@@ -165,6 +165,7 @@ class Lifecycle(Cleaning):
                 bindings = self.bindings(container)
                 if bindings:
                     container.ports = service.networks.publishing.publish(plugs[0][0], bindings)
+                links.permit(service, container)
             if serving is not None:
                 await serving
                 serving = None

@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
+from longshore.engine.networks.firewall import LinkRule
 
 from .model import Container
 
@@ -167,6 +168,36 @@ def hosts(service: ContainerService, container: Container) -> list[tuple[str, st
     return entries
 
 
+def permit(service: ContainerService, container: Container) -> None:
+    """Let a running container reach the exposed ports of those that it links to, where the default bridge keeps
+    containers apart (icc). Raises NftablesError."""
+    network = service.networks.resolve("bridge")
+    if network.options.get("com.docker.network.bridge.enable_icc") != "false":
+        return
+    own = service.networks.connected(network, container)
+    if own is None or not own.ipv4:
+        return
+    rules = []
+    for _, other in targets(service, container):
+        address: str = (other.networks.get("bridge") or {}).get("IPAddress") or ""
+        for text in (other.config.get("ExposedPorts") or {}) if address else ():
+            number, _, protocol = text.partition("/")
+            if number.isdigit():
+                rules.append(LinkRule(own.ipv4, address, protocol or "tcp", int(number)))
+    service.networks.publishing.link(own, rules)
+
+
+def forgotten(service: ContainerService, holder: Container, alias: str) -> None:
+    """A link has been taken from a container: a running one has no name and no way there any more."""
+    if not holder.state.running:
+        return
+    permit(service, holder)
+    path = holder.folder / "hosts"
+    with contextlib.suppress(OSError):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if line.split()[1:2] != [alias]))
+
+
 def moved(service: ContainerService, container: Container) -> None:
     """Tell the running containers that link to this one of its address, in their hosts files."""
     address = (container.networks.get("bridge") or {}).get("IPAddress")
@@ -177,6 +208,7 @@ def moved(service: ContainerService, container: Container) -> None:
             continue
         aliases = {alias for alias, id in other.links.items() if id == container.id}
         if aliases:
+            permit(service, other)
             with contextlib.suppress(OSError):
                 _readdress(other, aliases, address)
 

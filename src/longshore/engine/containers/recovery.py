@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from longshore.engine.networks.model import Endpoint
 
-from . import health, logoptions
+from . import health, links, logoptions
 from .model import Container, format_time, now
 from .preparation import choose_gateways
 
@@ -67,6 +67,9 @@ async def recover(lifecycle: Lifecycle) -> None:
             with contextlib.suppress(Exception):
                 await lifecycle._runtime.delete(id, force=True)
     service.networks.publishing.refresh()
+    for container in service.store:
+        if container.state.running:
+            links.permit(service, container)
     for container in restart:
         lifecycle._spawn(_start_again(lifecycle, container))
 

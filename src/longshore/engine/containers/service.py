@@ -261,6 +261,7 @@ class ContainerService:
         holder, alias = links.find(self, name)
         holder.links.pop(alias, None)
         holder.save()
+        links.forgotten(self, holder, alias)
         await self.keep(holder)
 
     async def wait(self, container: Container, condition: str) -> Json:

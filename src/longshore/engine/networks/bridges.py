@@ -36,6 +36,7 @@ def make(nl: Netlink, network: Network) -> int:
                 nl.add_address(index, address)
         with contextlib.suppress(NetlinkError):
             nl.add_route(pool.subnet, kind="unreachable", metric=_UNREACHABLE_METRIC)
+    _set_ipv6(network)
     nl.set_link(index, up=True)
     with contextlib.suppress(OSError):
         # Published ports are reachable at 127.0.0.1 too; the firewall masquerades what comes from there.
@@ -44,6 +45,16 @@ def make(nl: Netlink, network: Network) -> int:
         with contextlib.suppress(OSError):
             netns.write_sysctl(None, "net/ipv6/conf/all/forwarding", "1")
     return index
+
+
+def _set_ipv6(network: Network) -> None:
+    """No container may tell the host of routes (CVE-2020-13401), and a bridge that is isolated has no address at all."""
+    settings = {"accept_ra": "0"}
+    if any(pool.subnet.version == 6 for pool in network.pools):
+        settings["disable_ipv6"] = "1" if network.gateway_mode(6) == "isolated" else "0"
+    for name, value in settings.items():
+        with contextlib.suppress(OSError):
+            netns.write_sysctl(None, f"net/ipv6/conf/{network.bridge}/{name}", value)
 
 
 def remove(nl: Netlink, network: Network) -> None:

@@ -34,6 +34,16 @@ class PortRule:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRule:
+    """A container that may reach a port of another though their bridge keeps containers apart (IPv4 addresses)."""
+
+    source: str
+    target: str
+    protocol: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class BridgeRule:
     """What a bridge needs: its subnet, whether its containers may talk to one another and to the outside, its gateway
     modes (see Network.gateway_mode), interfaces of the host whose packets may reach all its containers, the addresses of
@@ -82,6 +92,10 @@ def _family(address: str) -> str:
     return "ip6" if ":" in address else "ip"
 
 
+def _link(rule: LinkRule) -> str:
+    return f"{rule.source} . {rule.target} . {rule.protocol} . {rule.port}"
+
+
 class Firewall:
     """The tables `longshore_<name>` of the network namespace that the engine lives in."""
 
@@ -90,11 +104,12 @@ class Firewall:
         self._nft = Nftables()
         self._families = ("ip", "ip6") if os.path.exists("/proc/net/if_inet6") else ("ip",)
 
-    def reset(self, bridges: Sequence[BridgeRule], ports: Sequence[PortRule]) -> None:
+    def reset(self, bridges: Sequence[BridgeRule], ports: Sequence[PortRule], links: Sequence[LinkRule] = ()) -> None:
         """Write both tables in one transaction. Raises NftablesError."""
         text = [self._table_text(family) for family in self._families]
         text += [self._bridge_text(rule) for rule in bridges]
         text += [self._port_text(rule) for rule in ports if _family(rule.container_ip) in self._families]
+        text += [f"add element ip {self._table} linked {{ {_link(rule)} }}" for rule in links]
         self._nft.run("\n".join(text))
 
     def _table_text(self, family: str) -> str:
@@ -108,6 +123,7 @@ table {family} {t} {{
   map into {{ type ifname : verdict; }}
   set open_ports {{ type {address} . inet_proto . inet_service; }}
   set bridges {{ type ifname; }}
+  set linked {{ type {address} . {address} . inet_proto . inet_service; }}
   chain from_internal {{ }}
   chain masquerading {{ }}
   chain dnat_ports {{
@@ -167,6 +183,10 @@ table {family} {t} {{
             f"add rule {family} {t} {chain} iifname {bridge} " + ("accept" if rule.icc else "ct status dnat accept")
         )
         if not rule.icc:
+            lines.append(
+                f"add rule {family} {t} {chain} iifname {bridge} "
+                f"{family} saddr . {family} daddr . meta l4proto . th dport @linked accept"
+            )
             lines.append(f"add rule {family} {t} {chain} iifname {bridge} drop")
         if not rule.internal:
             lines.append(f"add rule {family} {t} {chain} ct status dnat accept")
@@ -228,6 +248,17 @@ table {family} {t} {{
             name, key, _ = self._element(rule)
             with contextlib.suppress(NftablesError):
                 self._nft.run(f"delete element {_family(rule.container_ip)} {self._table} {name} {{ {key} }}")
+
+    def add_links(self, rules: Sequence[LinkRule]) -> None:
+        """Let linked containers through. Raises NftablesError."""
+        if rules:
+            self._nft.run("\n".join(f"add element ip {self._table} linked {{ {_link(rule)} }}" for rule in rules))
+
+    def remove_links(self, rules: Sequence[LinkRule]) -> None:
+        """Withdraw links; what is gone already is left."""
+        for rule in rules:
+            with contextlib.suppress(NftablesError):
+                self._nft.run(f"delete element ip {self._table} linked {{ {_link(rule)} }}")
 
     def watch(self, changed: Callable[[], None]) -> ChangeMonitor:
         """Call on the running loop when somebody else has taken of the tables (`nft flush ruleset`)."""

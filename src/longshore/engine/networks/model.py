@@ -20,7 +20,7 @@ from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from .ipam import Address, Pool
 
 if TYPE_CHECKING:
-    from .firewall import PortRule
+    from .firewall import LinkRule, PortRule
 
 Json = dict[str, Any]
 
@@ -270,6 +270,7 @@ class Endpoint:
     mac: str = ""
     interface: str = ""
     rules: list[PortRule] = field(default_factory=list)
+    links: list[LinkRule] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     sysctls: str = ""
     link_local: tuple[str, ...] = ()

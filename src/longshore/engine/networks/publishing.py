@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from longshore.engine.errors import SystemFailure
 from longshore.machinery.nftables import ChangeMonitor, NftablesError
 
 from . import ports
-from .firewall import BridgeRule, Firewall, PortRule
+from .firewall import BridgeRule, Firewall, LinkRule, PortRule
 from .model import Endpoint
 
 log = logging.getLogger("longshore.engine.networks")
@@ -91,11 +91,27 @@ class Publishing:
         self._shut(endpoint)
         self._ports.release(endpoint.id)
 
+    def forget(self, endpoint: Endpoint) -> None:
+        """Give back what an endpoint has and take links to it away: its address may soon be another's."""
+        self.withdraw(endpoint)
+        for other in self._endpoints():
+            if other is endpoint or any(rule.target == endpoint.ipv4 for rule in other.links):
+                self.link(other, [r for r in other.links if other is not endpoint and r.target != endpoint.ipv4])
+
     def refresh(self) -> None:
         """Write the tables anew, with all bridges and published ports. Raises NftablesError."""
         with self._ruling:
-            rules: list[PortRule] = [rule for endpoint in self._endpoints() for rule in endpoint.rules]
-            self._firewall.reset(self._bridges(), rules)
+            endpoints = list(self._endpoints())
+            rules: list[PortRule] = [rule for endpoint in endpoints for rule in endpoint.rules]
+            links: list[LinkRule] = [rule for endpoint in endpoints for rule in endpoint.links]
+            self._firewall.reset(self._bridges(), rules, links)
+
+    def link(self, endpoint: Endpoint, rules: Sequence[LinkRule]) -> None:
+        """Let an endpoint reach these ports of others in its bridge, and no other ones. Raises NftablesError."""
+        with self._ruling:
+            self._firewall.remove_links([rule for rule in endpoint.links if rule not in rules])
+            self._firewall.add_links([rule for rule in rules if rule not in endpoint.links])
+            endpoint.links = list(rules)
 
     def watch(self) -> None:
         """Put the tables back whenever somebody else takes of them; on the running loop."""

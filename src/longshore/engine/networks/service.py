@@ -397,7 +397,7 @@ class NetworkService:
 
     def release(self, endpoint: Endpoint) -> None:
         """Give addresses and ports of an endpoint back."""
-        self.publishing.withdraw(endpoint)
+        self.publishing.forget(endpoint)
         self._free(endpoint)
         self.endpoints(endpoint.network).pop(endpoint.id, None)
 
