@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from longshore.engine import configuration
 from longshore.engine.configuration import Configuration, ConfigurationError, load, parse
+from longshore.engine.reloading import merged
 
 
 def host(**given: Any) -> dict[str, Any]:
@@ -71,12 +74,56 @@ def test_no_file_is_no_settings(tmp_path: Path) -> None:
         (b'{"fixed-cidr-v6": "10.0.0.0/24"}', "invalid CIDR address: 10.0.0.0/24"),
         (b'{"init": "yes"}', "init: true or false is wanted"),
         (b'{"default-ulimits": {"nofile": {"Hard": 1}}}', "default-ulimits"),
+        (b'{"runtimes": {"runc": {"path": "x"}}}', "runtime name 'runc' is reserved"),
+        (b'{"runtimes": {"a": {}}}', "runtime a: either a runtimeType or a path must be configured"),
+        (
+            b'{"runtimes": {"a": {"path": "x", "options": {"a": 1}}}}',
+            "runtime a: options cannot be used with a path runtime",
+        ),
+        (b'{"runtimes": {"a": {"runtimeType": "io.other.v1"}}}', "runtimeType io.other.v1 is not supported"),
+        (b'{"features": {"cdi": "yes"}}', "features: true or false is wanted"),
     ],
 )
 def test_what_dockerd_refuses_is_refused(text: bytes, why: str) -> None:
     with pytest.raises(ConfigurationError, match="unable to configure the Docker daemon with file") as caught:
         parse(text)
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b'{"default-runtime": "nobody"}', "specified default runtime 'nobody' does not exist"),
+        (b'{"authorization-plugins": ["guard"]}', 'failed to validate authorization plugin: plugin "guard" not found'),
+        (b'{"bridge": "br0", "bip": "10.0.0.1/24"}', "You specified -b & --bip, mutually exclusive options."),
+    ],
+)
+def test_what_stops_the_start(text: bytes, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(why)):
+        parse(text)
+
+
+def test_labels_of_selinux_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it on the host dockerd says so and goes on; with it, no container may be less confined than was asked."""
+    monkeypatch.setattr(configuration, "SELINUX", tmp_path / "enforce")
+    parse(b'{"selinux-enabled": true}')
+    assert "Docker could not enable SELinux on the host system" in caplog.text
+    (tmp_path / "enforce").touch()
+    with pytest.raises(ConfigurationError, match="selinux-enabled is not supported by this engine"):
+        parse(b'{"selinux-enabled": true}')
+
+
+def test_settings_of_a_reload() -> None:
+    """What a file no longer says stays, but for what dockerd sets back."""
+    old = parse(
+        b'{"labels": ["a=b"], "max-concurrent-downloads": 7, "features": {"x": true}, "default-ipc-mode": "shareable"}'
+    )
+    new = merged(old, configuration._values(b'{"debug": true, "dns": ["10.0.0.1"]}', Path("daemon.json")))
+    assert (new.labels, new.ipc_mode, new.debug) == (("a=b",), "shareable", True)
+    assert (new.downloads, dict(new.features), new.dns) == (3, {}, ())
+    assert parse(b'{"max-concurrent-uploads": 0}').uploads == 5
 
 
 def test_what_has_no_use_here_is_told_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ base = pathlib.Path(sys.argv[1])
 layout = Layout(base / "data", base / "run")
 async def main():
     task = asyncio.ensure_future(serve(layout=layout, node_layout=layout.node("n1"), docker_socket=base / "run" / "docker.sock",
-        configuration=configuration.load(base / "daemon.json"), ready=lambda _: print("ready", flush=True)))
+        configuration=configuration.load(base / "daemon.json"), reread=lambda: configuration.read(base / "daemon.json"), ready=lambda _: print("ready", flush=True)))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         await task

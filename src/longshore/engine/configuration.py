@@ -7,17 +7,17 @@ Source: moby daemon/config/config.go and the dockerd reference ("Daemon configur
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from longshore.engine import runtimes, settings
 from longshore.engine.build.settings import BuilderSettings
 from longshore.engine.build.settings import parse as parse_builder
+from longshore.engine.runtime import cgroups
 
 if TYPE_CHECKING:
     from longshore.engine.images.registries import Registries
@@ -26,24 +26,21 @@ log = logging.getLogger("longshore.engine")
 
 FILE = Path("/etc/docker/daemon.json")
 DEFAULT_LOG_DRIVER = "json-file"
+CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
+SELINUX = Path("/sys/fs/selinux/enforce")
 _SIZE_LIMIT = 1 << 20
-_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 
 #: What dockerd knows and this engine passes over with a warning.
 _UNUSED = frozenset(
     [
         "allow-direct-routing",
-        "bridge",
-        "cdi-spec-dirs",
         "containerd",
         "containerd-namespace",
         "containerd-plugins-namespace",
         "data-root",
-        "debug",
         "exec-opts",
         "exec-root",
         "experimental",
-        "features",
         "firewall-backend",
         "group",
         "hosts",
@@ -51,7 +48,6 @@ _UNUSED = frozenset(
         "ip-forward-no-drop",
         "ip6tables",
         "iptables",
-        "live-restore",
         "log-format",
         "log-level",
         "metrics-addr",
@@ -60,7 +56,6 @@ _UNUSED = frozenset(
         "pidfile",
         "proxies",
         "raw-logs",
-        "shutdown-timeout",
         "storage-driver",
         "storage-opts",
         "swarm-default-advertise-addr",
@@ -74,9 +69,6 @@ _UNUSED = frozenset(
     ]
 )
 
-#: What would let a container or a client do less than it can here: passing these over would be unsafe.
-_REFUSED = frozenset(["authorization-plugins", "selinux-enabled"])
-
 
 class ConfigurationError(ValueError):
     """A daemon.json that dockerd would refuse; the text says file and reason."""
@@ -87,11 +79,13 @@ class Configuration:
     """The settings. log_options: of log_driver. ulimits: {"Name", "Hard", "Soft"} of containers that set none by that
     name. shm_size: bytes, 0 for dockerd's 64 MiB. labels: "key=value" of the engine. init: run docker-init in
     containers that do not say. init_program: in place of docker-init. cgroup_parent, no_new_privileges,
-    userns_remap: see remapping.resolve. seccomp_profile (a file, "builtin" or "unconfined"): of containers that say nothing else. runtimes: name to program.
-    bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
+    seccomp_profile (a file, "builtin" or "unconfined"): of containers that say nothing else. runtimes: see runtimes.check.
+    bridge: the interface of the default network, "none" for no such network. bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
     binding_address: of the default network; address_pools: (base, size) that networks take their subnets from;
     userland_proxy: whether ports are carried where they cannot be translated; network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
-    builder: see build.settings. userns_remap: see remapping.resolve."""
+    builder: see build.settings. userns_remap: see remapping.resolve. features: by dockerd's names. cdi_folders: of CDI
+    specifications. live_restore: containers go on when the engine ends; shutdown_timeout: else the seconds that all of
+    them have to stop, -1 for no end."""
 
     registry_mirrors: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()
@@ -114,7 +108,7 @@ class Configuration:
     no_new_privileges: bool = False
     seccomp_profile: str = ""
     default_runtime: str = ""
-    runtimes: Mapping[str, str] = field(default_factory=dict)
+    runtimes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     bridge_address: str = ""
     bridge_range: str = ""
     gateway: str = ""
@@ -122,7 +116,7 @@ class Configuration:
     bridge_address6: str = ""
     bridge_range6: str = ""
     gateway6: str = ""
-    userns_remap: str = ""
+    bridge: str = ""
     network_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     host_addresses: tuple[str, ...] = ()
     address_pools: tuple[tuple[str, int], ...] = ()
@@ -133,6 +127,28 @@ class Configuration:
     userland_proxy: bool = True
     builder: BuilderSettings = field(default_factory=BuilderSettings)
     userns_remap: str = ""
+    features: Mapping[str, bool] = field(default_factory=dict)
+    cdi_folders: tuple[str, ...] = CDI_FOLDERS
+    debug: bool = False
+    live_restore: bool = True
+    shutdown_timeout: int = 15
+
+    def check(self) -> None:
+        """What is wrong with the settings together. Raises ConfigurationError."""
+        if self.default_runtime and self.default_runtime not in (*runtimes.STOCK, *self.runtimes):
+            raise ConfigurationError(f"specified default runtime '{self.default_runtime}' does not exist")
+        if self.bridge and (self.bridge_address or self.bridge_address6):
+            raise ConfigurationError("You specified -b & --bip, mutually exclusive options. Please specify only one")
+
+    @property
+    def cdi(self) -> bool:
+        """Whether devices of CDI specifications can be asked for."""
+        return self.features.get("cdi", True)
+
+    @property
+    def default_cgroup_namespace(self) -> str:
+        """Of containers that say nothing."""
+        return self.cgroup_namespace or ("private" if cgroups.unified() else "host")
 
     def registries(self, namespace: int | None = None) -> Registries:
         """Registries as the settings say. namespace: see Registries."""
@@ -181,19 +197,35 @@ class Configuration:
 
 def load(path: Path = FILE) -> Configuration:
     """Read a file; none there is no settings. Raises ConfigurationError."""
+    return make(read(path))
+
+
+def read(path: Path = FILE) -> dict[str, Any]:
+    """What a file says, by the names of Configuration; none there says nothing. Raises ConfigurationError."""
     try:
         text = path.read_bytes()[:_SIZE_LIMIT]
     except (FileNotFoundError, NotADirectoryError):
-        return Configuration()
+        return {}
     except OSError as error:
         raise ConfigurationError(_refused(path, str(error))) from error
-    return parse(text, path)
+    return _values(text, path)
 
 
 def parse(text: bytes, path: Path = FILE) -> Configuration:
     """Read a file's content; an empty one is no settings. Raises ConfigurationError."""
+    return make(_values(text, path))
+
+
+def make(found: Mapping[str, Any]) -> Configuration:
+    """The settings that a file names, and dockerd's own for the rest. Raises ConfigurationError."""
+    settings = replace(Configuration(), **found)
+    settings.check()
+    return settings
+
+
+def _values(text: bytes, path: Path) -> dict[str, Any]:
     if not text.strip():
-        return Configuration()
+        return {}
     try:
         loaded = json.loads(text)
     except ValueError as error:
@@ -210,9 +242,15 @@ def parse(text: bytes, path: Path = FILE) -> Configuration:
                 found[attribute] = read(value)
             except (ValueError, TypeError, KeyError) as error:
                 raise ConfigurationError(_refused(path, f"{name}: {error}")) from None
-        elif name in _REFUSED:
-            if value:
+        elif name == "authorization-plugins":
+            for plugin in value or ():
+                # There are no plugins, so none is found: a client must not be allowed what one would forbid.
+                raise ConfigurationError(f'failed to validate authorization plugin: plugin "{plugin}" not found')
+        elif name == "selinux-enabled":
+            if value and SELINUX.exists():
                 raise ConfigurationError(_refused(path, f"{name} is not supported by this engine"))
+            if value:
+                log.warning("Docker could not enable SELinux on the host system")
         elif name in _UNUSED:
             log.warning("%s: %s is not used by this engine", path, name)
         else:
@@ -222,172 +260,62 @@ def parse(text: bytes, path: Path = FILE) -> Configuration:
         raise ConfigurationError(
             _refused(path, f"the following directives don't match any configuration option: {names}")
         )
-    return replace(Configuration(), **found)
+    return found
 
 
 def _refused(path: Path, why: str) -> str:
     return f"unable to configure the Docker daemon with file {path}: {why}"
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("a list of texts is wanted")
-    return tuple(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text is wanted")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false is wanted")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"invalid max: {value}")
-    return value
-
-
-def _mirrors(value: Any) -> tuple[str, ...]:
-    """Source: moby registry/config.go, ValidateMirror."""
-    found = []
-    for item in _texts(value):
-        parts = urlsplit(item)
-        if parts.scheme not in ("http", "https"):
-            raise ValueError(f'invalid mirror: unsupported scheme "{parts.scheme}" in "{item}"')
-        if parts.query or parts.fragment:
-            raise ValueError(f'invalid mirror: query or fragment at end of the URI "{item}"')
-        if parts.username is not None:
-            raise ValueError("invalid mirror: username/password not allowed in URI")
-        found.append(item.rstrip("/"))
-    return tuple(found)
-
-
-def _size(value: Any) -> int:
-    """A number of bytes, or a text with a unit ("64M", "1gb"). Source: docker/go-units RAMInBytes."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = _text(value).strip().lower().removesuffix("b").removesuffix("i")
-    unit = text[-1:] if text[-1:].isalpha() else ""
-    if unit not in _UNITS:
-        raise ValueError(f"invalid size: '{value}'")
-    return int(float(text.removesuffix(unit)) * (1 << _UNITS[unit]))
-
-
-def _options(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise ValueError("texts by name are wanted")
-    return dict(value)
-
-
-def _interface(version: int) -> Callable[[Any], str]:
-    """Reads an address with its prefix, as bip and fixed-cidr have it."""
-
-    def read(value: Any) -> str:
-        text = _text(value)
-        try:
-            if "/" not in text or ipaddress.ip_interface(text).version != version:
-                raise ValueError(text)
-        except ValueError:
-            raise ValueError(f"invalid CIDR address: {text}") from None
-        return text
-
-    return read
-
-
-def _address(value: Any) -> str:
-    return str(ipaddress.ip_address(_text(value)))
-
-
-def _addresses(value: Any) -> tuple[str, ...]:
-    """At most one of each family."""
-    found = tuple(map(_address, [value] if isinstance(value, str) else _texts(value)))
-    if len({":" in address for address in found}) != len(found):
-        raise ValueError("only one IPv4 and one IPv6 address can be given")
-    return found
-
-
-def _network_options(value: Any) -> dict[str, dict[str, str]]:
-    if not isinstance(value, dict):
-        raise ValueError("options by driver are wanted")
-    return {driver: _options(options) for driver, options in value.items()}
-
-
-def _pools(value: Any) -> tuple[tuple[str, int], ...]:
-    if not isinstance(value, list):
-        raise ValueError("a list of pools is wanted")
-    found = []
-    for entry in value:
-        base, size = ipaddress.ip_network(entry["base"]), entry["size"]
-        if not isinstance(size, int) or not base.prefixlen <= size <= base.max_prefixlen:
-            raise ValueError(f"invalid pool size {size} of {base}")
-        found.append((str(base), size))
-    return tuple(found)
-
-
-def _ulimits(value: Any) -> tuple[Mapping[str, Any], ...]:
-    if not isinstance(value, dict):
-        raise ValueError("limits by name are wanted")
-    return tuple(
-        {"Name": name, "Hard": int(limit["Hard"]), "Soft": int(limit["Soft"])} for name, limit in value.items()
-    )
-
-
-def _runtimes(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise ValueError("runtimes by name are wanted")
-    return {name: _text(entry["path"]) for name, entry in value.items()}
-
-
 def _builder(value: Any) -> BuilderSettings:
-    return parse_builder(value, _size, _flag)
+    return parse_builder(value, settings.size, settings.flag)
 
 
 _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "registry-mirrors": ("registry_mirrors", _mirrors),
-    "insecure-registries": ("insecure_registries", _texts),
-    "max-concurrent-downloads": ("downloads", _count),
-    "max-concurrent-uploads": ("uploads", _count),
-    "max-download-attempts": ("attempts", _count),
-    "labels": ("labels", _texts),
-    "log-driver": ("log_driver", _text),
-    "log-opts": ("log_options", _options),
-    "dns": ("dns", _texts),
-    "dns-opts": ("dns_options", _texts),
-    "dns-search": ("dns_search", _texts),
-    "default-shm-size": ("shm_size", _size),
-    "default-ulimits": ("ulimits", _ulimits),
-    "default-cgroupns-mode": ("cgroup_namespace", _text),
-    "default-ipc-mode": ("ipc_mode", _text),
-    "init": ("init", _flag),
-    "default-runtime": ("default_runtime", _text),
-    "runtimes": ("runtimes", _runtimes),
-    "init-path": ("init_program", _text),
-    "cgroup-parent": ("cgroup_parent", _text),
-    "no-new-privileges": ("no_new_privileges", _flag),
-    "seccomp-profile": ("seccomp_profile", _text),
-    "userns-remap": ("userns_remap", _text),
-    "bip": ("bridge_address", _interface(4)),
-    "fixed-cidr": ("bridge_range", _interface(4)),
-    "default-gateway": ("gateway", _address),
-    "ipv6": ("ipv6", _flag),
-    "bip6": ("bridge_address6", _interface(6)),
-    "fixed-cidr-v6": ("bridge_range6", _interface(6)),
-    "default-gateway-v6": ("gateway6", _address),
-    "default-network-opts": ("network_options", _network_options),
-    "host-gateway-ip": ("host_addresses", _addresses),
-    "host-gateway-ips": ("host_addresses", _addresses),
-    "default-address-pools": ("address_pools", _pools),
-    "mtu": ("mtu", _count),
-    "icc": ("icc", _flag),
-    "ip-masq": ("masquerade", _flag),
-    "ip": ("binding_address", _address),
-    "userland-proxy": ("userland_proxy", _flag),
+    "registry-mirrors": ("registry_mirrors", settings.mirrors),
+    "insecure-registries": ("insecure_registries", settings.texts),
+    "max-concurrent-downloads": ("downloads", settings.most(3)),
+    "max-concurrent-uploads": ("uploads", settings.most(5)),
+    "max-download-attempts": ("attempts", settings.most(5)),
+    "labels": ("labels", settings.texts),
+    "log-driver": ("log_driver", settings.text),
+    "log-opts": ("log_options", settings.options),
+    "dns": ("dns", settings.texts),
+    "dns-opts": ("dns_options", settings.texts),
+    "dns-search": ("dns_search", settings.texts),
+    "default-shm-size": ("shm_size", settings.size),
+    "default-ulimits": ("ulimits", settings.ulimits),
+    "default-cgroupns-mode": ("cgroup_namespace", settings.text),
+    "default-ipc-mode": ("ipc_mode", settings.text),
+    "init": ("init", settings.flag),
+    "default-runtime": ("default_runtime", settings.text),
+    "runtimes": ("runtimes", runtimes.check),
+    "init-path": ("init_program", settings.text),
+    "cgroup-parent": ("cgroup_parent", settings.text),
+    "no-new-privileges": ("no_new_privileges", settings.flag),
+    "seccomp-profile": ("seccomp_profile", settings.text),
+    "bridge": ("bridge", settings.text),
+    "bip": ("bridge_address", settings.interface(4)),
+    "fixed-cidr": ("bridge_range", settings.interface(4)),
+    "default-gateway": ("gateway", settings.address),
+    "ipv6": ("ipv6", settings.flag),
+    "bip6": ("bridge_address6", settings.interface(6)),
+    "fixed-cidr-v6": ("bridge_range6", settings.interface(6)),
+    "default-gateway-v6": ("gateway6", settings.address),
+    "default-network-opts": ("network_options", settings.network_options),
+    "host-gateway-ip": ("host_addresses", settings.addresses),
+    "host-gateway-ips": ("host_addresses", settings.addresses),
+    "default-address-pools": ("address_pools", settings.pools),
+    "mtu": ("mtu", settings.count),
+    "icc": ("icc", settings.flag),
+    "ip-masq": ("masquerade", settings.flag),
+    "ip": ("binding_address", settings.address),
+    "userland-proxy": ("userland_proxy", settings.flag),
     "builder": ("builder", _builder),
-    "userns-remap": ("userns_remap", _text),
+    "features": ("features", settings.features),
+    "cdi-spec-dirs": ("cdi_folders", settings.folders),
+    "debug": ("debug", settings.flag),
+    "live-restore": ("live_restore", settings.flag),
+    "shutdown-timeout": ("shutdown_timeout", settings.seconds),
+    "userns-remap": ("userns_remap", settings.text),
 }

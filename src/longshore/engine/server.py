@@ -10,11 +10,13 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine import remapping
+from longshore.engine import reloading, remapping
+from longshore.engine import runtimes as named_runtimes
 from longshore.engine.configuration import Configuration
 from longshore.engine.containers.events import Events
 from longshore.engine.containers.service import ContainerService
@@ -67,18 +69,20 @@ class Engine:
         if mappings is not None:
             self.owners, own = remapping.prepare(mappings, data, run)
         self.docker_data = own
-        runtimes = {**(runtimes or {"runc": "runc"}), **configuration.runtimes}
+        self.runtime_scripts = own / "runtimes"
+        self._stock_runtimes = runtimes or {"runc": "runc"}
+        programs = {**self._stock_runtimes, **named_runtimes.programs(configuration.runtimes, self.runtime_scripts)}
         # The namespace is held open: its path names a process, which may end before this one.
         namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None
         self._registry_namespace = namespace
         suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
-        self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=runtimes)
+        self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=programs)
         self.images = ImageStore(
             layout.images,
             state=data / "overlay2",
             owner=node,
             users=self._image_users,
-            registries=lambda: configuration.registries(namespace),
+            registries=lambda: self.configuration.registries(namespace),
             on_event=self._image_event,
         )
         self.volumes = VolumeService(own / "volumes", self.events.emit, owners=self.owners)
@@ -105,10 +109,24 @@ class Engine:
             owners=self.owners,
             namespaces=run / "userns",
         )
+        set_debug(configuration.debug)
         self.docker: DockerAPI | None = None
         self.cri: Any = None
         #: What parts of the engine do at its end, before what they stand on is closed.
         self.closing: list[Callable[[], Awaitable[None]]] = []
+
+    @property
+    def id(self) -> str:
+        from longshore.engine.dockerapi.system import engine_id
+
+        return engine_id(self.docker_data)
+
+    def configure(self, configuration: Configuration, programs: Mapping[str, str]) -> None:
+        """Take over settings that may change while the engine runs. programs: of the runtimes that they name."""
+        self.configuration = self.containers.configuration = configuration
+        self.runtime.runtimes = {**self._stock_runtimes, **programs}
+        self.images.forget_registries()
+        set_debug(configuration.debug)
 
     def _image_users(self) -> list[ImageUser]:
         users = list(self.containers.image_users())
@@ -203,6 +221,11 @@ class Engine:
         await asyncio.to_thread(cgroups.remove_empty, self.containers.cgroup_parent)
 
 
+def set_debug(wanted: bool) -> None:
+    """What dockerd's debug does: more is told in the log."""
+    logging.getLogger("longshore.engine").setLevel(logging.DEBUG if wanted else logging.NOTSET)
+
+
 async def serve(
     *,
     layout: Layout,
@@ -218,6 +241,7 @@ async def serve(
     runtimes: dict[str, str] | None = None,
     configuration: Configuration | None = None,
     registry_namespace: Path | None = None,
+    reread: Callable[[], Mapping[str, Any]] | None = None,
     beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ready: Callable[[Engine], None] | None = None,
     docker_hosts: Sequence[str] = (),
@@ -230,7 +254,7 @@ async def serve(
     engine's name among those that share the machine's image store. bridge: interface of Docker's default network, "": see
     NetworkService. gateway, mtu, cluster_cidrs, cni_folder: the pod network, see engine.cri.CriServer. beside: further servers to run in
     this process (the registry). docker_hosts, docker_tls: further addresses of the Docker Engine API in dockerd's form,
-    and the files for TLS on those over TCP. configuration, registry_namespace: see Engine. docker_group: the group that owns the docker socket. ready: called when everything listens. Raises OSError when a socket cannot be made.
+    and the files for TLS on those over TCP. configuration, registry_namespace: see Engine. docker_group: the group that owns the docker socket. reread: gives what daemon.json says now, see reloading. ready: called when everything listens. Raises OSError when a socket cannot be made.
     """
     engine = Engine(
         layout=layout, node_layout=node_layout, node=node, bridge=bridge, runtimes=runtimes,
@@ -252,6 +276,8 @@ async def serve(
         tasks = [asyncio.create_task(make()) for make in beside]
         gc.collect()
         gc.freeze()
+        if reread is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.reload, engine, reread)
         if ready is not None:
             ready(engine)
         log.info("engine is ready")

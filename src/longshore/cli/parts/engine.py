@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +85,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     from longshore.engine import configuration, remapping
 
+    own = layout.data / "daemon.json"
+
+    def read() -> dict[str, Any]:
+        """What daemon.json says, and the flags beside it."""
+        found = configuration.read(arguments.config_file or (own if own.exists() else configuration.FILE))
+        for name, given in (
+            ("registry_mirrors", arguments.registry_mirror), ("insecure_registries", arguments.insecure_registry)
+        ):  # fmt: skip
+            if given:
+                found[name] = (*found.get(name, ()), *given)
+        return found
+
     try:
-        own = layout.data / "daemon.json"
-        settings = configuration.load(arguments.config_file or (own if own.exists() else configuration.FILE))
+        settings = configuration.make(read())
         remapping.resolve(settings.userns_remap)
     except configuration.ConfigurationError as error:
         raise UserError(str(error)) from None
-    settings = replace(
-        settings,
-        registry_mirrors=(*settings.registry_mirrors, *arguments.registry_mirror),
-        insecure_registries=(*settings.insecure_registries, *arguments.insecure_registry),
-    )
     runtime = {Path(arguments.runtime).name: arguments.runtime}
     from longshore.engine.server import serve as serve_engine
 
@@ -121,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
                 cluster_cidrs=_ranges(config),
                 runtimes=runtime,
                 configuration=settings,
+                reread=read,
                 registry_namespace=arguments.registry_netns,
                 # Not /etc/cni/net.d: what another engine (podman) keeps there is not meant for a cluster's pods.
                 cni_folder=arguments.cni_conf_dir or layout.data / "cni",

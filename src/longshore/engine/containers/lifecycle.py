@@ -131,6 +131,7 @@ class Lifecycle(Cleaning):
                 init_program=service.init_program,
                 profile=service.seccomp,
                 linked=links.environment(service, container),
+                cdi_folders=service.configuration.cdi_folders if service.configuration.cdi else None,
             )
             await self._open_log(container)
             if container.sandbox_id and sandbox is not None:
@@ -536,6 +537,33 @@ class Lifecycle(Cleaning):
         from .recovery import recover
 
         await recover(self)
+
+    async def shut_down(self, timeout: int) -> None:
+        """Stop all containers because the engine ends; those with a restart policy start with the next one.
+
+        timeout: seconds for all of them, more where one has longer to stop; negative: no end.
+        """
+        self._stopping = True
+        running = [container for container in self._service.store if container.state.running]
+        if not running:
+            return
+        for container in running:
+            own = container.config.get("StopTimeout")
+            if timeout >= 0:
+                timeout = -1 if own is not None and own < 0 else max(timeout, (10 if own is None else own) + 5)
+        ending = [asyncio.ensure_future(self._shut_down(container)) for container in running]
+        _, late = await asyncio.wait(ending, timeout=None if timeout < 0 else timeout)
+        for task in late:
+            task.cancel()
+
+    async def _shut_down(self, container: Container) -> None:
+        before = container.manually_stopped
+        with contextlib.suppress(EngineError):
+            await self.stop(container, None)
+        if not container.removed:
+            # Nobody asked for this end.
+            container.manually_stopped = before
+            container.save()
 
     async def close(self) -> None:
         """The engine ends; containers go on."""

@@ -151,12 +151,28 @@ def _devices(container: Container, spec: oci.Spec) -> None:
         if match[3] != "*":
             rule["minor"] = int(match[3])
         rules.append(rule)
-    for request in host["DeviceRequests"] or []:
-        names = request.get("Capabilities") or []
-        shown = "[" + " ".join("[" + " ".join(group) + "]" for group in names) + "]"
-        raise SystemFailure(
-            f'could not select device driver "{request.get("Driver") or ""}" with capabilities: {shown}'
-        )
+
+
+def _request_devices(container: Container, spec: oci.Spec, folders: Sequence[str] | None) -> None:
+    """Give the devices that a driver knows. Source: moby daemon/devices.go, cdi.go. Raises SystemFailure."""
+    for request in container.host["DeviceRequests"] or []:
+        driver = request.get("Driver") or ""
+        if driver != "cdi" or folders is None:
+            names = request.get("Capabilities") or []
+            shown = "[" + " ".join("[" + " ".join(group) + "]" for group in names) + "]"
+            raise SystemFailure(f'could not select device driver "{driver}" with capabilities: {shown}')
+        if not folders:
+            raise SystemFailure("CDI device injection failed: no CDI specification directories specified")
+        for member, what in (("Count", "count"), ("Options", "options")):
+            if request.get(member):
+                raise SystemFailure(f"unexpected {what} in CDI device request")
+        from longshore.engine import cdi
+
+        try:
+            cdi.inject(spec, request.get("DeviceIDs") or [], [Path(folder) for folder in folders])
+        except cdi.CdiError as error:
+            raise SystemFailure(str(error)) from None
+        oci.sort_mounts(spec)
 
 
 def _rlimits(container: Container, spec: oci.Spec) -> None:
@@ -196,13 +212,14 @@ def build(
     init_program: str = "",
     profile: str = "",
     linked: Sequence[str] = (),
+    cdi_folders: Sequence[str] | None = (),
 ) -> oci.Spec:
     """The whole OCI configuration.
 
     root: the mounted root file system, as seen by the engine; merged: as the runtime is to find it. sandbox: its network
     namespace (None: the host's). users: the user namespace to join (None: the host's). mounts: ready OCI mounts for volumes, binds and tmpfs. files: path inside to the engine's file for hosts, hostname and resolv.conf.
     shm: a folder for /dev/shm that others may share. profile: the seccomp profile of containers that name none.
-    linked: variables of links. Raises EngineError classes with dockerd's texts.
+    linked: variables of links. cdi_folders: of CDI specifications; None: no such devices are given. Raises EngineError classes with dockerd's texts.
     """
     config, host = container.config, container.host
     args = [container.path, *container.args]
@@ -251,6 +268,7 @@ def build(
     if host.get("Annotations"):
         spec["annotations"] = dict(host["Annotations"])
     _mounts(container, spec, mounts, files, shm)
+    _request_devices(container, spec, cdi_folders)
     if users is not None:
         join_users(spec, users, asked="writable_cgroups" in security)
     if host.get("Init") and init_program:

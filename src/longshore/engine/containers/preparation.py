@@ -100,6 +100,8 @@ class Preparation:
         container.sandbox_id = new_id()
         sandbox = networks.sandbox_path(container.sandbox_id)
         plugs: list[Plug] = []
+        if networks.bridgeless and mode == "bridge":
+            container.config["NetworkDisabled"] = True
         if mode == "none" or container.config.get("NetworkDisabled"):
             settings = container.networks.get("none")
             if settings is not None:

@@ -68,10 +68,6 @@ class ContainerService:
         self.configuration = configuration or Configuration()
         self.cgroup_parent = self.configuration.cgroup_parent or cgroup_parent
         self.seccomp = self.configuration.seccomp()
-        self.runtimes: Mapping[str, str] = {
-            **runtime.runtimes,
-            "io.containerd.runc.v2": runtime.runtimes[runtime.default_runtime],
-        }
         self.init_program = next(
             (
                 p
@@ -97,8 +93,16 @@ class ContainerService:
         await self.in_thread(self.store.load)
         await self.lifecycle.recover()
 
+    @property
+    def runtimes(self) -> Mapping[str, str]:
+        """Name to program of the runtimes that containers may ask for."""
+        known = self.runtime.runtimes
+        return {**known, "io.containerd.runc.v2": known[self.runtime.default_runtime]}
+
     async def close(self) -> None:
-        """The engine ends; containers go on."""
+        """The engine ends; containers go on, unless the settings say otherwise."""
+        if not self.configuration.live_restore:
+            await self.lifecycle.shut_down(self.configuration.shutdown_timeout)
         await self.lifecycle.close()
         for task in list(self._tasks):
             task.cancel()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longshore.engine.cri import cdi
+from longshore.engine import cdi
 from longshore.engine.runtime import capabilities, cgroups, seccomp, users
 from longshore.engine.runtime import spec as oci
 from longshore.machinery.grpc import RpcError, Status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import platform
@@ -13,6 +14,8 @@ from typing import Any
 
 import orjson
 
+from longshore.engine import runtimes as runtimes_of
+from longshore.engine.configuration import Configuration
 from longshore.engine.containers import filters, inspect, logoptions
 from longshore.engine.errors import InvalidParameter
 from longshore.engine.runtime import cgroups
@@ -112,7 +115,18 @@ def _os_release() -> tuple[str, str]:
     return values.get("PRETTY_NAME", "Linux"), values.get("VERSION_ID", "")
 
 
-def _engine_id(folder: Path) -> str:
+async def _cdi_devices(given: Configuration) -> tuple[list[str], list[str]]:
+    """The devices of CDI specifications, and warnings of files that are none."""
+    if not given.cdi or not given.cdi_folders:
+        return [], []
+    from longshore.engine import cdi
+
+    found, wrong = await asyncio.to_thread(cdi.devices, [Path(folder) for folder in given.cdi_folders])
+    return found, [f"CDI: Error associated with spec file {file}: {text}" for file, text in wrong.items()]
+
+
+def engine_id(folder: Path) -> str:
+    """The engine's id, made when it is first asked for."""
     file = folder / "engine-id"
     if not file.exists():
         file.write_text(str(uuid.uuid4()))
@@ -143,9 +157,8 @@ async def info(call: Call) -> Response:
     v2 = cgroups.unified()
     runtimes: Json = {}
     for known in sorted({"runc", "io.containerd.runc.v2", *service.runtime.runtimes}):
-        path = service.runtime.runtimes.get(known, "runc")
-        entry: Json = {"path": os.path.basename(path)}
-        if features and entry["path"] == "runc":
+        entry = runtimes_of.shown(service.configuration.runtimes, known)
+        if features and known in runtimes_of.STOCK:
             entry["status"] = {"org.opencontainers.runtime-spec.features": features}
         runtimes[known] = entry
     general = service.configuration
@@ -165,8 +178,9 @@ async def info(call: Call) -> Response:
         security.append("name=cgroupns")
     if general.no_new_privileges:
         security.append("name=no-new-privileges")
+    devices, wrong = await _cdi_devices(general)
     shown: Json = {
-        "ID": _engine_id(api.folder),
+        "ID": engine_id(api.folder),
         "Containers": len(states),
         "ContainersRunning": running,
         "ContainersPaused": paused,
@@ -195,7 +209,7 @@ async def info(call: Call) -> Response:
         "CPUSet": True,
         "PidsLimit": True,
         "IPv4Forwarding": True,
-        "Debug": False,
+        "Debug": general.debug,
         "NFd": len(os.listdir("/proc/self/fd")),
         "OomKillDisable": not v2,
         "NGoroutines": 1,
@@ -236,7 +250,7 @@ async def info(call: Call) -> Response:
             "Error": "",
             "RemoteManagers": None,
         },
-        "LiveRestoreEnabled": True,
+        "LiveRestoreEnabled": general.live_restore,
         "Isolation": "",
         "InitBinary": "docker-init",
         "ContainerdCommit": {"ID": ""},
@@ -245,9 +259,10 @@ async def info(call: Call) -> Response:
         "SecurityOptions": security,
         **({"DefaultAddressPools": pools} if pools else {}),
         "FirewallBackend": {"Driver": "nftables"},
-        "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+        "CDISpecDirs": list(general.cdi_folders) if general.cdi else [],
+        "DiscoveredDevices": [{"Source": "cdi", "ID": name} for name in devices],
         "Containerd": {"Address": "", "Namespaces": {"Containers": "moby", "Plugins": "plugins.moby"}},
-        "Warnings": api.warnings or None,
+        "Warnings": [*api.warnings, *wrong] or None,
     }
     _adapt_info(shown, call.version)
     return json_response(shown)

@@ -114,6 +114,10 @@ class ImageStore:
             self._registries = self._make_registries() if self._make_registries is not None else Registries()
         return self._registries
 
+    def forget_registries(self) -> None:
+        """Have the settings of registries asked for again; transfers under way go on with theirs."""
+        self._registries = None
+
     def event(self, action: str, image: str, name: str = "") -> None:
         if self.on_event is not None:
             self.on_event(action, image, name or image)

@@ -10,11 +10,15 @@ import itertools
 from typing import Any
 
 from longshore.engine.configuration import Configuration
+from longshore.engine.errors import SystemFailure
 from longshore.machinery.netlink import Netlink
 
 from .model import GATEWAY_OF, Network
 
 Json = dict[str, Any]
+
+#: daemon.json's "bridge" where there is to be no default network.
+NO_BRIDGE = "none"
 
 
 def free_bridge_name(netlink: Netlink) -> str:
@@ -65,6 +69,27 @@ def _entry(address: str, within: str) -> Json:
         entry.setdefault("Subnet", str(inner))
         entry["IPRange"] = str(inner)
     return entry
+
+
+def adopted(netlink: Netlink, bridge: str, given: Configuration) -> list[Json]:
+    """The network's IPAM.Config on an interface that is there already, from its addresses. Raises SystemFailure."""
+    link = netlink.link(bridge)
+    if link is None:
+        raise SystemFailure(
+            f'error creating default "bridge" network: bridge device with non default name {bridge} must be created manually'
+        )
+    found = []
+    for version, within in ((4, given.bridge_range), *(((6, given.bridge_range6),) if given.ipv6 else ())):
+        own = next(
+            (a for _, a in netlink.addresses(link.index) if a.version == version and not a.ip.is_link_local), None
+        )
+        entry = _entry(str(own) if own is not None else "", within)
+        gateway = given.gateway if version == 4 else given.gateway6
+        if gateway:
+            entry["AuxiliaryAddresses"] = {GATEWAY_OF.format(version): gateway}
+        if entry:
+            found.append(entry)
+    return found
 
 
 def forget_addresses(netlink: Netlink, network: Network, config: list[Json]) -> None:

@@ -95,7 +95,11 @@ class NetworkService:
         for name, driver in (("none", "null"), ("host", "host")):
             if not any(n.name == name for n in self._networks.values()):
                 self._keep(Network(name=name, driver=driver))
-        if not any(n.name == "bridge" for n in self._networks.values()):
+        if self.bridgeless:
+            self._drop_default()
+        elif self._configuration.bridge:
+            self._adopt_default(self._configuration.bridge)
+        elif not any(n.name == "bridge" for n in self._networks.values()):
             network = Network(name="bridge", driver="bridge")
             network.options = {
                 "com.docker.network.bridge.name": self._bridge or default.free_bridge_name(self._netlink)
@@ -112,6 +116,32 @@ class NetworkService:
             if network.driver in ("bridge", "macvlan", "ipvlan"):
                 self._restore(network)
         self.publishing.refresh()
+
+    @property
+    def bridgeless(self) -> bool:
+        """Whether the administrator wants no default network ("bridge": "none")."""
+        return self._configuration.bridge == default.NO_BRIDGE
+
+    def _drop_default(self) -> None:
+        for network in [n for n in self._networks.values() if n.name == "bridge"]:
+            self._unmake_interface(network)
+            self._networks = {id: kept for id, kept in self._networks.items() if id != network.id}
+            (self._data / f"{network.id}.json").unlink(missing_ok=True)
+
+    def _adopt_default(self, bridge: str) -> None:
+        """The default network on an interface of the administrator's, with its addresses. Raises SystemFailure."""
+        found = default.adopted(self._netlink, bridge, self._configuration)
+        known = next((n for n in self._networks.values() if n.name == "bridge"), None)
+        if known is not None and (known.bridge != bridge or any(e not in known.ipam_config for e in found)):
+            self._drop_default()
+            known = None
+        network = known or Network(name="bridge", driver="bridge")
+        network.own_bridge = False
+        network.options = default.options(self._configuration, bridge)
+        network.enable_ipv6 = self._configuration.ipv6
+        if known is None:
+            self._assign_pools(network, {"Config": found})
+        self._keep(network)
 
     def _restore(self, network: Network) -> None:
         try:

@@ -30,9 +30,10 @@ class CdiError(Exception):
     """Devices cannot be given; the text says which."""
 
 
-def _specs(folders: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
-    """kind -> the specs of it, those of later folders first. Files that are wrong are left out."""
+def _specs(folders: Iterable[Path]) -> tuple[dict[str, list[dict[str, Any]]], dict[Path, str]]:
+    """kind -> the specs of it, those of later folders first; and what is wrong with files, which are left out."""
     found: dict[str, list[dict[str, Any]]] = {}
+    wrong: dict[Path, str] = {}
     for folder in reversed(list(folders)):
         try:
             files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".yaml"))
@@ -41,13 +42,25 @@ def _specs(folders: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
         for file in files:
             try:
                 if file.stat().st_size > SIZE_LIMIT:
-                    continue
+                    raise ValueError(f"it has more than {SIZE_LIMIT} bytes")
                 data = file.read_bytes()
                 spec = orjson.loads(data) if file.suffix == ".json" else yaml.safe_load(data)
                 found.setdefault(str(spec["kind"]), []).append(spec)
-            except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-                continue
-    return found
+            except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+                wrong[file] = f"failed to read CDI Spec {str(file)!r}: {error}".replace("\n", " ")
+    return found, wrong
+
+
+def devices(folders: Iterable[Path] = FOLDERS) -> tuple[list[str], dict[Path, str]]:
+    """The qualified names of all devices, sorted, and what is wrong with files. Blocking."""
+    known, wrong = _specs(folders)
+    names = {
+        f"{kind}={device.get('name')}"
+        for kind, specs in known.items()
+        for spec in specs
+        for device in spec.get("devices") or ()
+    }
+    return sorted(name for name in names if _NAME.fullmatch(name)), wrong
 
 
 def _device(specs: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
@@ -63,7 +76,7 @@ def inject(spec: dict[str, Any], names: Iterable[str], folders: Iterable[Path] =
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return
-    known = _specs(folders)
+    known, _ = _specs(folders)
     edits: list[Mapping[str, Any]] = []
     whole: list[int] = []
     lost = []

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from longshore.engine.cri import cdi
+from longshore.engine import cdi
 
 
 def spec() -> dict[str, Any]:
