@@ -86,6 +86,7 @@ def _archive(store: ImageStore, chosen: list[Choice], lease: Any) -> Generator[b
         written: set[str] = set()
         for choice in chosen:
             image, tags = choice.image, choice.tags
+            store.event("save", image.id, image.id)
             layers = manifests.plain_layers(store, image)
             if choice.index is not None:
                 entry = yield from _platforms(store, choice.index, written)
