@@ -1,11 +1,17 @@
-"""SQLite connections for a process of many threads."""
+"""SQLite databases for a process of many threads."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+_DURABLE = ("journal_mode=WAL", "synchronous=FULL")
 
 #: Bytes of unused pages that are worth writing a database anew for.
 _MUCH = 4 << 20
@@ -65,3 +71,56 @@ class Connections:
                 connection.close()
             self._open.clear()
             self._local = threading.local()
+
+
+class Database:
+    """One connection a thread; every write is one `with database.write() as c` transaction.
+
+    path: the SQLite file, made where absent. schema: statements that make what is not there yet, each ended by a semicolon.
+    settings: further PRAGMA assignments. Raises sqlite3.Error when the file is no database.
+    """
+
+    def __init__(self, path: Path, schema: str, settings: Sequence[str] = ()) -> None:
+        self._path = path
+        self._connections = Connections(path, (*_DURABLE, *settings))
+        # WAL mode and the schema are set under one writer's lock: several processes may start at once.
+        with self.write() as connection:
+            for statement in filter(str.strip, schema.split(";")):
+                connection.execute(statement)
+
+    def close(self) -> None:
+        self._connections.close()
+
+    @contextlib.contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction; rolled back when the block raises. durable: on disk when the block has ended.
+
+        OSError (ENOSPC) when the disk is full.
+        """
+        connection = self._connections.get()
+        if not durable:
+            connection.execute("PRAGMA synchronous=NORMAL")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from None
+        finally:
+            if not durable:
+                connection.execute("PRAGMA synchronous=FULL")
+
+    def all(self, sql: str, *arguments: object) -> list[Any]:
+        """All rows."""
+        return self._connections.get().execute(sql, arguments).fetchall()
+
+    def one(self, sql: str, *arguments: object) -> Any:
+        """The first row or None."""
+        return self._connections.get().execute(sql, arguments).fetchone()

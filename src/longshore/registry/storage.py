@@ -7,18 +7,16 @@ collection may run while clients are between "do you have this?" and the manifes
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from longshore.machinery.sqlite import Connections
+from longshore.machinery.sqlite import Database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blobs(digest TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
@@ -52,7 +50,7 @@ class Manifest:
     body: bytes
 
 
-class Storage:
+class Storage(Database):
     """The content below `root`."""
 
     def __init__(self, root: Path) -> None:
@@ -60,37 +58,7 @@ class Storage:
         self.uploads = root / "uploads"
         for folder in (self.uploads, root / "blobs" / "sha256", root / "blobs" / "sha512"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._connections = Connections(root / "registry.db", ("journal_mode=WAL", "synchronous=FULL"))
-        with self.write() as connection:
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                connection.execute(statement)
-
-    def close(self) -> None:
-        self._connections.close()
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on disk when the block has ended."""
-        connection = self._connections.get()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        except sqlite3.OperationalError as error:
-            if "full" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-
-    def all(self, sql: str, *arguments: object) -> list[Any]:
-        return self._connections.get().execute(sql, arguments).fetchall()
-
-    def one(self, sql: str, *arguments: object) -> Any:
-        return self._connections.get().execute(sql, arguments).fetchone()
+        super().__init__(root / "registry.db", _SCHEMA)
 
     # -- blobs ---------------------------------------------------------------------------------------------------
 

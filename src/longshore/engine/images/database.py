@@ -7,15 +7,10 @@ state holds as well (who uses which image) need not survive a power cut and go w
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from longshore.machinery.sqlite import Connections
+from longshore.machinery import sqlite
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images(
@@ -67,57 +62,11 @@ def process_start(pid: int) -> int:
         return 0
 
 
-_SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512")
-
-
-class Database:
-    """One connection a thread; every write is one `with database.write() as c` transaction.
-
-    path: the SQLite file, made where absent. Raises sqlite3.Error when the file is no database of ours.
-    """
+class Database(sqlite.Database):
+    """The engine's. path: the file, made where absent."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connections = Connections(path, _SETTINGS)
-        # WAL mode and the schema are set under one writer's lock: engines of several nodes may start at once.
-        connection = self._connections.get()
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in filter(str.strip, _SCHEMA.split(";")):
-            connection.execute(statement)
-        connection.execute("COMMIT")
-
-    def close(self) -> None:
-        self._connections.close()
-
-    @contextlib.contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction; rolled back when the block raises. durable: on disk when the block has ended."""
-        connection = self._connections.get()
-        if not durable:
-            connection.execute("PRAGMA synchronous=NORMAL")
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        except sqlite3.OperationalError as error:
-            if "full" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from None
-        finally:
-            if not durable:
-                connection.execute("PRAGMA synchronous=FULL")
-
-    def all(self, sql: str, *arguments: object) -> list[Any]:
-        return self._connections.get().execute(sql, arguments).fetchall()
-
-    def one(self, sql: str, *arguments: object) -> Any:
-        """The first row or None."""
-        return self._connections.get().execute(sql, arguments).fetchone()
+        super().__init__(path, _SCHEMA, ("cache_size=-512",))
 
 
 def own_process() -> tuple[int, int]:
