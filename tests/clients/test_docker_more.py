@@ -240,3 +240,30 @@ def test_the_default_bridge_is_docker0(engine: DockerEngine) -> None:
     assert subprocess.run(("ip", "link", "show", name), capture_output=True).returncode == 0
     done = engine.docker("network", "create", "-d", "macvlan", "-o", "macvlan_mode=odd", "mv", check=False)
     assert "'bridge' mode is the macvlan driver default" in done.stderr
+
+
+def test_a_line_without_its_end_is_held_back(engine: DockerEngine) -> None:
+    """dockerd's log drivers get a line when it ends, after 16 KiB of it, or when the output ends."""
+    script = "echo first; printf unfinished; cat /go > /dev/null; echo ' end'; printf rest"
+    engine.docker("run", "-d", "--name", "held", "busybox", "sh", "-c", f"mkfifo /go; {script}")
+    engine.until("logs", "held", shows="first\n")
+    time.sleep(0.2)
+    for words in ((), ("--tail", "1"), ("--since", "1h")):
+        assert engine.docker("logs", *words, "held").stdout == "first\n"
+    follower = subprocess.Popen(["docker", "-H", f"unix://{engine.socket}", "logs", "-f", "held"], stdout=subprocess.PIPE, text=True)  # fmt: skip
+    engine.docker("exec", "held", "sh", "-c", "echo > /go")
+    engine.docker("wait", "held")
+    assert follower.communicate(timeout=20)[0] == "first\nunfinished end\nrest"
+    assert engine.docker("logs", "held").stdout == "first\nunfinished end\nrest"
+    assert engine.docker("logs", "--tail", "1", "held").stdout == "rest"
+    # What an earlier run has left unfinished is shown while a later one runs.
+    engine.docker(
+        "run", "-d", "--name", "twice", "busybox", "sh", "-c", "[ -e /x ] && exec sleep 1000; touch /x; printf left"
+    )
+    engine.docker("wait", "twice")
+    engine.docker("start", "twice")
+    assert engine.docker("logs", "twice").stdout == "left"
+    engine.docker(
+        "run", "-d", "--name", "long", "busybox", "sh", "-c", "head -c 20000 /dev/zero | tr '\\0' x; sleep 1000"
+    )
+    engine.until("logs", "long", shows="x" * 16384)

@@ -15,7 +15,7 @@ from longshore.engine.runtime.attachment import Attachment
 from longshore.wire import crilog, rawstream
 
 from . import detach, logdrivers
-from .model import Container
+from .model import Container, parse_time
 
 Json = dict[str, Any]
 
@@ -183,10 +183,13 @@ async def read_log(
 ) -> AsyncIterator[bytes]:
     """The container's log in the form of the API's stream; following ends with the container.
 
+    A line of a running container comes with its end of line (or after 16 KiB of it), as dockerd's drivers get it; what is
+    unfinished when the container ends comes then, without one.
     since, until, tail, follow: as runtime.logs.read. attributes: put before each line (--details). raw: as log_text.
     """
     raw = container.tty if raw is None else raw
     ended: asyncio.Future[object] | None = container.ended
+    running = container.state.running and not container.state.restarting
     if not container.state.running and not container.state.restarting:
         follow = False
     joiner = logs.Joiner()
@@ -197,7 +200,9 @@ async def read_log(
             container, batch, stdout=stdout, stderr=stderr, timestamps=timestamps, attributes=attributes, raw=raw
         )
 
-    async for block in logs.blocks(container.log_path, tail=tail, follow=follow, until=until, ended=ended):
+    async for block in logs.blocks(
+        container.log_path, tail=tail, follow=follow, until=until, ended=ended, whole=running
+    ):
         if plain and joiner.empty:
             text = _bulk(block, raw, stdout, stderr)
             if text is not None:
@@ -208,6 +213,11 @@ async def read_log(
             yield render(batch)
         if done:
             return
-    batch, _ = logs.select(joiner.flush(), since, until)
+    left = joiner.flush()
+    if running and (ended is None or not ended.done()):
+        # An earlier run's is as finished as it will ever be.
+        began = parse_time(container.state.started_at)
+        left = [line for line in left if line.time < began]
+    batch, _ = logs.select(left, since, until)
     if batch:
         yield render(batch)

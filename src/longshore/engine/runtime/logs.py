@@ -85,10 +85,10 @@ class Joiner:
         return left
 
 
-def _tail_offset(paths: Sequence[Path], count: int) -> tuple[int, int]:
-    """Where the last `count` lines begin: (index of the file, offset in it)."""
+def _tail_offset(paths: Sequence[Path], count: int, *, whole: bool = False) -> tuple[int, int]:
+    """Where the last `count` lines begin: (index of the file, offset in it). whole: an unfinished one is none."""
     needed = count
-    first = True
+    first = not whole
     for index in range(len(paths) - 1, -1, -1):
         with open(paths[index], "rb") as file:
             position = file.seek(0, os.SEEK_END)
@@ -106,7 +106,7 @@ def _tail_offset(paths: Sequence[Path], count: int) -> tuple[int, int]:
                     record = block[start:ends]
                     parts = record[:80].split(b" ", 3)
                     full = len(parts) > 2 and not parts[2].startswith(b"P")
-                    # A line's last record counts; an unfinished line at the very end counts as well.
+                    # A line's last record counts; an unfinished line at the very end counts as well, unless it is held back.
                     if full or first:
                         if needed == 0:
                             return index, position + ends
@@ -124,8 +124,12 @@ async def blocks(
     follow: bool = False,
     until: int = 0,
     ended: asyncio.Future[object] | None = None,
+    whole: bool = False,
 ) -> AsyncIterator[bytes]:
-    """A container's log in blocks of whole records, as they lie in its files; arguments as `read`."""
+    """A container's log in blocks of whole records, as they lie in its files; arguments as `read`.
+
+    whole: an unfinished line at the end is none of those that `tail` counts.
+    """
     watch: Inotify | None = None
     wake = asyncio.Event()
     file = None
@@ -144,7 +148,7 @@ async def blocks(
             if until:
                 asyncio.get_running_loop().call_later(max(until / 1e9 - time.time(), 0) + 0.01, wake.set)
         paths = files(path)
-        index, offset = (0, 0) if tail < 0 else _tail_offset(paths, tail)
+        index, offset = (0, 0) if tail < 0 else _tail_offset(paths, tail, whole=whole)
         for number, each in enumerate(paths[index:]):
             opened = open(each, "rb")  # noqa: SIM115 - the newest stays open while it is followed
             if number == 0:
