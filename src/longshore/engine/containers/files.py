@@ -8,8 +8,8 @@ from pathlib import Path
 
 from longshore.engine.errors import SystemFailure
 
-_LOCAL = (
-    "127.0.0.1\tlocalhost\n"
+_LOCAL = "127.0.0.1\tlocalhost\n"
+_LOCAL6 = (
     "::1\tlocalhost ip6-localhost ip6-loopback\n"
     "fe00::\tip6-localnet\n"
     "ff00::\tip6-mcastprefix\n"
@@ -19,9 +19,9 @@ _LOCAL = (
 EMBEDDED_DNS = "127.0.0.11"
 
 
-def hosts(own: Sequence[tuple[str, str]], extra: Sequence[tuple[str, str]] = ()) -> str:
-    """The content of /etc/hosts. own, extra: (address, names)."""
-    return _LOCAL + "".join(f"{address}\t{names}\n" for address, names in (*extra, *own))
+def hosts(own: Sequence[tuple[str, str]], extra: Sequence[tuple[str, str]] = (), *, ipv6: bool = True) -> str:
+    """The content of /etc/hosts. own, extra: (address, names). ipv6: whether there is a loopback address of IPv6."""
+    return _LOCAL + (_LOCAL6 if ipv6 else "") + "".join(f"{address}\t{names}\n" for address, names in (*extra, *own))
 
 
 def host_resolver() -> tuple[list[str], list[str], list[str]]:
@@ -69,14 +69,15 @@ def resolver_of(
     if dns:
         servers = list(dns)
     elif not host_network:
-        servers = [s for s in servers if not _loopback(s)]
+        servers = [s for s in servers if not loopback(s)]
     chosen_search = list(search) if search else host_search
     if list(search) == ["."]:
         chosen_search = []
     return servers, chosen_search, list(options) if options else host_options
 
 
-def _loopback(text: str) -> bool:
+def loopback(text: str) -> bool:
+    """Whether a nameserver is the host's own; what is no address counts as one."""
     try:
         return ipaddress.ip_address(text.partition("%")[0]).is_loopback
     except ValueError:

@@ -112,7 +112,7 @@ class Preparation:
         try:
             for name, settings in list(container.networks.items()):
                 network = networks.resolve(name)
-                taken.append(networks.allocate(network, container, settings))
+                taken.append(networks.allocate(network, container, settings, ipv6=has_ipv6(container)))
                 settings["DNSNames"] = dns_names(container, settings) if network.user_defined else None
                 taken[-1].names = settings["DNSNames"] or []
         except BaseException as error:
@@ -223,7 +223,7 @@ class Preparation:
         if mode == "host" and not extra and not own:
             content = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else files.hosts([])
         else:
-            content = files.hosts(own, extra)
+            content = files.hosts(own, extra, ipv6=has_ipv6(container))
         (container.folder / "hosts").write_text(content)
         (container.folder / "hostname").write_text(config["Hostname"] + "\n")
         files.check_nameservers(host["Dns"] or [])
@@ -331,6 +331,11 @@ class Preparation:
             if target == "/dev" and not container.host["Privileged"]:
                 result += guard_devices(source)
         return result
+
+
+def has_ipv6(container: Container) -> bool:
+    """Whether a container's own settings leave IPv6 on."""
+    return str((container.host.get("Sysctls") or {}).get("net.ipv6.conf.all.disable_ipv6")) != "1"
 
 
 def network_failure(error: BaseException) -> bool:

@@ -406,7 +406,7 @@ class ContainerService:
                 container.networks[network.name] = settings
                 container.save()
                 return
-            held = self.networks.allocate(network, container, settings)
+            held = self.networks.allocate(network, container, settings, ipv6=preparation.has_ipv6(container))
             settings["DNSNames"] = preparation.dns_names(container, settings) if network.user_defined else None
             held.names = settings["DNSNames"] or []
             sandbox = self.networks.sandbox_path(container.sandbox_id)
@@ -459,7 +459,8 @@ class ContainerService:
         lines = file.read_text().splitlines()
         names = container.host_names
         kept = [line for line in lines if line.partition("\t")[2] != names]
-        own = [f"{s['IPAddress']}\t{names}" for s in container.networks.values() if s["IPAddress"]]
+        addresses = [s[kind] for s in container.networks.values() for kind in ("IPAddress", "GlobalIPv6Address")]
+        own = [f"{address}\t{names}" for address in addresses if address]
         file.write_text("\n".join([*kept, *own]) + "\n")
 
     async def disconnect(self, network: Network, container: Container) -> None:

@@ -72,6 +72,8 @@ async def create(call: Call) -> Response:
     body = await call.json(required=True)
     api = call.api
     check_body(body)
+    if call.version < (1, 48):
+        body.pop("EnableIPv4", None)
     network = await api.containers.in_thread(api.networks.create, body)
     return json_response({"Id": network.id, "Warning": ""}, 201)
 

@@ -1,7 +1,7 @@
 """Names of containers in user-defined networks: a DNS server at 127.0.0.11 inside each container's namespace.
 
 It is no process: its sockets are made inside the namespace and served by the engine's loop. It answers for the containers
-that share a network with the asker; all else is asked of the resolvers of the container or of the host, from the host.
+that share a network with the asker; all else is asked of the resolvers of the container or of the host (see upstreams).
 Queries to port 53 are translated to the sockets' own ports, so that a container may serve DNS itself.
 Source: Docker documentation, "Embedded DNS server"; RFC 1035, RFC 7766.
 """
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from longshore.machinery import netns
 from longshore.machinery.nftables import Nftables
 from longshore.wire import dns
 
+from . import upstreams
+
 if TYPE_CHECKING:
     from .service import NetworkService
 
@@ -28,7 +31,6 @@ log = logging.getLogger("longshore.engine.networks")
 
 ADDRESS = "127.0.0.11"
 _TTL = 600
-_TIMEOUT = 4.0
 _MOST_QUERIES = 256
 _TCP_IDLE = 30.0
 
@@ -38,12 +40,14 @@ class _Served:
     container: Any
     udp: socket.socket
     tcp: asyncio.Server
-    upstreams: list[str]
+    upstreams: list[upstreams.Upstream]
+    #: Names without a dot are the container's to complete with its search domains: nobody else is asked.
+    ndots: bool
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Resolvers:
-    """The resolvers of all running containers. upstreams are read when a container starts."""
+    """The resolvers of all running containers. Upstream servers are read when a container starts."""
 
     def __init__(self, networks: NetworkService) -> None:
         self._networks = networks
@@ -55,16 +59,19 @@ class Resolvers:
             return
         loop = asyncio.get_running_loop()
         udp, listener = await loop.run_in_executor(None, _sockets, sandbox)
-        from longshore.engine.containers.files import host_resolver
-
-        upstreams = list(container.host["Dns"] or self._networks.nameservers) or host_resolver()[0]
+        own = container.host["Dns"] or self._networks.nameservers
+        servers, options = await loop.run_in_executor(None, upstreams.of, own, sandbox)
+        ndots = any(
+            re.fullmatch(r"ndots:0*[1-9]\d*", option)
+            for option in container.host.get("DnsOptions") or self._networks.dns_options or options
+        )
         served: _Served
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._stream(served, reader, writer)
 
         server = await asyncio.start_server(connected, sock=listener)
-        served = _Served(container, udp, server, upstreams)
+        served = _Served(container, udp, server, servers, ndots)
         self._served[container.id] = served
         loop.add_reader(udp, self._readable, served)
 
@@ -146,6 +153,13 @@ class Resolvers:
             answer.answers.append(dns.Record(question.name, dns.PTR, _TTL, name))
             return dns.encode(answer, limit)
         addresses = self._addresses(served, question.name)
+        if (
+            addresses is None
+            and served.ndots
+            and question.type in (dns.A, dns.AAAA)
+            and "." not in question.name.rstrip(".")
+        ):
+            return dns.encode(answer, limit)
         if addresses is None:
             return None
         random.shuffle(addresses)
@@ -192,20 +206,14 @@ class Resolvers:
     # ------------------------------------------------------------------ elsewhere
 
     async def _ask(self, served: _Served, data: bytes, *, stream: bool) -> bytes:
-        """Ask the upstream servers one after the other; SERVFAIL when none answers."""
+        """What the upstream servers answer; SERVFAIL when none does."""
         query = dns.decode(data)
         internal = all(
             (network := self._networks.find(name)) is None or network.internal for name in served.container.networks
         )
-        for server in [] if internal else served.upstreams:
-            try:
-                async with asyncio.timeout(_TIMEOUT):
-                    answer = await (_over_tcp(server, data) if stream else _over_udp(server, data))
-            except (OSError, TimeoutError, asyncio.IncompleteReadError):
-                continue
-            if answer[:2] == data[:2]:
-                return answer
-        return dns.encode(
+        wanted = [server for server in served.upstreams if server.sandbox is not None or not internal]
+        answer = await upstreams.ask(wanted, data, stream=stream)
+        return answer or dns.encode(
             dns.Message(query.id, dns.QR | dns.RA | query.flags & dns.RD, rcode=dns.SERVFAIL, questions=query.questions)
         )
 
@@ -232,37 +240,3 @@ def _sockets(sandbox: Path) -> tuple[socket.socket, socket.socket]:
             f"table ip longshore_dns {{ chain output {{ type nat hook output priority -100; policy accept;\n{rules}\n}}\n}}"
         )
     return udp, tcp
-
-
-class _Once(asyncio.DatagramProtocol):
-    def __init__(self, answer: asyncio.Future[bytes]) -> None:
-        self._answer = answer
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        if not self._answer.done():
-            self._answer.set_result(data)
-
-    def error_received(self, exc: Exception) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(exc)
-
-
-async def _over_udp(server: str, data: bytes) -> bytes:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[bytes] = loop.create_future()
-    transport, _ = await loop.create_datagram_endpoint(lambda: _Once(answer), remote_addr=(server, 53))
-    try:
-        transport.sendto(data)
-        return await answer
-    finally:
-        transport.close()
-
-
-async def _over_tcp(server: str, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(server, 53)
-    try:
-        writer.write(len(data).to_bytes(2, "big") + data)
-        length = int.from_bytes(await reader.readexactly(2), "big")
-        return await reader.readexactly(length)
-    finally:
-        writer.close()

@@ -74,6 +74,8 @@ class NetworkService:
         self.resolvers: Any = None
         #: Where names go that no network knows, for containers that name no resolver; none: the host's own.
         self.nameservers: Sequence[str] = ()
+        #: Options of resolv.conf for containers that have none of their own.
+        self.dns_options: Sequence[str] = self._configuration.dns_options
         data.mkdir(parents=True, exist_ok=True)
         run.mkdir(parents=True, exist_ok=True)
 
@@ -341,8 +343,11 @@ class NetworkService:
     def sandbox_path(self, sandbox_id: str) -> Path:
         return self._run / sandbox_id[:12]
 
-    def allocate(self, network: Network, container: Any, settings: Json) -> Endpoint:
-        """Take addresses for a container in a network and write them into its endpoint settings. Raises EngineError."""
+    def allocate(self, network: Network, container: Any, settings: Json, *, ipv6: bool = True) -> Endpoint:
+        """Take addresses for a container in a network and write them into its endpoint settings. Raises EngineError.
+
+        ipv6: whether the container has IPv6 at all.
+        """
         name = container.name.lstrip("/")
         if network.config_only:
             raise Forbidden("cannot create endpoint on configuration-only network")
@@ -357,6 +362,8 @@ class NetworkService:
                 raise InvalidParameter(f"invalid link local IP address: {text}")
         try:
             for version in {pool.subnet.version: None for pool in network.pools}:
+                if version == 6 and not ipv6:
+                    continue
                 asked = wanted.get(f"IPv{version}Address")
                 endpoint.addresses.append(network.take_address(version, asked or ""))
         except EngineError:
