@@ -170,11 +170,11 @@ async def test_a_cache_that_is_not_there_is_none(kit: Kit, registry: Start) -> N
     kit.cache_from = [control.CacheOptionsEntry(Type="registry", Attrs={"ref": f"{host}/nothing:1"})]
     await kit.build("FROM busybox\nRUN true\n", name="x", **QUIET)
     assert any(name.startswith("importing cache manifest") for name in kit.names)
-    kit.cache_from = [control.CacheOptionsEntry(Type="s3", Attrs={})]
-    with pytest.raises(RpcError, match='unknown cache importer: "s3"'):
+    kit.cache_from = [control.CacheOptionsEntry(Type="azblob", Attrs={})]
+    with pytest.raises(RpcError, match='unknown cache importer: "azblob"'):
         await kit.build("FROM busybox\n", name="x")
-    kit.cache_from, kit.cache_to = [], [control.CacheOptionsEntry(Type="gha", Attrs={})]
-    with pytest.raises(RpcError, match='unknown cache exporter: "gha"'):
+    kit.cache_from, kit.cache_to = [], [control.CacheOptionsEntry(Type="azblob", Attrs={})]
+    with pytest.raises(RpcError, match='unknown cache exporter: "azblob"'):
         await kit.build("FROM busybox\n", name="x")
 
 

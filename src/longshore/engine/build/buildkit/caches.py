@@ -11,23 +11,28 @@ import asyncio
 import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from longshore.engine.build.buildkit import stores
 from longshore.engine.build.buildkit.contents import ContentStore, Digested
 from longshore.engine.build.buildkit.progress import Progress, Vertex
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.cache import BuildCache
+from longshore.engine.build.context import new_folder
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
 from longshore.engine.images import references
 from longshore.engine.images.blobs import digest_of
 from longshore.engine.images.distribution import DOCKER_LIST, INDEXES, OCI_INDEX, OCI_MANIFEST
+from longshore.engine.images.extract import remove_path
 from longshore.engine.images.layers import Layer
 from longshore.engine.images.model import Image, encode
+from longshore.engine.images.packed import Form, Packed
 from longshore.engine.images.pull import fetch_layers
 from longshore.engine.images.push import compressed_layer, send_bytes, send_layer
 from longshore.engine.images.refusals import RegistryError
+from longshore.engine.images.streams import in_thread
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore
@@ -68,6 +73,12 @@ class Imported:
                 chosen = [by_digest[digest] for digest in entry["layers"]]
             self.steps[str(entry["key"])] = Step(str(entry.get("told") or ""), raw, tuple(chosen))
 
+    async def close(self) -> None:
+        """The build has ended: nothing more is asked of the place."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            await close()
+
     async def get(self, key: str, parent: str) -> Image | None:
         """The image of a step; it and its layers are brought here, and the step is remembered. None: not in this cache."""
         step = self.steps.get(key)
@@ -99,16 +110,18 @@ async def load(
     """Read other caches' descriptions; those that cannot be read are left out (and told). Raises InvalidParameter."""
     found: list[Imported] = []
     for kind, attributes in wanted:
-        if kind not in ("registry", "local"):
+        if kind not in ("registry", "local", *stores.KINDS):
             raise InvalidParameter(f'unknown cache importer: "{kind}"')
-        shown = attributes.get("ref") or f"local:{attributes.get('digest', '')}"
+        shown = attributes.get("ref") or f"{kind}:{attributes.get('digest', '')}"
         vertex = progress.vertex(f"importing cache manifest from {shown}")
         try:
             with vertex:
                 if kind == "registry":
                     found.append(await _from_registry(store, session, attributes))
-                else:
+                elif kind == "local":
                     found.append(await _from_client(store, session, attributes))
+                else:
+                    found += await _from_objects(store, stores.open_store(kind, attributes))
         except (EngineError, ValueError, KeyError, TypeError):
             continue
     return found
@@ -128,7 +141,7 @@ async def _from_registry(store: ImageStore, session: Session, attributes: Mappin
     body, media, _ = await registry.manifest(wanted)
     manifest = orjson.loads(body)
     if media in INDEXES and not any(entry.get("mediaType") == CONFIG for entry in manifest.get("manifests") or []):
-        from longshore.engine.images.pull import choose
+        from longshore.engine.images.manifests import choose
 
         chosen = choose([entry for entry in manifest.get("manifests") or [] if isinstance(entry, dict)], "")
         if chosen is None:
@@ -142,6 +155,16 @@ async def _from_client(store: ImageStore, session: Session, attributes: Mapping[
     source = ContentStore(session, f"local:{attributes.get('src', '')}")
     manifest = orjson.loads(await source.read(references.check_digest(attributes.get("digest", ""))))
     return await _described(store, source, manifest, source.read)
+
+
+async def _from_objects(store: ImageStore, source: stores.Store) -> list[Imported]:
+    """The caches that an object store holds: their layers are described in the documents themselves."""
+    found: list[Imported] = []
+    for data in await source.load():
+        document = orjson.loads(data)
+        layers = [{"digest": layer["blob"], **layer["annotations"]} for layer in document.get("layers") or []]
+        found.append(Imported(store, source, document, layers))
+    return found
 
 
 async def _described(store: ImageStore, source: Any, manifest: Any, read: Any) -> Imported:
@@ -211,15 +234,21 @@ async def export(
     records: Mapping[str, tuple[str, str]],
     images: list[Image],
 ) -> dict[str, str]:
-    """Export the steps of a build. kind: "registry" or "local" (inline caches go with the image).
+    """Export the steps of a build. kind: "registry", "local" or an object store's (inline caches go with the image).
 
     Raises InvalidParameter for another kind, EngineError (unless ignore-error=true).
     """
     if kind == "inline":
         return {}
-    if kind not in ("registry", "local"):
+    target: _Target
+    if kind == "registry":
+        target = _Registry(store, session, attributes)
+    elif kind == "local":
+        target = _Folder(store, session, attributes)
+    elif kind in stores.KINDS:
+        target = _Objects(store, stores.open_store(kind, attributes))
+    else:
         raise InvalidParameter(f'unknown cache exporter: "{kind}"')
-    target = _Registry(store, session, attributes) if kind == "registry" else _Folder(store, session, attributes)
     try:
         with progress.vertex(f"exporting cache to {target.shown}") as vertex:
             return await _export(store, target, vertex, attributes, records, images)
@@ -227,11 +256,13 @@ async def export(
         if attributes.get("ignore-error") in _TRUE:
             return {}
         raise
+    finally:
+        await target.close()
 
 
 async def _export(
     store: ImageStore,
-    target: _Registry | _Folder,
+    target: _Target,
     vertex: Vertex,
     attributes: Mapping[str, str],
     records: Mapping[str, tuple[str, str]],
@@ -258,7 +289,14 @@ async def _export(
     layers = list(sent.values())
     document = orjson.dumps(
         {
-            "layers": [{"blob": layer["digest"], "parent": -1} for layer in layers],
+            "layers": [
+                {
+                    "blob": layer["digest"],
+                    "parent": -1,
+                    "annotations": {"mediaType": layer["mediaType"], "diffID": diff, "size": layer["size"]},
+                }
+                for diff, layer in sent.items()
+            ],
             "records": [],
             "longshore": {"steps": steps},
         }
@@ -282,6 +320,21 @@ async def _export(
     await target.manifest(body, media, digest)
     vertex.status(f"writing cache manifest {digest}", done=True)
     return {"cache.manifest": orjson.dumps({"mediaType": media, "digest": digest, "size": len(body)}).decode()}
+
+
+class _Target(Protocol):
+    """What takes a cache. Raises EngineError."""
+
+    shown: str
+
+    async def open(self) -> None: ...
+    async def layer(self, layer: Layer) -> dict[str, Any]:
+        """Bring a layer there; its descriptor."""
+        ...
+
+    async def document(self, data: bytes, digest: str) -> None: ...
+    async def manifest(self, body: bytes, media: str, digest: str) -> None: ...
+    async def close(self) -> None: ...
 
 
 class _Registry:
@@ -317,6 +370,9 @@ class _Registry:
         except RegistryError as error:
             raise SystemFailure(f"error writing manifest blob: {error.message}") from None
 
+    async def close(self) -> None:
+        return
+
 
 class _Folder:
     """A folder of the client's that takes a cache, as a content store in its session."""
@@ -341,3 +397,34 @@ class _Folder:
 
     async def manifest(self, body: bytes, media: str, digest: str) -> None:
         await self.document(body, digest)
+
+    async def close(self) -> None:
+        return
+
+
+class _Objects:
+    """An object store that takes a cache: layers as blobs, the document under its name; it knows no manifests."""
+
+    def __init__(self, store: ImageStore, place: stores.Store) -> None:
+        self._place = place
+        self._folder = new_folder(store)
+        self._packed = Packed(store, self._folder, Form())
+        self.shown = place.shown
+
+    async def open(self) -> None:
+        return
+
+    async def layer(self, layer: Layer) -> dict[str, Any]:
+        blob = await in_thread(self._packed.blob, layer)
+        await self._place.put(blob)
+        return blob.descriptor()
+
+    async def document(self, data: bytes, digest: str) -> None:
+        await self._place.save(data)
+
+    async def manifest(self, body: bytes, media: str, digest: str) -> None:
+        return
+
+    async def close(self) -> None:
+        await self._place.close()
+        await asyncio.shield(in_thread(remove_path, self._folder))
