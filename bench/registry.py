@@ -1,7 +1,7 @@
 """Claim: pushing and pulling blobs of 1 GB is no slower than with the reference registry, at half its CPU.
 
 Peer in the same run: Debian's docker-registry. Beside them the floor: one thread that reads the socket, hashes, writes and
-syncs (push), and one sendfile (pull), without any protocol.
+syncs (push), and one that maps the file and sends it (pull), without any protocol.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ uvloop.install()
 asyncio.run(serve(data_dir=Path(sys.argv[1]), port=5100))
 """
 FLOOR = """
-import hashlib, os, socket, sys
+import hashlib, mmap, os, socket, sys
 with socket.create_server(("127.0.0.1", 5300)) as listener:
     while True:
         peer = listener.accept()[0]
         if peer.recv(1) == b"<":
             with open(sys.argv[1], "rb") as file:
-                peer.sendfile(file)
+                size, window = os.fstat(file.fileno()).st_size, 16 << 20
+                for begin in range(0, size, window):
+                    length, flags = min(window, size - begin), mmap.MAP_SHARED | mmap.MAP_POPULATE
+                    with mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin) as content:
+                        for at in range(0, length, 1 << 20):
+                            with memoryview(content) as whole, whole[at : at + (1 << 20)] as piece:
+                                peer.sendall(piece)
         else:
             room = memoryview(bytearray(1 << 20))
             total = hashlib.sha256()

@@ -152,3 +152,18 @@ async def test_what_an_iterator_makes(secure: bool, tmp_path: Path) -> None:
         with pytest.raises(ClientError):
             await digest(client, base + "?chunked=1&broken=1")
     await server.close()
+
+
+async def test_a_file_that_is_cut_meanwhile_cuts_the_answer(serve: Serve, path: Path) -> None:
+    """It is read as memory: what is no more there is an error, not the end of the process."""
+    port = await serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.3)  # the socket is full, the file is not through
+    os.truncate(path, 1 << 20)
+    with pytest.raises(asyncio.IncompleteReadError):
+        await reader.readexactly(SIZE)
+    writer.close()
+    async with Client() as client:
+        assert (await digest(client, f"http://127.0.0.1:{port}/?count=1000"))[0] == 1000
