@@ -27,16 +27,18 @@ def test_addresses_are_unique_and_come_back(steps: list[bool]) -> None:
             pool.release(held.pop(0))
 
 
-def test_a_freed_address_is_not_given_again_at_once() -> None:
+def test_the_lowest_free_address_is_given() -> None:
     pool = ipam.Pool(ipaddress.ip_network("10.1.0.0/24"))
-    first = pool.allocate()
-    pool.release(first)
-    assert pool.allocate() != first
+    held = [pool.allocate() for _ in range(4)]
+    assert [str(address) for address in held] == ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"]
+    pool.reserve(ipaddress.ip_address("10.1.0.5"))
+    pool.release(held[2])
+    pool.release(held[1])
+    assert [str(pool.allocate()) for _ in range(3)] == ["10.1.0.2", "10.1.0.3", "10.1.0.6"]
     with pytest.raises(EngineError):
         pool.reserve(ipaddress.ip_address("10.2.0.1"))
-    pool.reserve(first)
     with pytest.raises(Forbidden):
-        pool.reserve(first)
+        pool.reserve(held[0])
 
 
 def test_pools_avoid_what_is_taken() -> None:

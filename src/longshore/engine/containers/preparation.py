@@ -380,14 +380,15 @@ def dns_names(container: Container, settings: Json) -> list[str]:
 
 def choose_gateways(container: Container, endpoints: list[Endpoint]) -> dict[int, Endpoint]:
     """The endpoints that have the default routes, by IP version: the highest priority, then the first by name, among those
-    whose networks have a gateway of that version."""
+    that have an address of that version and whose networks have a gateway of it."""
 
     def rank(endpoint: Endpoint) -> tuple[int, str]:
         return -int(container.networks[endpoint.network.name]["GwPriority"] or 0), endpoint.network.name
 
     chosen = {}
     for version in (4, 6):
-        candidates = [e for e in endpoints if e.network.gateway(version) is not None]
+        addressed = [e for e in endpoints if (e.ipv4 if version == 4 else e.ipv6)]
+        candidates = [e for e in addressed if e.network.gateway(version) is not None]
         if candidates:
             chosen[version] = min(candidates, key=rank)
     return chosen

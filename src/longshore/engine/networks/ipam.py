@@ -42,7 +42,7 @@ def choose_pool6(network_id: str) -> ipaddress.IPv6Network:
 
 
 class Pool:
-    """The addresses of one subnet. Gives the next free one, going round, so that a freed address is not reused at once."""
+    """The addresses of one subnet. Gives the lowest free one, as dockerd does: a container that is run again has its address."""
 
     def __init__(self, subnet: Network, within: Network | None = None) -> None:
         self.subnet = subnet
@@ -56,7 +56,7 @@ class Pool:
             self._taken.add(int(subnet.broadcast_address))
         first, last = int(self._range.network_address), int(self._range.broadcast_address)
         self._first, self._last = first, last
-        self._next = first
+        self._lowest = first  # all below are taken
 
     def reserve(self, address: Address) -> None:
         """Take a certain address. Raises InvalidParameter outside the subnet, Forbidden when it is taken."""
@@ -68,17 +68,15 @@ class Pool:
         self._taken.add(number)
 
     def allocate(self) -> Address:
-        """Take the next free address. Raises SystemFailure when there is none."""
-        number = self._next
-        for _ in range(min(self._last - self._first + 1, len(self._taken) + 1)):
-            if number > self._last:
-                number = self._first
+        """Take the lowest free address. Raises SystemFailure when there is none."""
+        for number in range(self._lowest, self._last + 1):
             if number not in self._taken:
                 self._taken.add(number)
-                self._next = number + 1
+                self._lowest = number + 1
                 return ipaddress.ip_address(number) if self.subnet.version == 4 else ipaddress.IPv6Address(number)
-            number += 1
         raise SystemFailure("no available addresses on this pool")
 
     def release(self, address: Address) -> None:
-        self._taken.discard(int(address))
+        number = int(address)
+        self._taken.discard(number)
+        self._lowest = max(self._first, min(self._lowest, number))

@@ -158,14 +158,30 @@ class Publishing:
             except NftablesError:
                 endpoint.rules = []
                 raise
+        _forget_flows(endpoint.rules)
 
     def _shut(self, endpoint: Endpoint) -> None:
         with self._ruling:
-            if endpoint.rules:
-                self._firewall.remove_ports(endpoint.rules)
-                endpoint.rules = []
+            gone, endpoint.rules = endpoint.rules, []
+            if gone:
+                self._firewall.remove_ports(gone)
+        _forget_flows(gone)
 
     def _lead(self, endpoint: Endpoint, shown: Json) -> None:
         """Let published ports lead to an endpoint: by rules, and what these cannot reach by the sockets that hold the ports."""
         endpoint.rules = ports.rules(shown, endpoint.ipv4, endpoint.ipv6)
         self._ports.lead(shown, endpoint.ipv4, endpoint.ipv6)
+
+
+def _forget_flows(rules: Sequence[PortRule]) -> None:
+    """Let datagrams that keep coming to these ports take the way of today's rules: a tracked flow keeps to its old one."""
+    ports = {rule.host_port for rule in rules if rule.protocol == "udp" and rule.host_port}
+    if not ports:
+        return
+    from longshore.machinery.conntrack import Conntrack
+
+    with contextlib.suppress(OSError), Conntrack() as tracker:
+        for family in {6 if ":" in rule.container_ip else 4 for rule in rules}:
+            for flow in tracker.flows(family, "udp"):
+                if flow.destination_port in ports:
+                    tracker.delete(flow)
