@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
+
+import pytest
+import uvloop
 
 from longshore.machinery.http import Request, Response, Server
 from longshore.node.kubelet.handlers import Handlers
@@ -149,3 +154,45 @@ async def test_a_redirect_to_another_host_passes_with_a_warning() -> None:
     assert told[2].endswith("stopped after 10 redirects")
     await handlers.close()
     await server.close()
+
+
+def test_an_answer_that_came_while_nobody_looked_is_taken() -> None:
+    """The process had no time of its own for longer than the probe's timeout."""
+    ready, port = threading.Event(), [0]
+
+    def serve() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port[0] = server.getsockname()[1]
+            ready.set()
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def ask() -> tuple[int, bytes, str]:
+        handlers = Handlers(cast(Any, None))
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 1.0)
+        try:
+            return await handlers.http({"port": port[0]}, {"name": "c"}, "127.0.0.1", 0.3)
+        finally:
+            await handlers.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    ready.wait()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            assert runner.run(ask())[:2] == (200, b"ok")
+    finally:
+        thread.join()
+
+
+async def test_silence_is_a_timeout_in_time() -> None:
+    silent = await asyncio.start_server(lambda *_: asyncio.sleep(30), "127.0.0.1", 0)
+    handlers = Handlers(cast(Any, None))
+    try:
+        with pytest.raises(TimeoutError):
+            await handlers.http({"port": silent.sockets[0].getsockname()[1]}, {"name": "c"}, "127.0.0.1", 0.1)
+    finally:
+        await handlers.close()
+        silent.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from longshore.machinery.grpc import RpcError, Status
-from longshore.node.kubelet.handlers import Handlers
+from longshore.node.kubelet.handlers import LATE_SECONDS, Handlers
 from longshore.node.kubelet.resources import is_sidecar
 from longshore.node.kubelet.runtime import RUNNING, Container, PodState
 
@@ -23,8 +23,6 @@ KINDS = {"startup": "startupProbe", "readiness": "readinessProbe", "liveness": "
 _INITIAL: dict[str, bool | None] = {"startup": None, "readiness": False, "liveness": True}
 _RETRIES = 3
 MESSAGE_LIMIT = 10 * 1024
-#: seconds by which a timeout may come late before the lateness is this process's own and not the container's
-_LATE = 0.1
 
 
 class Unusable(Exception):
@@ -244,9 +242,13 @@ class ProbeManager:
                 return True, ""
             if "grpc" in spec:
                 return await self._handlers.grpc(spec["grpc"], ip, timeout)
-        except TimeoutError:
-            text = f"{_shown(spec, ip)}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-            if time.monotonic() - begin > timeout + _LATE:
+        except TimeoutError as error:
+            text = str(error)
+            text = (
+                text
+                or f"{_shown(spec, ip)}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+            )
+            if time.monotonic() - begin > timeout + LATE_SECONDS:
                 raise Late(text) from None
             return False, text
         except OSError as error:
