@@ -267,3 +267,24 @@ def test_a_line_without_its_end_is_held_back(engine: DockerEngine) -> None:
         "run", "-d", "--name", "long", "busybox", "sh", "-c", "head -c 20000 /dev/zero | tr '\\0' x; sleep 1000"
     )
     engine.until("logs", "long", shows="x" * 16384)
+
+
+def test_mounts_go_both_ways_where_they_are_shared(engine: DockerEngine, tmp_path: Path) -> None:
+    """rshared: what a container mounts is seen outside; rslave: what is mounted outside is seen in the container."""
+    (tmp_path / "mnt").mkdir()
+    done = engine.docker("run", "--rm", "-v", f"{tmp_path}:/v:rshared", "busybox", "true", check=False)
+    assert f"path {tmp_path} is mounted on " in done.stderr and "but it is not a shared mount" in done.stderr
+    subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)
+    subprocess.run(["mount", "--make-shared", tmp_path], check=True)
+    try:
+        # The engine's process has a copy of this mount; a shared one is the same for both.
+        engine.docker("run", "--rm", "--privileged", "-v", f"{tmp_path}:/v:shared", "busybox", "mount", "-t", "tmpfs", "x", "/v/mnt")  # fmt: skip
+        assert str(tmp_path / "mnt") in Path("/proc/self/mountinfo").read_text()
+        subprocess.run(["umount", tmp_path / "mnt"], check=True)
+        engine.docker("run", "-d", "--name", "slave", "-v", f"{tmp_path}:/v:slave", "busybox", "sleep", "1000")
+        subprocess.run(["mount", "-t", "tmpfs", "x", tmp_path / "mnt"], check=True)
+        assert "/v/mnt" in engine.docker("exec", "slave", "cat", "/proc/self/mounts").stdout
+        engine.docker("rm", "-f", "slave")
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "mnt"], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", tmp_path], check=True)

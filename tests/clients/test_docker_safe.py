@@ -40,8 +40,8 @@ def mounts() -> set[str]:
 
 @pytest.mark.parametrize("up", ["", "/../../../../../../../.."])
 @pytest.mark.parametrize(
-    "paths", [("dev",), ("proc",), ("sys",), ("dev/null", "dev/console", "dev/pts", "dev/ptmx", "dev/shm", "etc/hosts",
-              "etc/resolv.conf", "etc/hostname", ".dockerenv", "etc/mtab")], ids=["dev", "proc", "sys", "files"],
+    "paths", [("dev",), ("proc",), ("sys",), ("dev/pts/0", "dev/pts/1", "dev/tty", "dev/fd", "dev/stdout"), ("dev/null", "dev/console", "dev/pts", "dev/ptmx", "dev/shm", "etc/hosts",
+              "etc/resolv.conf", "etc/hostname", ".dockerenv", "etc/mtab")], ids=["dev", "proc", "sys", "pts", "files"],
 )  # fmt: skip
 def test_links_in_the_image_where_the_engine_mounts(
     engine: DockerEngine, tmp_path: Path, paths: tuple[str, ...], up: str
@@ -154,6 +154,21 @@ def test_an_exec_inherits_no_capabilities(engine: DockerEngine) -> None:
     for words in (("run", "--rm", "busybox"), ("exec", "caps")):
         fds = engine.docker(*words, "ls", "-l", "/proc/self/fd").stdout
         assert not any(line.split(" -> ")[-1].startswith("/") and "/proc/" not in line.split(" -> ")[-1] and "/dev/null" not in line for line in fds.splitlines() if " -> " in line), fds  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["image", "flag"])
+def test_a_working_directory_of_an_image_leads_nowhere(engine: DockerEngine, way: str) -> None:
+    """CVE-2024-21626: a descriptor of the host's file system that the runtime has open is no way out of the container."""
+    mark = engine.base.name
+    for number in (3, 5, 7, 8, 9):
+        folder = f"/proc/self/fd/{number}"
+        words = ["-w", folder] if way == "flag" else []
+        image = image_with(engine, {}, f"WORKDIR {folder}") if way == "image" else "busybox"
+        script = "pwd -P; ls -d ../../../../../../../../../../var/lib; ls ../../.."
+        done = engine.docker("run", "--rm", "--network", "none", *words, image, "sh", "-c", script, check=False)
+        assert "var/lib" not in done.stdout and mark not in done.stdout
+        # It is refused, or is a plain folder of the container's own /proc.
+        assert done.returncode != 0 or done.stdout.splitlines()[0].startswith("/proc/")
 
 
 def test_a_working_directory_of_an_exec_leads_nowhere(engine: DockerEngine) -> None:

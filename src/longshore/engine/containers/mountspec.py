@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from longshore.engine.errors import InvalidParameter
+from longshore.engine.errors import InvalidParameter, SystemFailure
+from longshore.machinery import mounts
 
 Json = dict[str, Any]
 
@@ -140,12 +141,29 @@ def guard_engine(point: Json, roots: Sequence[str], *, asked: bool) -> None:
     if root is None:
         return
     if not asked:
-        point["Propagation"] = "rslave"
+        point["Propagation"], point["_guarded"] = "rslave", True
     elif point["Propagation"] not in ("rslave", "rshared"):
         raise InvalidParameter(
             'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the '
             f'daemon root, daemon root: "{root}", bind mount source: "{source}", propagation: "{point["Propagation"]}"'
         )
+
+
+def propagation(source: str, wanted: str, *, asked: bool) -> str:
+    """The propagation that a bind of a path gets; asked: whether it was given. Raises SystemFailure for one that the
+    mount which the path lies on cannot give."""
+    if wanted not in ("shared", "rshared", "slave", "rslave"):
+        return wanted
+    real = os.path.realpath(source)
+    holding = [m for m in mounts.table() if real == m.path or real.startswith(m.path.rstrip("/") + "/")]
+    # Of several at one place the last one is seen.
+    on = max(enumerate(holding), key=lambda found: (len(found[1].path), found[0]))[1]
+    if "shared:" in on.propagation or ("slave" in wanted and "master:" in on.propagation):
+        return wanted
+    if not asked:
+        return "rprivate"
+    kind = "shared or slave" if "slave" in wanted else "shared"
+    raise SystemFailure(f"path {source} is mounted on {on.path} but it is not a {kind} mount")
 
 
 def check_option_kinds(mount: Json) -> None:

@@ -405,6 +405,12 @@ def _mounts(container: Container, spec: oci.Spec, mounts: list[Json], files: dic
         if inside not in taken:
             oci.add_mount(spec, file, inside, ["rbind", "rprivate", *(["ro"] if host["ReadonlyRootfs"] else [])])
     spec["mounts"] += mounts
+    # A mount gets events only where the root it was made in gets them. Source: moby daemon/oci_linux.go.
+    asked = {option for mount in mounts for option in mount["options"]}
+    if asked & {"shared", "rshared"}:
+        spec["linux"]["rootfsPropagation"] = "shared"
+    elif asked & {"slave", "rslave"}:
+        spec["linux"]["rootfsPropagation"] = "rslave"
     oci.sort_mounts(spec)
     # A read-only root with read-only devices still needs the console.
     if host["ReadonlyRootfs"]:

@@ -318,6 +318,7 @@ class Preparation:
                         raise SystemFailure(
                             f"error while creating mount source path '{source}': mkdir {source}: {(error.strerror or '').lower()}"
                         ) from None
+                options[1] = mountspec.propagation(source, propagation, asked=not point.get("_guarded"))
             elif kind == "volume":
                 folder = service.volumes.mount(point["Name"], container.id)
                 service.volume_event(container, "mount", point)
