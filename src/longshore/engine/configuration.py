@@ -83,7 +83,8 @@ class Configuration:
     bridge: the interface of the default network, "none" for no such network. bridge_address ("10.0.0.1/24"), bridge_range, gateway, the same for IPv6 (used when ipv6 is set), mtu, icc, masquerade,
     binding_address: of the default network; address_pools: (base, size) that networks take their subnets from;
     userland_proxy: whether ports are carried where they cannot be translated; network_options: driver to options of new networks. host_addresses: what the name host-gateway means.
-    builder: see build.settings. userns_remap: see remapping.resolve. features: by dockerd's names. cdi_folders: of CDI
+    builder: see build.settings. userns_remap: see remapping.resolve.
+    launcher: whether execs are the launcher's (runtime.launcher) or the OCI runtime's; a setting of this engine alone. features: by dockerd's names. cdi_folders: of CDI
     specifications. live_restore: containers go on when the engine ends; shutdown_timeout: else the seconds that all of
     them have to stop, -1 for no end."""
 
@@ -127,6 +128,7 @@ class Configuration:
     userland_proxy: bool = True
     builder: BuilderSettings = field(default_factory=BuilderSettings)
     userns_remap: str = ""
+    launcher: bool = True
     features: Mapping[str, bool] = field(default_factory=dict)
     cdi_folders: tuple[str, ...] = CDI_FOLDERS
     debug: bool = False
@@ -318,4 +320,5 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "live-restore": ("live_restore", settings.flag),
     "shutdown-timeout": ("shutdown_timeout", settings.seconds),
     "userns-remap": ("userns_remap", settings.text),
+    "launcher": ("launcher", settings.flag),
 }

@@ -76,7 +76,7 @@ class Engine:
         namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None
         self._registry_namespace = namespace
         suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
-        self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=programs)
+        self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=programs, launcher=configuration.launcher)
         self.images = ImageStore(
             layout.images,
             state=data / "overlay2",

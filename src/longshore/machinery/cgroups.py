@@ -101,6 +101,13 @@ def processes(path: str) -> list[int]:
     return sorted(_members(where)) if where is not None else []
 
 
+def holds(path: str, pid: int) -> bool:
+    """Whether a process is in the cgroup, or in one below it, of any hierarchy."""
+    lines = read(Path(f"/proc/{pid}"), "cgroup").splitlines()
+    groups = [line.split(":", 2)[2] for line in lines]
+    return any(group == path or group.startswith(path.rstrip("/") + "/") for group in groups)
+
+
 def kill_all(path: str) -> None:
     """SIGKILL to every process of a cgroup, whichever hierarchy has it."""
     if unified():

@@ -4,60 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.oci import drain, spec
 
 from longshore.engine.runtime import cgroups
 from longshore.engine.runtime import spec as oci
-from longshore.engine.runtime.attachment import Attachment
 from longshore.engine.runtime.runtime import NoSuchContainer, NotRunning, Runtime, RuntimeFailed
 from longshore.machinery import netns
 
 pytestmark = pytest.mark.root
-PARENT = f"/longshore-test-{os.getpid()}"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("runc") is None or shutil.which("conmon") is None or not os.path.exists("/bin/busybox"):
-        pytest.skip("runc, conmon or busybox-static is absent")
-    folder = tmp_path_factory.mktemp("root")
-    for name in ("bin", "etc", "proc", "sys", "dev", "tmp"):
-        (folder / name).mkdir()
-    shutil.copy("/bin/busybox", folder / "bin/busybox")
-    for name in subprocess.run(["/bin/busybox", "--list"], capture_output=True, text=True, check=True).stdout.split():
-        if name != "busybox":
-            os.symlink("busybox", folder / "bin" / name)
-    return folder
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    made = Runtime(tmp_path / "run", cgroup_parent=PARENT)
-    yield made
-    for id in made.ids():
-        await made.delete(id, force=True)
-    made.close()
-    cgroups.remove(PARENT)
-
-
-def spec(root: Path, *command: str) -> oci.Spec:
-    return oci.default_spec(rootfs=root, args=command, env=["PATH=/bin"])
-
-
-async def drain(io: Attachment) -> dict[int, bytes]:
-    got: dict[int, bytes] = {1: b"", 2: b""}
-    while (piece := await io.read()) is not None:
-        got[piece[0]] += piece[1]
-    return got
-
-
-async def test_streams_exit_code_and_log(runtime: Runtime, root: Path, tmp_path: Path) -> None:
+async def test_streams_exit_code_and_log(runtime: Runtime, root: Path, tmp_path: Path, parent: str) -> None:
     await runtime.create(
         "one",
         spec(root, "sh", "-c", "cat; echo err >&2; exit 3"),
@@ -77,14 +38,14 @@ async def test_streams_exit_code_and_log(runtime: Runtime, root: Path, tmp_path:
     await runtime.delete("one")
     with pytest.raises(NoSuchContainer):
         runtime.state("one")
-    assert not cgroups.folders(f"{PARENT}/one")
+    assert not cgroups.folders(f"{parent}/one")
 
 
-async def test_failures_leave_nothing(runtime: Runtime, root: Path, tmp_path: Path) -> None:
+async def test_failures_leave_nothing(runtime: Runtime, root: Path, tmp_path: Path, parent: str) -> None:
     with pytest.raises(RuntimeFailed, match="executable file not found"):
         await runtime.create("bad", spec(root, "nosuch"))
     assert runtime.ids() == [] and list((tmp_path / "run" / "containers").iterdir()) == []
-    assert not cgroups.folders(f"{PARENT}/bad")
+    assert not cgroups.folders(f"{parent}/bad")
 
 
 async def test_exec_signals_pause_and_figures(runtime: Runtime, root: Path) -> None:
@@ -119,14 +80,14 @@ async def test_a_terminal(runtime: Runtime, root: Path) -> None:
     assert (await drain(io))[1].split(b"\r\n") == [b"hello", b"33 77", b"got hello", b""]
 
 
-async def test_a_new_runtime_takes_over(runtime: Runtime, root: Path, tmp_path: Path) -> None:
+async def test_a_new_runtime_takes_over(runtime: Runtime, root: Path, tmp_path: Path, parent: str) -> None:
     await runtime.create("runs", spec(root, "sleep", "1000"), log_path=tmp_path / "l1", labels={"a": "b"})
     await runtime.create("ends", spec(root, "sh", "-c", "exit 5"), log_path=tmp_path / "l2")
     await runtime.create("waits", spec(root, "sh", "-c", "exit 6"))
     await runtime.start("runs")
     pid = runtime.state("runs").pid
     runtime.close()
-    other = Runtime(tmp_path / "run", cgroup_parent=PARENT)
+    other = Runtime(tmp_path / "run", cgroup_parent=parent)
     # A creation that was cut short: its folder has no record.
     (tmp_path / "run" / "containers" / "half").mkdir()
     assert sorted(await other.recover()) == ["ends", "runs", "waits"]

@@ -66,6 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the network namespace to reach registries from (default: this one)",
     )
     parser.add_argument("--runtime", default="runc", help="the OCI runtime's program (default %(default)s)")
+    parser.add_argument(
+        "--no-launcher", action="store_true", help="let the OCI runtime start commands in running containers, too"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         ):  # fmt: skip
             if given:
                 found[name] = (*found.get(name, ()), *given)
+        if arguments.no_launcher:
+            found["launcher"] = False
         return found
 
     try:

@@ -13,6 +13,7 @@ from longshore.machinery.cgroups import folder as _folder
 from longshore.machinery.cgroups import (
     folders,
     frozen,
+    holds,
     kill_all,
     mounts,
     processes,
@@ -146,6 +147,7 @@ __all__ = [
     "Stats",
     "folders",
     "frozen",
+    "holds",
     "kill_all",
     "mounts",
     "oom_kills",

@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,26 +85,15 @@ class Record:
     oom_before: int = 0
 
 
-class ExecSession:
+class ExecSession(ABC):
     """A further process in a container. `io` is its stdio when it was started attached."""
 
-    def __init__(
-        self,
-        id: str,
-        container_id: str,
-        folder: Path,
-        pid: int,
-        io: Attachment | None,
-        terminal: bool,
-        monitor: Process,
-    ) -> None:
+    def __init__(self, id: str, container_id: str, pid: int, io: Attachment | None, terminal: bool) -> None:
         self.id = id
         self.container_id = container_id
         self.pid = pid
         self.io = io
         self.terminal = terminal
-        self._folder = folder
-        self._monitor = monitor
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
@@ -115,25 +105,61 @@ class ExecSession:
         """Wait for the end; returns the exit code."""
         return await asyncio.shield(self._exited)
 
+    def has_ended(self, code: int) -> None:
+        """The process has ended (for whoever sees it)."""
+        if not self._exited.done():
+            self._exited.set_result(code)
+
+    def on_end(self, call: Callable[[], object]) -> None:
+        """Have something called when the process has ended."""
+        self._exited.add_done_callback(lambda _: call())
+
+    @abstractmethod
     def kill(self, sig: int = signal.SIGKILL) -> None:
         """Signal the process."""
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """Nobody reads its output or writes its input any more: close them, whatever the process makes of it.
+
+        It gets SIGPIPE or EPIPE when it writes, the end of its input, SIGHUP from a terminal. One that does neither goes
+        on, as on containerd, until it or its container ends.
+        """
+
+    @abstractmethod
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size. Raises NotRunning."""
+
+
+class MonitoredExec(ExecSession):
+    """An exec that runc has started and a monitor holds."""
+
+    def __init__(
+        self,
+        id: str,
+        container_id: str,
+        folder: Path,
+        pid: int,
+        io: Attachment | None,
+        terminal: bool,
+        monitor: Process,
+    ) -> None:
+        super().__init__(id, container_id, pid, io, terminal)
+        self.folder = folder
+        self._monitor = monitor
+
+    def kill(self, sig: int = signal.SIGKILL) -> None:
         if not self._exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
 
     def hang_up(self) -> None:
-        """Nobody reads its output or writes its input any more: close them, whatever the process makes of it.
-
-        Its monitor holds the other ends and would drain them for ever, so it goes: the process gets SIGPIPE or EPIPE
-        when it writes, the end of its input, SIGHUP from a terminal. One that does neither goes on, as on containerd,
-        until it or its container ends; its exit code is not known then.
-        """
+        # The monitor holds the other ends and would drain them for ever, so it goes; the exit code is not known then.
         if not self._exited.done():
             self._monitor.kill()
 
     def resize(self, rows: int, columns: int) -> None:
-        """Set the terminal's size."""
-        control(self._folder, f"1 {rows} {columns}\n")
+        control(self.folder, f"1 {rows} {columns}\n")
 
 
 def resolve(future: asyncio.Future[None]) -> None:

@@ -23,6 +23,7 @@ import orjson
 from longshore.machinery import process
 
 from . import cgroups, monitor
+from .launcher.client import Launcher
 from .records import (
     ExecSession,
     ExitStatus,
@@ -44,7 +45,8 @@ class Runtime(Stdio):
     """Containers of one engine. Construct it in a running loop, then `await recover()`.
 
     run: folder for bundles and sockets (on a file system that empties at boot). cgroup_parent: where containers go that
-    name no cgroup. runtimes: name to program of OCI runtimes; the first is the default.
+    name no cgroup. runtimes: name to program of OCI runtimes; the first is the default. launcher: whether execs in runc's
+    containers are Longshore's own launcher's.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Runtime(Stdio):
         cgroup_parent: str = "/longshore",
         runtimes: Mapping[str, str] | None = None,
         conmon: str = "conmon",
+        launcher: bool = True,
     ) -> None:
         self._run = run
         self._cgroup_parent = cgroup_parent.rstrip("/")
@@ -63,6 +66,7 @@ class Runtime(Stdio):
         self._containers: dict[str, Record] = {}
         self._callbacks: list[Callable[[str, ExitStatus], None]] = []
         self._loop = asyncio.get_running_loop()
+        self.launcher = Launcher() if launcher else None
         self._programs: dict[str, str] = {}
         self._mount_options: dict[str, frozenset[str]] = {}
         for name in ("containers", "runc"):
@@ -479,6 +483,8 @@ class Runtime(Stdio):
 
     def close(self) -> None:
         """Stop watching; containers and their monitors go on."""
+        if self.launcher is not None:
+            self.launcher.close()
         for record in self._containers.values():
             self._release(record)
         self._containers.clear()

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from longshore.machinery import process
 
-from . import attachment, monitor
-from .attachment import Attachment
-from .records import ExecSession, NotRunning, Record, RuntimeFailed, control
+from . import attachment, cgroups, monitor
+from .attachment import Attachment, MonitorAttachment
+from .records import ExecSession, MonitoredExec, NotRunning, Record, RuntimeFailed, control
+
+if TYPE_CHECKING:
+    from .launcher.client import Launcher
+    from .spec import Spec
+
+log = logging.getLogger("longshore.engine.runtime")
 
 UNKNOWN_EXIT = 137
 """The exit code of a container whose monitor was killed with it: nobody saw how it ended."""
@@ -26,6 +33,7 @@ class Stdio(ABC):
     """The part of the runtime that speaks to containers' monitors about input and output."""
 
     _conmon: str
+    launcher: Launcher | None
     _loop: asyncio.AbstractEventLoop
 
     @abstractmethod
@@ -35,6 +43,10 @@ class Stdio(ABC):
     @abstractmethod
     def _running(self, id: str) -> Record:
         """The record of a running container. Raises NotRunning."""
+
+    @abstractmethod
+    def spec(self, id: str) -> Spec:
+        """The OCI configuration the container was created with."""
 
     @abstractmethod
     def _program(self, name: str) -> str:
@@ -54,7 +66,7 @@ class Stdio(ABC):
             sock = attachment.connect(record.folder)
         except OSError:
             raise NotRunning(f"container {id} is not running") from None
-        return Attachment(sock, keep_input=record.stdin_once and not stdin, on_close=record.held.append)
+        return MonitorAttachment(sock, keep_input=record.stdin_once and not stdin, on_close=record.held.append)
 
     def resize(self, id: str, rows: int, columns: int) -> None:
         """Set the size of the container's terminal. Raises NotRunning."""
@@ -86,6 +98,54 @@ class Stdio(ABC):
         is missing).
         """
         record = self._running(id)
+        session = await self._launch(record, process_spec, exec_id, terminal=terminal, stdin=stdin, attach=attach)
+        if session is None:
+            session = await self._monitored(record, process_spec, exec_id, terminal, stdin, attach)
+        return session
+
+    async def _launch(
+        self,
+        record: Record,
+        process_spec: Mapping[str, Any],
+        exec_id: str,
+        *,
+        terminal: bool,
+        stdin: bool,
+        attach: bool,
+    ) -> ExecSession | None:
+        """An exec by Longshore's own launcher; None where it is the OCI runtime's to do."""
+        if self.launcher is None or record.init_fd < 0 or os.path.basename(record.runtime) != "runc":
+            return None
+        from .launcher import client, translation
+
+        try:
+            wanted = {**process_spec, "terminal": terminal}
+            request = translation.request(record.id, self.spec(record.id), wanted, record.cgroup)
+            if not cgroups.holds(record.cgroup, record.pid):
+                raise NotRunning(f"container {record.id} is not running")
+            session = await self.launcher.exec(exec_id, record.id, request, record.init_fd, stdin=stdin, attach=attach)
+        except translation.NotCarried as reason:
+            log.info("exec in container %s by %s: %s", record.id, record.runtime, reason)
+            return None
+        except client.LauncherMissing as reason:
+            log.warning("execs are %s's from now on, as the launcher cannot start: %s", record.runtime, reason)
+            self.launcher = None
+            return None
+        record.execs[exec_id] = session
+        session.on_end(lambda: record.execs.pop(exec_id, None))
+        return session
+
+    async def _monitored(
+        self,
+        record: Record,
+        process_spec: Mapping[str, Any],
+        exec_id: str,
+        terminal: bool,
+        stdin: bool,
+        attach: bool,
+    ) -> ExecSession:
+        """An exec by the OCI runtime, under a monitor of its own."""
+        id = record.id
         folder = record.folder / "exec" / exec_id
         folder.mkdir(parents=True)
         spec = {**process_spec, "terminal": terminal}
@@ -114,7 +174,7 @@ class Stdio(ABC):
                 start_read = -1
                 os.write(start_write, b"0")
                 if await listening.message() is not None:
-                    io = Attachment(attachment.connect(folder))
+                    io = MonitorAttachment(attachment.connect(folder))
                     with contextlib.suppress(BrokenPipeError):
                         os.write(start_write, b"0")
             answer = await sync.message()
@@ -135,14 +195,14 @@ class Stdio(ABC):
             for fd in (start_read, start_write):
                 if fd >= 0:
                     os.close(fd)
-        session = ExecSession(exec_id, id, folder, answer[0], io, terminal, child)
+        session = MonitoredExec(exec_id, id, folder, answer[0], io, terminal, child)
         record.execs[exec_id] = session
         task = self._loop.create_task(self._exec_ended(record, session, sync, child))
         task.add_done_callback(lambda t: t.cancelled() or t.exception())
         return session
 
     async def _exec_ended(
-        self, record: Record, session: ExecSession, sync: monitor.SyncPipe, child: process.Process
+        self, record: Record, session: MonitoredExec, sync: monitor.SyncPipe, child: process.Process
     ) -> None:
         try:
             answer = await sync.message()
@@ -151,11 +211,11 @@ class Stdio(ABC):
                 await child.wait()
                 text = b""
                 with contextlib.suppress(OSError):
-                    text = (session._folder / "exit").read_bytes()
+                    text = (session.folder / "exit").read_bytes()
                 code = int(text) if text.strip().isdigit() else UNKNOWN_EXIT
         finally:
             sync.close()
-        session._exited.set_result(code)
+        session.has_ended(code)
         record.execs.pop(session.id, None)
         await child.wait()
-        await asyncio.to_thread(shutil.rmtree, session._folder, True)
+        await asyncio.to_thread(shutil.rmtree, session.folder, True)
