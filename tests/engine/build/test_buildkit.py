@@ -126,11 +126,6 @@ async def test_errors_tell_the_place(kit: Kit) -> None:
             'failed to compute cache key: failed to calculate checksum of ref: "/zz": not found',
             [2],
         ),
-        (
-            "# syntax=other/frontend:1\nno Dockerfile\n",
-            "frontend other/frontend:1 is not available in this engine",
-            [1],
-        ),
     ):
         with pytest.raises(RpcError) as caught:
             await kit.build(text, **{"force-network-mode": "none"})

@@ -85,11 +85,14 @@ def _directives(lines: list[str]) -> dict[str, str]:
 
 
 def syntax(data: bytes) -> tuple[str, int]:
-    """The frontend that a file asks for ("# syntax=IMAGE"), and its line; ("", 0) without. Raises DockerfileError."""
+    """The frontend that a file asks for ("# syntax=IMAGE", with what may follow), and its line; ("", 0) without.
+
+    Raises DockerfileError.
+    """
     lines = data[:LIMIT].decode("utf-8", "replace").removeprefix("\ufeff").split("\n")
     for number, (name, value) in enumerate(_directives(lines).items(), 1):
         if name == "syntax":
-            return value.split()[0], number + lines[0].startswith("#!")
+            return value, number + lines[0].startswith("#!")
     return "", 0
 
 

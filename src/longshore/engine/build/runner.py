@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.build import mapping
-from longshore.engine.build.step import Limits, Output, RunStep
+from longshore.engine.build.step import Attached, Limits, Output, RunStep
 from longshore.engine.containers import files
 from longshore.engine.containers.namespaces import release as release_users
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
@@ -25,6 +27,7 @@ from longshore.engine.images.streams import in_thread
 from longshore.engine.runtime import spec as oci
 from longshore.engine.runtime.users import UnknownUser, resolve_user
 from longshore.machinery import process
+from longshore.machinery.inotify import Inotify, Mask
 
 if TYPE_CHECKING:
     from longshore.engine.networks.service import NetworkService
@@ -88,7 +91,7 @@ class RuncRunner:
         if 0 < limits.memory < _MINIMUM_MEMORY:
             raise InvalidParameter("Minimum memory limit allowed is 6MB")
 
-    async def run(self, step: RunStep, output: Output) -> int:
+    async def run(self, step: RunStep, output: Output, attached: Attached | None = None) -> int:
         """See step.Runner."""
         bundle = self._run / step.id[:12]
         bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -97,6 +100,7 @@ class RuncRunner:
         held = contextlib.ExitStack()
         try:
             spec = self._spec(step, bundle)
+            spec["process"]["terminal"] = attached is not None and attached.tty
             oci.check_root(spec)
             connected = step.network not in ("host", "none") and self._networks is not None
             if self._owners is not None:
@@ -110,6 +114,9 @@ class RuncRunner:
                 )
             sandbox, endpoint = await self._network(step, spec, bundle)
             (bundle / "config.json").write_bytes(orjson.dumps(spec))
+            if attached is not None:
+                words = ["run", "--pid-file", str(bundle / "pid"), "--bundle", str(bundle)]
+                return await self._attach(step, bundle / "pid", words, output, attached)
             return await self._execute(step, bundle, output)
         except oci.UnsafeRoot as error:
             raise SystemFailure(_FAILED + str(error)) from None
@@ -209,6 +216,79 @@ class RuncRunner:
             oci.add_mount(spec, bundle / name, f"/etc/{name}", ("rbind", "rprivate"))
         return sandbox, endpoint
 
+    async def join(self, step: RunStep, attached: Attached) -> int:
+        """See step.Runner."""
+        bundle = self._run / step.id[:12]
+        if not (bundle / "pid").exists():
+            raise SystemFailure(f"container {step.id} does not run")
+        name = secrets.token_hex(6)
+        described = self._spec(step, bundle)["process"] | {"terminal": attached.tty}
+        (bundle / f"{name}.json").write_bytes(orjson.dumps(described))
+        pid = bundle / f"{name}.pid"
+        words = ["exec", "--pid-file", str(pid), "--process", str(bundle / f"{name}.json")]
+        return await self._attach(step, pid, words, lambda _, __: None, attached)
+
+    async def _attach(self, step: RunStep, pid: Path, words: list[str], output: Output, attached: Attached) -> int:
+        """Run the runtime with descriptors of ours; the command's exit code. pid: the file that tells the command's."""
+        log = pid.with_suffix(".log")
+        container = f"build-{step.id[:12]}"
+        arguments = ["--root", str(self._run / "state"), "--log", str(log), "--log-format", "json"]
+        watch = Inotify()
+        errors: asyncio.Task[None] | None = None
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stderr = attached.stderr
+        try:
+            if stderr < 0:
+                reading, stderr = os.pipe2(os.O_CLOEXEC)
+                errors = asyncio.ensure_future(_read(reading, 2, output))
+
+            def begun(*_: object) -> None:
+                if not attached.pid and pid.exists():
+                    attached.pid = int(pid.read_text())
+                    attached.started()
+
+            watch.watch(pid.parent, Mask.MOVED_TO | Mask.CLOSE_WRITE, begun)
+            try:
+                child = process.spawn(
+                    [self._runtime, *arguments, *words, container],
+                    stdin=null if attached.stdin < 0 else attached.stdin,
+                    stdout=null if attached.stdout < 0 else attached.stdout,
+                    stderr=stderr,
+                    new_session=True,
+                )
+            except OSError as error:
+                raise SystemFailure(f"{self._runtime}: {error.strerror}") from None
+            finally:
+                if errors is not None:
+                    os.close(stderr)
+            attached.holder = child
+            try:
+                code = await child.wait()
+                begun()
+            except BaseException:
+                child.kill()
+                if attached.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(attached.pid, signal.SIGKILL)
+                if words[0] == "run":
+                    await asyncio.shield(self._delete(arguments, container))
+                raise
+            if errors is not None:
+                await asyncio.wait([errors], timeout=10)
+        finally:
+            os.close(null)
+            watch.close()
+            if errors is not None:
+                errors.cancel()
+        failure = _failure(log) if code != 0 else ""
+        if failure:
+            raise SystemFailure(failure)
+        return code if code >= 0 else 128 - code
+
+    async def _delete(self, arguments: list[str], container: str) -> None:
+        with contextlib.suppress(EngineError, process.ProcessFailed, OSError, TimeoutError):
+            await process.run([self._runtime, *arguments, "delete", "--force", container], check=False, timeout=20)
+
     async def _execute(self, step: RunStep, bundle: Path, output: Output) -> int:
         log = bundle / "log.json"
         ends = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
@@ -238,10 +318,7 @@ class RuncRunner:
             await asyncio.wait(readers, timeout=10)
         except BaseException:
             child.kill()
-            with contextlib.suppress(EngineError, process.ProcessFailed, OSError, TimeoutError):
-                await asyncio.shield(
-                    process.run([self._runtime, *arguments, "delete", "--force", container], check=False, timeout=20)
-                )
+            await asyncio.shield(self._delete(arguments, container))
             raise
         finally:
             for reader in readers:
@@ -309,6 +386,7 @@ def _failure(log: Path) -> str:
         except ValueError:
             continue
         text = str(entry.get("msg") or "")
-        if entry.get("level") == "error" and text.startswith("runc run failed: "):
-            return _FAILED + text.removeprefix("runc run failed: ")
+        for verb in ("runc run failed: ", "exec failed: "):
+            if entry.get("level") == "error" and text.startswith(verb):
+                return _FAILED + text.removeprefix(verb)
     return ""

@@ -21,6 +21,7 @@ from longshore.machinery import rooted
 
 if TYPE_CHECKING:
     from longshore.engine.images.store import ImageStore, Lease
+    from longshore.machinery.process import Process
 
 Output = Callable[[int, bytes], None]
 
@@ -84,6 +85,23 @@ class RunStep:
     overlay: RootFS | None = None
 
 
+@dataclass(slots=True)
+class Attached:
+    """A process with descriptors of ours as its own (-1: /dev/null), which stay open here.
+
+    tty: they are one terminal's. started: called with the process that holds it when the command runs; `pid` is the command's
+    own by then, in the host's numbering.
+    """
+
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+    tty: bool = False
+    started: Callable[[], None] = lambda: None
+    holder: Process | None = None
+    pid: int = 0
+
+
 class Runner(Protocol):
     """Runs the commands of RUN. Raises EngineError when the command cannot be started."""
 
@@ -91,8 +109,15 @@ class Runner(Protocol):
         """Raises InvalidParameter for limits that no container may have."""
         ...
 
-    async def run(self, step: RunStep, output: Output) -> int:
-        """Run to the end; output(1 or 2, data) as it comes; the exit code. Cancelled: the command is killed."""
+    async def run(self, step: RunStep, output: Output, attached: Attached | None = None) -> int:
+        """Run to the end; output(1 or 2, data) as it comes; the exit code. Cancelled: the command is killed.
+
+        attached: where what it says goes instead (then output is told of its errors only if there is no such descriptor).
+        """
+        ...
+
+    async def join(self, step: RunStep, attached: Attached) -> int:
+        """Run a further command in the container of a step that runs (the same id and root); its exit code."""
         ...
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine.build.buildkit.contents import ContentStore
 from longshore.engine.build.buildkit.definitions import definition_of
 from longshore.engine.build.buildkit.frontend import Outcome
 from longshore.engine.build.buildkit.schemas import bridge
 from longshore.engine.build.buildkit.stages import complete_config
 from longshore.engine.build.step import StepRoot
-from longshore.engine.errors import EngineError
+from longshore.engine.errors import EngineError, InvalidParameter
 from longshore.engine.images import references
 from longshore.engine.images.listing import platform_matches
 from longshore.engine.images.model import Image
@@ -24,16 +28,20 @@ from longshore.machinery import rooted
 from longshore.machinery.grpc import RpcError, Status
 
 if TYPE_CHECKING:
+    from longshore.engine.build.buildkit.containers import Containers
     from longshore.engine.build.buildkit.control import Job, Reference, Services
 
 _BUILD_ID = "buildkit-controlapi-buildid"
 _CONFIG = "containerimage.config"
 _READ_LIMIT = 16 << 20
 _WAIT = 5.0
+_HOST = 1
+_LAYOUT = 1
 _FRONTEND_CAPS = (
     "solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "readdir", "statfile",
     "return", "returnmap", "proto.refarray", "reference.output", "gateway.solve.metadata", "gateway.solve.evaluate",
-    "gateway.evaluate", "gateway.warnings", "frontend.inputs", "frontend.caps", "importcaches",
+    "gateway.evaluate", "gateway.warnings", "gateway.exec", "gateway.exec.extrahosts", "gateway.exec.secretenv",
+    "gateway.exec.signals", "gateway.exec.filesystem", "frontend.inputs", "frontend.caps", "importcaches",
 )  # fmt: skip
 _LLB_CAPS = (
     "source.image", "source.image.resolvemode", "source.local", "source.local.unique", "source.local.sessionid",
@@ -73,6 +81,13 @@ class Bridge:
         except TimeoutError:
             raise RpcError(Status.NOT_FOUND, f"no such job {job.ref}") from None
         return job
+
+    async def close(self) -> None:
+        """Let go of what the frontend had under way."""
+
+    def _returned(self, job: Job) -> asyncio.Future[Outcome]:
+        """Where what the frontend returns goes."""
+        return job.returned
 
     async def ping(self, _: Any) -> Any:
         frontend = [bridge.APICap(ID=name, Enabled=True) for name in _FRONTEND_CAPS]
@@ -146,20 +161,49 @@ class Bridge:
 
     async def resolve_image_config(self, request: Any, metadata: Any) -> Any:
         job = await self._begun(metadata)
-        store = self._services.builder.store
         wanted = request.Platform
         platform = "/".join(filter(None, (wanted.OS, wanted.Architecture, wanted.Variant))) if wanted.OS else ""
-        image = store.find(request.Ref, platform)
-        fits = image is not None and (not platform or platform_matches(image, platform))
-        if image is None or not fits or request.ResolveMode == "pull":
-            session = await self._services.sessions.get(job.session)
-            reference = references.parse(request.Ref).with_default_tag()
-            auth = await session.credentials(reference.domain)
-            image = await store.pull(reference, auth=auth, platform=platform, named=fits or image is None)
-        found = [name.digest for name in store.names(image.id) if name.digest]
-        return bridge.ResolveImageConfigResponse(
-            Digest=found[0] if found else image.id, Config=image.raw, Ref=request.Ref
+        layout = (
+            request.StoreID or references.parse(request.Ref).familiar_name if request.ResolverType == _LAYOUT else ""
         )
+        with contextlib.ExitStack() as stack:
+            if request.LogName:
+                stack.enter_context(job.progress.vertex(request.LogName))
+            image = await self._image(job, request.Ref, platform, request.ResolveMode == "pull", layout)
+        found = [name.digest for name in self._services.builder.store.names(image.id) if name.digest]
+        given = references.parse(request.Ref).digest
+        digest = given or (found[0] if found else image.id)
+        return bridge.ResolveImageConfigResponse(Digest=digest, Config=image.raw, Ref=request.Ref)
+
+    async def _image(self, job: Job, name: str, platform: str, pull: bool, layout: str) -> Image:
+        """An image of the store's, a registry's or, with the name of a store of the client's, of a layout there."""
+        store = self._services.builder.store
+        session = await self._services.sessions.get(job.session)
+        reference = references.parse(name).with_default_tag()
+        if layout:
+            source = ContentStore(session, f"oci:{layout}")
+            return await source.image(store, references.check_digest(reference.digest), platform)
+        image = store.find(name, platform)
+        fits = image is not None and (not platform or platform_matches(image, platform))
+        if image is not None and fits and not pull:
+            return image
+        auth = await session.credentials(reference.domain)
+        return await store.pull(reference, auth=auth, platform=platform, named=fits or image is None)
+
+    async def resolve_source_meta(self, request: Any, metadata: Any) -> Any:
+        scheme, _, name = request.Source.identifier.partition("://")
+        if scheme not in ("docker-image", "oci-layout"):
+            raise RpcError(Status.UNIMPLEMENTED, f"metadata of {scheme} sources can not be resolved")
+        asked = bridge.ResolveImageConfigRequest(
+            Ref=name, Platform=request.Platform, ResolveMode=request.ResolveMode, LogName=request.LogName
+        )
+        if scheme == "oci-layout":
+            asked.ResolverType = _LAYOUT
+            asked.StoreID = request.Source.attrs.get("oci.store", "")
+        found = await self.resolve_image_config(asked, metadata)
+        config = b"" if request.Image.NoConfig else found.Config
+        image = bridge.ResolveSourceImageResponse(Digest=found.Digest, Config=config)
+        return bridge.ResolveSourceMetaResponse(Source=request.Source, Image=image)
 
     # -- files of results ------------------------------------------------------------------------------------------
 
@@ -175,41 +219,60 @@ class Bridge:
             finally:
                 root.discard()
 
-        try:
-            return await in_thread(whole)
-        except OSError as error:
-            missing = error.errno in (2, 20)
-            text = f"open {error.filename or ''}: {(error.strerror or '').lower()}"
-            raise RpcError(Status.NOT_FOUND if missing else Status.UNKNOWN, text) from None
+        return await _in_files(whole)
+
+    async def _in_container(self, request: Any, metadata: Any, work: Any) -> Any:
+        """Do some work on the files of a container's mount in a thread."""
+        root = self._containers(self._job(metadata)).get(request.Ref).files(request.MountIndex)
+        return await _in_files(lambda: work(root))
 
     async def read_file(self, request: Any, metadata: Any) -> Any:
-        def read(root: Any) -> bytes:
-            data = rooted.read_file(root, request.FilePath, _READ_LIMIT)
-            if request.HasField("Range"):
-                return data[request.Range.Offset :][: request.Range.Length or None]
-            return data
-
-        return bridge.ReadFileResponse(Data=await self._in(request, metadata, read))
+        return bridge.ReadFileResponse(Data=await self._in(request, metadata, _file_reader(request)))
 
     async def read_dir(self, request: Any, metadata: Any) -> Any:
-        def read(root: Any) -> list[Any]:
-            import fnmatch
-
-            with rooted.opened(root, request.DirPath, os.O_RDONLY | os.O_DIRECTORY) as fd:
-                names = sorted(os.listdir(fd))
-                if request.IncludePattern:
-                    names = [name for name in names if fnmatch.fnmatchcase(name, request.IncludePattern)]
-                return [_stat(fd, name) for name in names]
-
-        return bridge.ReadDirResponse(entries=await self._in(request, metadata, read))
+        return bridge.ReadDirResponse(entries=await self._in(request, metadata, _folder_reader(request)))
 
     async def stat_file(self, request: Any, metadata: Any) -> Any:
-        def read(root: Any) -> Any:
-            above, _, name = request.Path.rstrip("/").rpartition("/")
-            with rooted.opened(root, above or "/", os.O_RDONLY | os.O_DIRECTORY) as fd:
-                return _stat(fd, name or ".")
+        return bridge.StatFileResponse(stat=await self._in(request, metadata, _stat_reader(request)))
 
-        return bridge.StatFileResponse(stat=await self._in(request, metadata, read))
+    async def read_file_container(self, request: Any, metadata: Any) -> Any:
+        return bridge.ReadFileResponse(Data=await self._in_container(request, metadata, _file_reader(request)))
+
+    async def read_dir_container(self, request: Any, metadata: Any) -> Any:
+        return bridge.ReadDirResponse(entries=await self._in_container(request, metadata, _folder_reader(request)))
+
+    async def stat_file_container(self, request: Any, metadata: Any) -> Any:
+        return bridge.StatFileResponse(stat=await self._in_container(request, metadata, _stat_reader(request)))
+
+    # -- containers --------------------------------------------------------------------------------------------------
+
+    def _containers(self, job: Job) -> Containers:
+        if job.containers is None:
+            from longshore.engine.build.buildkit.containers import Containers
+
+            job.containers = Containers(self._services.builder.runner)
+        return job.containers
+
+    async def new_container(self, request: Any, metadata: Any) -> Any:
+        job = await self._begun(metadata)
+        if request.Network == _HOST and "network.host" not in job.entitlements:
+            raise RpcError(Status.UNKNOWN, "network.host is not allowed")
+        chains = [self._reference(job, mount.resultID).chain if mount.resultID else "" for mount in request.Mounts]
+        insecure = "security.insecure" in job.entitlements
+        await self._containers(job).new(await self._services.solver(job), request, chains, insecure=insecure)
+        return bridge.NewContainerResponse()
+
+    async def release_container(self, request: Any, metadata: Any) -> Any:
+        await self._containers(self._job(metadata)).release(request.ContainerID)
+        return bridge.ReleaseContainerResponse()
+
+    async def exec_process(self, stream: Any, metadata: Any) -> AsyncIterator[Any]:
+        from longshore.engine.build.buildkit.containers import Exchange
+
+        exchange = Exchange(self._containers(self._job(metadata)))
+        async with contextlib.aclosing(exchange.messages(stream)) as messages:
+            async for message in messages:
+                yield message
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -218,29 +281,33 @@ class Bridge:
 
     async def _finish(self, request: Any, metadata: Any) -> Any:
         job = self._job(metadata)
-        if job.returned.done():
+        returned = self._returned(job)
+        if returned.done():
             return bridge.ReturnResponse()
         if request.HasField("error"):
             details = [(detail.type_url, detail.value) for detail in request.error.details]
-            job.returned.set_exception(RpcError(Status(request.error.code), request.error.message, details or None))
-            job.returned.exception()
+            returned.set_exception(RpcError(Status(request.error.code), request.error.message, details or None))
+            returned.exception()
             return bridge.ReturnResponse()
         try:
-            job.returned.set_result(self._outcome(job, request.result))
+            returned.set_result(self._outcome(job, request.result))
         except EngineError as error:
-            job.returned.set_exception(error)
-            job.returned.exception()
+            returned.set_exception(error)
+            returned.exception()
         return bridge.ReturnResponse()
 
     def _outcome(self, job: Job, result: Any) -> Outcome:
         """What a client's frontend made of its results: images with the configurations that it gave."""
         metadata = dict(result.metadata)
-        multiple = result.WhichOneof("result") == "refs"
+        kind = result.WhichOneof("result")
+        multiple = kind in ("refs", "refsDeprecated")
         named = {"": result.ref.id or result.refDeprecated}
-        if multiple:
+        if kind == "refs":
             named = {platform: ref.id for platform, ref in result.refs.refs.items()}
+        elif multiple:
+            named = dict(result.refsDeprecated.refs)
         outcome = Outcome(multiple=multiple and _CONFIG not in metadata)
-        for platform, name in named.items():
+        for platform, name in sorted(named.items(), key=_order(metadata)):
             if not name and _CONFIG not in metadata:
                 continue
             reference = job.results.get(name)
@@ -259,6 +326,59 @@ class Bridge:
 
 
 setattr(Bridge, "return", Bridge.return_)
+
+
+def _order(metadata: dict[str, bytes]) -> Callable[[tuple[str, str]], int]:
+    """Results of several platforms stand in the order that the frontend told (protobuf's maps have none)."""
+    try:
+        told = [
+            str(entry["ID"]) for entry in orjson.loads(metadata.get("refs.platforms", b"{}")).get("Platforms") or []
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidParameter("failed to parse platforms passed to provenance processor") from None
+    return lambda item: told.index(item[0]) if item[0] in told else len(told)
+
+
+async def _in_files(work: Callable[[], Any]) -> Any:
+    """Work on files in a thread; what is not there is told as such."""
+    try:
+        return await in_thread(work)
+    except OSError as error:
+        missing = error.errno in (2, 20)
+        text = f"open {error.filename or ''}: {(error.strerror or '').lower()}"
+        raise RpcError(Status.NOT_FOUND if missing else Status.UNKNOWN, text) from None
+
+
+def _file_reader(request: Any) -> Callable[[Path], bytes]:
+    def read(root: Path) -> bytes:
+        data = rooted.read_file(root, request.FilePath, _READ_LIMIT)
+        if request.HasField("Range"):
+            return data[request.Range.Offset :][: request.Range.Length or None]
+        return data
+
+    return read
+
+
+def _folder_reader(request: Any) -> Callable[[Path], list[Any]]:
+    def read(root: Path) -> list[Any]:
+        import fnmatch
+
+        with rooted.opened(root, request.DirPath, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            names = sorted(os.listdir(fd))
+            if request.IncludePattern:
+                names = [name for name in names if fnmatch.fnmatchcase(name, request.IncludePattern)]
+            return [_stat(fd, name) for name in names]
+
+    return read
+
+
+def _stat_reader(request: Any) -> Callable[[Path], Any]:
+    def read(root: Path) -> Any:
+        above, _, name = request.Path.rstrip("/").rpartition("/")
+        with rooted.opened(root, above or "/", os.O_RDONLY | os.O_DIRECTORY) as fd:
+            return _stat(fd, name or ".")
+
+    return read
 
 
 def _stat(fd: int, name: str) -> Any:

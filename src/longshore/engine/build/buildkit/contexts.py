@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import git, ignore
 from longshore.engine.build.buildkit.contents import ContentStore
+from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress
-from longshore.engine.build.buildkit.session import Session
+from longshore.engine.build.buildkit.session import UPLOAD, Session
 from longshore.engine.build.context import Context, from_tar, from_url, new_folder
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images import references
@@ -30,17 +31,22 @@ if TYPE_CHECKING:
 _LIMIT = 4 << 20
 #: Kinds of contexts that are images.
 IMAGES = ("docker-image", "oci-layout")
-_UPLOAD = "http://buildkit-session/"
 
 
 class Contexts:
     """A build's sources. inputs: what the client gave as definitions."""
 
     def __init__(
-        self, store: ImageStore, session: Session, attributes: Mapping[str, str], inputs: Inputs, progress: Progress
+        self,
+        store: ImageStore,
+        session: Session,
+        attributes: Mapping[str, str],
+        inputs: Inputs,
+        progress: Progress,
+        policies: Policies,
     ) -> None:
         self._store, self._session, self._progress = store, session, progress
-        self._attributes, self.inputs = attributes, inputs
+        self._attributes, self.inputs, self._policies = attributes, inputs, policies
         self._folders: list[Context] = []
         self._named: dict[str, asyncio.Task[Path]] = {}
         self._main: asyncio.Task[None] | None = None
@@ -75,6 +81,8 @@ class Contexts:
     async def definition(self) -> bytes:
         """The Dockerfile's bytes; a context that is not the client's folder is here afterwards. Raises EngineError."""
         remote = self._attributes.get("context", "")
+        if remote and not remote.startswith(UPLOAD) and self._policies:
+            remote, _ = self._policies.evaluate(remote)
         reference = git.parse(remote) if remote else None
         if reference is not None:
             self.local = False
@@ -82,10 +90,10 @@ class Contexts:
             with self._progress.vertex(f"[internal] load git source {remote}"):
                 root = await self._checkout(reference, keep=keep)
             self.main = Context(root)
-        elif remote.startswith(_UPLOAD):
+        elif remote.startswith(UPLOAD):
             self.local = False
             with self._progress.vertex("[internal] load remote build context"):
-                uploaded = self._session.upload(remote.removeprefix(_UPLOAD))
+                uploaded = self._session.upload(remote.removeprefix(UPLOAD))
                 self.main = await from_tar(self._store, uploaded, None)
             self._folders.append(self.main)
         elif remote.startswith(("http://", "https://")):
@@ -231,6 +239,8 @@ class Contexts:
         with self._progress.vertex(
             f"[context {name}] load from client" if kind == "local" else f"[context {name}] {rest}"
         ) as vertex:
+            if kind in ("git", "http") and self._policies:
+                rest, _ = self._policies.evaluate(rest)
             if kind == "git":
                 reference = git.parse(rest)
                 assert reference is not None

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from longshore.engine.build.buildkit import attributes, caches, provenance, schemas
+from longshore.engine.build.buildkit import attributes, caches, schemas
+from longshore.engine.build.buildkit.attesting import attested
 from longshore.engine.build.buildkit.bridge import Bridge
 from longshore.engine.build.buildkit.definitions import Inputs, Solver, source_definition
 from longshore.engine.build.buildkit.export import Exporter
 from longshore.engine.build.buildkit.frontend import Frontend, OtherFrontend, Outcome, SolveError, is_dockerfile
 from longshore.engine.build.buildkit.gateway import Gateway
 from longshore.engine.build.buildkit.history import History, descriptor, stamp
+from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress
+from longshore.engine.build.buildkit.scanning import Scanner
 from longshore.engine.build.buildkit.schemas import control
 from longshore.engine.build.buildkit.session import Session, Sessions
 from longshore.engine.build.buildkit.stages import complete_config
@@ -26,13 +29,13 @@ from longshore.engine.build.buildkit.transport import StreamDuplex
 from longshore.engine.build.cache import Hold
 from longshore.engine.build.collection import Collector
 from longshore.engine.build.settings import BuilderSettings
-from longshore.engine.errors import EngineError, InvalidParameter
-from longshore.engine.images.listing import shown_platform
+from longshore.engine.errors import EngineError
 from longshore.engine.images.manifests import IN_TOTO, Entry
-from longshore.engine.images.model import ENGINE_VERSION, Image, host_architecture, time_text
+from longshore.engine.images.model import ENGINE_VERSION, Image, host_architecture
 from longshore.machinery.grpc import RpcError, Server, Status
 
 if TYPE_CHECKING:
+    from longshore.engine.build.buildkit.containers import Containers
     from longshore.engine.build.classic import Builder
     from longshore.engine.images.store import Lease
 
@@ -73,6 +76,8 @@ class Job:
     asked: int = 0
     lease: Lease | None = None
     hold: Hold = field(default_factory=Hold)
+    containers: Containers | None = None
+    policies: Policies = field(default_factory=Policies)
 
 
 def rpc_error(error: EngineError) -> RpcError:
@@ -185,7 +190,7 @@ class Services:
         if job.solver is None:
             session = await self.sessions.get(job.session)
             job.lease = self.builder.store.lease()
-            job.solver = Solver(self.builder, session, job.progress, job.lease)
+            job.solver = Solver(self.builder, session, job.progress, job.lease, job.policies)
         return job.solver
 
     async def frontend(
@@ -204,10 +209,19 @@ class Services:
         session = await self.sessions.get(job.session)
         inputs = Inputs(await self.solver(job), definitions)
         frontend = Frontend(
-            self.builder, session, attributes_, inputs, job.progress, entitlements=job.entitlements, hold=job.hold
+            self.builder,
+            session,
+            attributes_,
+            inputs,
+            job.progress,
+            entitlements=job.entitlements,
+            hold=job.hold,
+            policies=job.policies,
         )
-        provenance_ = attributes.attestations_of(attributes_).get("provenance")
-        frontend.recording = provenance_ is not None
+        wanted = attributes.attestations_of(attributes_)
+        frontend.recording = "provenance" in wanted
+        if "sbom" in wanted and "requestid" not in attributes_:
+            frontend.scanner = Scanner(frontend, wanted["sbom"])
         imports = attributes.cache_imports(attributes_)
         imports += [entry for entry in job.imports if entry not in imports]
         try:
@@ -225,10 +239,14 @@ class Services:
         finally:
             job.records |= frontend.records
             job.sources |= frontend.sources
+            for cache in frontend.caches:
+                await cache.close()
             await inputs.close()
 
     async def end(self, job: Job) -> None:
         """Let go of what a job held."""
+        if job.containers is not None:
+            await job.containers.close()
         if job.solver is not None:
             await job.solver.close()
         if job.lease is not None:
@@ -274,6 +292,7 @@ class Control:
         job = services.job(request.Ref)
         job.session = request.Session
         job.imports = [(entry.Type, dict(entry.Attrs)) for entry in request.Cache.Imports]
+        job.policies = Policies([request.SourcePolicy])
         job.begun.set()
         record = _Record(services, job, request)
         try:
@@ -328,9 +347,9 @@ class Control:
         if any(kind == "inline" for kind, _ in exports):
             outcome.images = [(platform, self._inline(image, job)) for platform, image in outcome.images]
         names = [name for _, values in wanted for name in values.get("name", "").split(",") if name]
-        job.entries, inline = self._attested(job, request, outcome, names)
+        job.entries = attested(store, job, request.FrontendAttrs, outcome, names)
         exporter = Exporter(
-            store, session, job.progress, job.entries, multiple=outcome.multiple, inline=inline,
+            store, session, job.progress, job.entries, multiple=outcome.multiple,
             epoch=job.frontend.epoch if job.frontend is not None else None, bases=job.sources.values(),
         )  # fmt: skip
         answer: dict[str, str] = {}
@@ -349,52 +368,6 @@ class Control:
     def _inline(self, image: Image, job: Job) -> Image:
         store = self._services.builder.store
         return store.add(caches.with_inline(store, image, job.records), image.chain, parent=image.parent)
-
-    def _attested(self, job: Job, request: Any, outcome: Outcome, names: list[str]) -> tuple[list[Entry], bool]:
-        """The images with what is attested about each, and whether that goes into images only."""
-        asked = dict(request.FrontendAttrs)
-        if job.frontend is not None:
-            asked = {**job.frontend.attributes, **asked}
-        wanted = attributes.attestations_of(asked)
-        if "sbom" in wanted:
-            raise InvalidParameter("sbom attestations are not available in this engine")
-        chosen = wanted.get("provenance")
-        entries: list[Entry] = []
-        for platform, image in outcome.images:
-            shown = platform or shown_platform(image)
-            entry = Entry(shown, image)
-            if chosen is not None and job.frontend is not None:
-                frontend = job.frontend
-                steps, last = frontend.steps.get(shown, (None, None))
-                described = steps.described(self._services.builder.store, last) if steps is not None else ({}, {}, {})
-                facts = provenance.Facts(
-                    ref=job.ref,
-                    frontend="dockerfile.v0",
-                    attributes=asked,
-                    sources={name: (found, self._digest(name, found)) for name, found in job.sources.items()},
-                    file=frontend.contexts.file,
-                    context=asked.get("context", ""),
-                    commit=frontend.contexts.commit,
-                    platform=shown,
-                    builder_platform=attributes.host_platform(),
-                    definition=described[0],
-                    locations=described[1],
-                    layers=described[2],
-                    secrets=steps.secrets if steps is not None else {},
-                    agents=steps.agents if steps is not None else {},
-                    started=time_text(job.started),
-                    ended=time_text(time.time_ns()),
-                    data=frontend.contexts.data,
-                    names=names,
-                )
-                entry.statements.append(provenance.statement(facts, chosen))
-            entries.append(entry)
-        return entries, chosen is None or chosen.get("inline-only") == "true"
-
-    def _digest(self, name: str, image: Image) -> str:
-        """The manifest digest by which an image is known, else its own id."""
-        found = [reference.digest for reference in self._services.builder.store.names(image.id) if reference.digest]
-        return found[0] if found else image.id
 
     async def status(self, request: Any) -> AsyncIterator[Any]:
         job = self._services.known(request.Ref)

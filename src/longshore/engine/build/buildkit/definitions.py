@@ -17,8 +17,10 @@ import orjson
 
 from longshore.engine.build import git
 from longshore.engine.build.buildkit import schemas
+from longshore.engine.build.buildkit.contents import ContentStore
+from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress, Vertex
-from longshore.engine.build.buildkit.session import Session
+from longshore.engine.build.buildkit.session import UPLOAD, Session
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import InvalidParameter, NotFound, SystemFailure
 from longshore.engine.images import references
@@ -93,7 +95,10 @@ class Graph:
 class Solver:
     """Solves definitions for one build."""
 
-    def __init__(self, builder: Builder, session: Session, progress: Progress, lease: Lease) -> None:
+    def __init__(
+        self, builder: Builder, session: Session, progress: Progress, lease: Lease, policies: Policies | None = None
+    ) -> None:
+        self.policies = policies or Policies()
         self.builder, self.session, self.progress, self.lease = builder, session, progress, lease
         self.store: ImageStore = builder.store
         self._running: dict[str, asyncio.Task[list[str]]] = {}
@@ -171,7 +176,7 @@ class Solver:
     # -- sources ---------------------------------------------------------------------------------------------------
 
     async def _source(self, operation: Any, shown: str) -> str:
-        identifier, attributes = operation.source.identifier, dict(operation.source.attrs)
+        identifier, attributes = self.policies.evaluate(operation.source.identifier, operation.source.attrs)
         scheme, colon, rest = identifier.partition("://")
         if identifier.startswith(OURS):
             chain = str(identifier).removeprefix(OURS)
@@ -181,8 +186,8 @@ class Solver:
                     raise NotFound(f"layer does not exist: {chain}")
             return chain
         with self.progress.vertex(shown) as vertex:
-            if scheme == "docker-image":
-                image = await self._image(rest, attributes, operation)
+            if scheme in ("docker-image", "oci-layout"):
+                image = await (self._image if scheme == "docker-image" else self._layout)(rest, attributes, operation)
                 self.lease.add(image.chain)
                 return str(image.chain)
             if scheme in ("git", "ssh") or (scheme in ("http", "https") and "git.fullurl" in attributes):
@@ -195,11 +200,15 @@ class Solver:
                 f"failed to load source {identifier}: source scheme {scheme if colon else ''} is not known"
             )
 
+    async def _layout(self, name: str, attributes: Mapping[str, str], operation: Any) -> Image:
+        """An image of an OCI layout of the client's."""
+        reference = references.parse(name)
+        place = attributes.get("oci.store") or reference.familiar_name
+        source = ContentStore(self.session, f"oci:{place}")
+        return await source.image(self.store, references.check_digest(reference.digest), _platform(operation))
+
     async def _image(self, name: str, attributes: Mapping[str, str], operation: Any) -> Image:
-        platform = ""
-        if operation.HasField("platform") and operation.platform.OS:
-            parts = [operation.platform.OS, operation.platform.Architecture, operation.platform.Variant]
-            platform = "/".join(filter(None, parts))
+        platform = _platform(operation)
         reference = references.parse(name).with_default_tag()
         found = self.store.find(name, platform)
         if found is None and reference.digest:
@@ -239,14 +248,21 @@ class Solver:
 
         async def fill(path: Path) -> None:
             given = attributes.get("http.filename") or ""
-            name = await fetch(self.store, url, path, given or "download")
+            if url.startswith(UPLOAD):
+                # What the client sends as one stream (docker build -).
+                name = given or "download"
+                with (path / name).open("wb") as received:
+                    async for data in self.session.upload(url.removeprefix(UPLOAD)):
+                        await in_thread(received.write, data)
+            else:
+                name = await fetch(self.store, url, path, given or "download")
             if given and name != given:
                 (path / name).rename(path / given)
                 name = given
             if attributes.get("http.checksum"):
                 await in_thread(verify, path / name, attributes["http.checksum"])
             file = path / name
-            file.chmod(int(attributes.get("http.perm") or "0600", 0))
+            file.chmod(int((attributes.get("http.perm") or "0600").removeprefix("0o"), 8))
 
         return await self.made(fill)
 
@@ -264,9 +280,9 @@ class Solver:
                 include=patterns("includepattern"),
                 exclude=patterns("excludepatterns"),
                 follow=patterns("followpaths"),
-                progress=lambda size: vertex.status(f"transferring {name}:", size),
+                progress=lambda size: vertex.status(f"transferring {name}:", size, name="transferring"),
             )
-            vertex.status(f"transferring {name}:", total, done=True)
+            vertex.status(f"transferring {name}:", total, name="transferring", done=True)
 
         return await self.made(fill)
 
@@ -308,6 +324,14 @@ class Solver:
             if made is not None:
                 parent = made.chain
         return parent
+
+
+def _platform(operation: Any) -> str:
+    """An operation's platform as "os/arch[/variant]", "" for this machine's."""
+    if not operation.HasField("platform") or not operation.platform.OS:
+        return ""
+    given = operation.platform
+    return "/".join(filter(None, (given.OS, given.Architecture, given.Variant)))
 
 
 class Inputs:

@@ -18,6 +18,7 @@ from longshore.engine.build.buildkit import requests, used
 from longshore.engine.build.buildkit.attributes import options_of, platform_values, platforms_of
 from longshore.engine.build.buildkit.contexts import Contexts
 from longshore.engine.build.buildkit.definitions import Inputs
+from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.session import Session
 from longshore.engine.build.buildkit.stages import Stages
@@ -35,6 +36,7 @@ _IMAGES = ("docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.caches import Imported
+    from longshore.engine.build.buildkit.scanning import Attested, Scanner
     from longshore.engine.build.classic import Builder
 
 
@@ -84,14 +86,16 @@ class Frontend:
         *,
         entitlements: set[str] | None = None,
         hold: Hold | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self.builder, self.session, self.progress = builder, session, progress
         self.hold = hold or Hold()
+        self.policies = policies or Policies()
         self.attributes = dict(attributes)
         self.options = options_of(attributes)
         self.options.entitlements = entitlements or set()
         self.store, self.cache, self.runner = builder.store, builder.cache, builder.runner
-        self.contexts = Contexts(self.store, session, self.attributes, inputs, progress)
+        self.contexts = Contexts(self.store, session, self.attributes, inputs, progress, self.policies)
         self.program: Program
         # Steps of this build (key to image and words), and the images that it began with, for caches and provenance.
         self.records: dict[str, tuple[str, str]] = {}
@@ -100,6 +104,9 @@ class Frontend:
         # Whether the builds' steps are to be kept for provenance; each platform's, with the step that made its result.
         self.recording = False
         self.steps: dict[str, tuple[Steps, int | None]] = {}
+        # Who scans results, and what was found in each platform's.
+        self.scanner: Scanner | None = None
+        self.scanned: dict[str, list[Attested]] = {}
         self._definition_vertex = ""
 
     @property
@@ -146,7 +153,7 @@ class Frontend:
 
     def _check_syntax(self, data: bytes) -> None:
         """A file that is meant for another frontend is not taken for a Dockerfile of ours. Raises OtherFrontend."""
-        if self.attributes.get("source"):
+        if self.attributes.get("source") or "cmdline" in self.attributes:
             return
         name, line = self.options.arguments.get("BUILDKIT_SYNTAX") or "", 0
         if not name:
@@ -182,6 +189,8 @@ class Frontend:
     async def _build(self, builds: list[Stages], multiple: bool) -> Outcome:
         for build in builds:
             build.declare()
+        if self.scanner is not None:
+            await self.scanner.load()
         targets = [build.target() for build in builds]
         loading = (build.load_bases(target) for build, target in zip(builds, targets, strict=True))
         wanted = list(zip(builds, targets, await asyncio.gather(*loading), strict=True))
@@ -205,6 +214,10 @@ class Frontend:
         for build, target, _ in wanted:
             if build.recorder is not None:
                 self.steps[build.full_platform] = build.recorder.steps, build.recorder.positions.get(target)
+        if self.scanner is not None:
+            for (build, target, needed), state in zip(wanted, states, strict=True):
+                if state.image is not None:
+                    self.scanned[build.full_platform] = await self.scanner.scan(build, target, needed, state.image)
         images = [
             (build.full_platform, state.image) for build, state in zip(builds, states, strict=True) if state.image
         ]
@@ -217,6 +230,8 @@ class Frontend:
             for index in needed:
                 for place, path in build.uses(index):
                     found.setdefault(place, []).append(path)
+        if self.scanner is not None and b"BUILDKIT_SBOM_SCAN_CONTEXT" in self.contexts.data:
+            found[""].append(".")
         for place, paths in found.items():
             self.contexts.follow[place] = used.narrowed(paths)
         return self.contexts.follow[""]

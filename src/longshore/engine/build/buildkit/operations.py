@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
-from longshore.engine.build import mounts
 from longshore.engine.build.buildkit import schemas
+from longshore.engine.build.buildkit.mounting import Mounting, input_of
 from longshore.engine.build.copying import Copier, CopyError, Placement, Source, Tree
 from longshore.engine.build.ignore import Ignore
 from longshore.engine.build.modes import parse_mode
-from longshore.engine.build.step import Limits, Mount, RunStep, StepRoot
+from longshore.engine.build.step import Limits, RunStep, StepRoot
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images.difference import Difference
 from longshore.engine.images.extract import remove_tree
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 _LLB_BUILDER = -1
 _DEFINITION = "buildkit.llb.definition"
 _DEFINITION_LIMIT = 16 << 20
-_BIND, _SECRET, _SSH, _CACHE, _TMPFS = range(5)
 
 
 def shown_name(operation: Any) -> str:
@@ -67,21 +65,13 @@ async def run(solver: Solver, kind: str, operation: Any, inputs: list[str], vert
     if kind == "file":
         return await in_thread(_Files(solver, operation.file, inputs).run)
     if kind == "merge":
-        chains = [_input(inputs, item.input) for item in operation.merge.inputs]
+        chains = [input_of(inputs, item.input) for item in operation.merge.inputs]
         return [await in_thread(_merge, solver, chains)]
     if kind == "build":
         return [await _build(solver, operation.build, inputs)]
-    lower = _input(inputs, operation.diff.lower.input) if operation.diff.HasField("lower") else ""
-    upper = _input(inputs, operation.diff.upper.input) if operation.diff.HasField("upper") else ""
+    lower = input_of(inputs, operation.diff.lower.input) if operation.diff.HasField("lower") else ""
+    upper = input_of(inputs, operation.diff.upper.input) if operation.diff.HasField("upper") else ""
     return [await in_thread(_difference, solver, lower, upper)]
-
-
-def _input(inputs: list[str], index: int) -> str:
-    if index == -1:
-        return ""
-    if not 0 <= index < len(inputs):
-        raise InvalidParameter(f"invalid input index {index}")
-    return inputs[index]
 
 
 def _merge(solver: Solver, chains: list[str]) -> str:
@@ -119,7 +109,7 @@ async def _build(solver: Solver, operation: Any, inputs: list[str]) -> str:
         raise SystemFailure("only LLB builder is currently allowed")
     if _DEFINITION not in operation.inputs:
         raise SystemFailure(f"no llb definition input {_DEFINITION} found")
-    root = StepRoot(solver.store, _input(inputs, operation.inputs[_DEFINITION].input))
+    root = StepRoot(solver.store, input_of(inputs, operation.inputs[_DEFINITION].input))
     name = operation.attrs.get("llbbuild.filename") or _DEFINITION
 
     def read() -> bytes:
@@ -153,7 +143,6 @@ class _Exec:
 
     def __init__(self, solver: Solver, operation: Any, inputs: list[str], vertex: Vertex) -> None:
         self._solver, self._operation, self._inputs, self._vertex = solver, operation, inputs, vertex
-        self._outputs: dict[int, StepRoot | str] = {}
 
     async def run(self) -> list[str]:
         meta = self._operation.meta
@@ -165,26 +154,15 @@ class _Exec:
             raise SystemFailure("security.insecure is not allowed")
         self._solver.builder.runner.check(limits)
         async with contextlib.AsyncExitStack() as stack:
-            root: StepRoot | None = None
-            held: list[Mount] = []
             env = [*meta.env, *_proxies(meta.proxy_env)]
-            for mount in self._operation.mounts:
-                if mount.dest == "/":
-                    root = await self._root(mount, stack)
-                    if mount.output >= 0:
-                        self._outputs[mount.output] = root
-                    continue
-                made = await self._mount(mount, stack)
-                if made is not None:
-                    held.append(made)
+            mounting = Mounting(self._solver, self._inputs, meta.cwd or "/", stack)
+            root, held = await mounting.all(self._operation.mounts)
             for secret in self._operation.secretenv:
                 value = await self._solver.session.secret(secret.ID)
                 if value is None and not secret.optional:
                     raise SystemFailure(f"secret {secret.ID}: not found")
                 if value is not None:
                     env.append(f"{secret.name}={value.decode('utf-8', 'replace')}")
-            if root is None:
-                raise InvalidParameter("no root mount in exec operation")
             await in_thread(root.add_mount_points, [(mount.target, mount.folder) for mount in held])
             step = RunStep(
                 root.id,
@@ -205,7 +183,7 @@ class _Exec:
                 words = " ".join(meta.args)
                 raise SystemFailure(f'process "{words}" did not complete successfully: exit code: {code}')
             chains: dict[int, str] = {}
-            for number, output in self._outputs.items():
+            for number, output in mounting.outputs.items():
                 if isinstance(output, str):
                     chains[number] = output
                     continue
@@ -213,52 +191,6 @@ class _Exec:
                 layer = await in_thread(output.layer, self._solver.lease)
                 chains[number] = layer.chain if layer is not None else output.chain
         return [chains.get(number, "") for number in range(max(chains, default=-1) + 1)]
-
-    async def _root(self, mount: Any, stack: contextlib.AsyncExitStack) -> StepRoot:
-        root = StepRoot(self._solver.store, _input(self._inputs, mount.input))
-        stack.push_async_callback(in_thread, root.discard)
-        await in_thread(root.mount)
-        return root
-
-    async def _mount(self, mount: Any, stack: contextlib.AsyncExitStack) -> Mount | None:
-        target = posixpath.normpath(posixpath.join(self._operation.meta.cwd or "/", mount.dest))
-        if mount.mountType == _TMPFS:
-            size = mount.TmpfsOpt.size
-            return Mount("tmpfs", target, ("nosuid", "nodev", *((f"size={size}",) if size else ())), "tmpfs")
-        if mount.mountType in (_SECRET, _SSH):
-            option = mount.secretOpt if mount.mountType == _SECRET else mount.SSHOpt
-            wanted = mounts.Wanted(
-                "secret" if mount.mountType == _SECRET else "ssh",
-                target,
-                id=option.ID,
-                required=not option.optional,
-                uid=option.uid,
-                gid=option.gid,
-                mode=option.mode,
-            )
-            if mount.mountType == _SECRET:
-                return await mounts.secret(self._solver.session.secret, self._solver.store, wanted, target, stack)
-            return await mounts.agent(self._solver.session.agent, wanted, stack)
-        if mount.mountType == _CACHE:
-            sharing = {1: "private", 2: "locked"}.get(mount.cacheOpt.sharing, "shared")
-            wanted = mounts.Wanted("cache", target, id=mount.cacheOpt.ID, sharing=sharing, readonly=mount.readonly)
-            return await mounts.cache(self._solver.store, wanted, target, stack)
-        if mount.mountType != _BIND:
-            raise InvalidParameter(f"mount type {mount.mountType} not implemented")
-        root = await self._root(mount, stack)
-        if mount.output >= 0 and not mount.readonly:
-            self._outputs[mount.output] = root
-        elif mount.output >= 0:
-            self._outputs[mount.output] = root.chain
-        inside = mount.selector or "/"
-        if mount.output >= 0 and not mount.readonly:
-            os.close(await in_thread(rooted.make_dirs, root.merged, inside))
-        try:
-            path = f"{root.merged}{await in_thread(rooted.real_path, root.merged, inside)}"
-        except OSError:
-            raise SystemFailure(f'failed to calculate checksum of ref: "{inside}": not found') from None
-        options = ("rbind", "ro") if mount.readonly else ("rbind", "rw")
-        return Mount(path, target, options, folder=stat.S_ISDIR(os.lstat(path).st_mode), root=root.root)
 
 
 class _Files:
@@ -287,7 +219,7 @@ class _Files:
 
     def _chain(self, index: int) -> str:
         if index < len(self._inputs):
-            return _input(self._inputs, index)
+            return input_of(self._inputs, index)
         found = self._made.get(index - len(self._inputs))
         if found is None:
             raise InvalidParameter(f"invalid input index {index}")

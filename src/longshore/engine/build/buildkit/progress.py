@@ -130,15 +130,17 @@ class Vertex:
         """A command's output: stream 1 or 2."""
         self._progress.send(logs=[control.VertexLog(vertex=self.digest, timestamp=now(), stream=stream, msg=data)])
 
-    def status(self, name: str, current: int = 0, total: int = 0, *, started: Any = None, done: bool = False) -> None:
-        """A line below the step: "transferring context: 2.5kB"."""
+    def status(
+        self, line: str, current: int = 0, total: int = 0, *, started: Any = None, done: bool = False, name: str = ""
+    ) -> None:
+        """A line below the step: "transferring context: 2.5kB". name: of what goes on, where that is not the line."""
         moment = now()
         self._progress.send(
             statuses=[
                 control.VertexStatus(
-                    ID=name,
+                    ID=line,
                     vertex=self.digest,
-                    name=name,
+                    name=name or line,
                     current=current,
                     total=total,
                     timestamp=moment,

@@ -32,6 +32,9 @@ _ENTRIES = 1 << 20
 _PIECE = 1 << 15
 _STORE = "buildkit-attachable-store-id"
 
+#: The address of what a client sends as one stream.
+UPLOAD = "http://buildkit-session/"
+
 
 class _Reader(tar.TarReader):
     """Stands for an archive that brings no content: what fsutil's packets tell first are names."""

@@ -454,6 +454,8 @@ def complete_config(store: Any, config: dict[str, Any], chain: str, platform: st
     filled = [entry for entry in history if not entry.get("empty_layer")]
     while len(filled) > len(diffs):
         filled.pop()["empty_layer"] = True
+    for entry in history:
+        entry.setdefault("created", made["created"])
     history += [{"created": made["created"], "comment": "buildkit.exporter.image.v0"}] * (len(diffs) - len(filled))
     made["history"] = history
     made["rootfs"] = {"type": "layers", "diff_ids": diffs}
