@@ -167,6 +167,7 @@ def test_an_answer_that_came_while_nobody_looked_is_taken() -> None:
             client, _ = server.accept()
             with client:
                 client.recv(1000)
+                time.sleep(0.2)  # the asking loop is held up by now
                 client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     async def ask() -> tuple[int, bytes, str]:
