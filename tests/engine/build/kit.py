@@ -144,6 +144,7 @@ class Kit:
         self.cache_from: list[Any] = []
         self.entitlements: list[str] = []
         self.inputs: dict[str, Any] = {}
+        self.policy: Any = None
 
     async def start(self) -> None:
         client = Server(
@@ -194,7 +195,7 @@ class Kit:
             FrontendAttrs={"filename": "Dockerfile", **{k.replace("__", ":"): v for k, v in attributes.items()}},
             Exporters=[control.Exporter(Type=exporter, Attrs={"name": names, **options})],
             Cache=control.CacheOptions(Exports=self.cache_to, Imports=self.cache_from),
-            FrontendInputs=self.inputs, Entitlements=self.entitlements,
+            FrontendInputs=self.inputs, Entitlements=self.entitlements, SourcePolicy=self.policy,
         )  # fmt: skip
         try:
             answer = await self.client.call("Solve", request)

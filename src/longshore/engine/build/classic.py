@@ -128,6 +128,9 @@ class _Build:
     def step(self, op: Callable[[], Mapping[str, Any]], origins: Sequence[str], wanted: Sequence[Wanted] = ()) -> None:
         return
 
+    def source(self, identifier: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        return identifier, dict(attributes)
+
     def used(self, key: str, image: Image, told: str) -> None:
         self.hold.add(image.id)
 

@@ -55,6 +55,13 @@ class Host(Protocol):
         """What the step is as an operation (buildkit.steps), for who wants to know. origins: where its further inputs come
         from: names after `from`, "" for the main context, URLs. wanted: its mounts."""
 
+    def source(self, identifier: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        """What is to be fetched in place of a source, and its attributes, as the client's policies want it.
+
+        Raises EngineError for one that is denied.
+        """
+        ...
+
     async def secret(self, name: str) -> bytes | None: ...
     async def agent(self, name: str, path: Path) -> asyncio.Server | None: ...
 

@@ -118,7 +118,10 @@ class _Transfer:
             if _is_heredoc(word):
                 self.picked.append((self._document(word), [Source(_document_name(word), False)], False))
                 continue
-            if self.upper == "ADD":
+            if self.upper == "ADD" and _is_remote(word):
+                asked = {"http.checksum": self.checksum} if self.checksum else {}
+                word, told = self.build.source(word, asked)
+                self.checksum = told.get("http.checksum", self.checksum)
                 # The classic builder knows no git repositories in ADD: it fetches the URL.
                 repository = git.parse(word) if build.buildkit else None
                 if repository is not None:

@@ -31,11 +31,19 @@ IN_TOTO = "application/vnd.in-toto+json"
 
 @dataclass(slots=True)
 class Entry:
-    """One platform's image of an index. platform: "os/arch[/variant]"; statements: (predicate type, in-toto document)."""
+    """One platform's image of an index. platform: "os/arch[/variant]"; statements: (predicate type, in-toto document).
+
+    files: what each statement is called beside a result's files ("": it goes into images only).
+    """
 
     platform: str
     image: Image
     statements: list[tuple[str, bytes]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    def attest(self, predicate: str, statement: bytes, file: str = "") -> None:
+        self.statements.append((predicate, statement))
+        self.files.append(file)
 
 
 @dataclass(slots=True)
@@ -110,14 +118,15 @@ def of_image(
 def of_statements(statements: Sequence[tuple[str, bytes]], about: str) -> Document:
     """The manifest of what is attested about the manifest with the digest `about`.
 
-    Each statement gets that manifest as a subject.
+    Subjects without a digest of their own mean that manifest; a statement without any is about it.
     """
     layers: list[dict[str, Any]] = []
     blobs: dict[str, bytes] = {}
     for predicate, data in statements:
         statement = orjson.loads(data)
-        for subject in statement.get("subject") or []:
-            subject["digest"] = {"sha256": about.partition(":")[2]}
+        statement["subject"] = statement.get("subject") or [{"name": "_", "digest": {}}]
+        for subject in statement["subject"]:
+            subject["digest"] = subject.get("digest") or {"sha256": about.partition(":")[2]}
         body = orjson.dumps(statement)
         blobs[digest_of(body)] = body
         notes = {"in-toto.io/predicate-type": predicate}

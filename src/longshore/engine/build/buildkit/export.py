@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 class Exporter:
     """Exports one build's result.
 
-    entries: its images; multiple: they are an index in any case. inline: attestations go into images only. epoch: the
-    build's SOURCE_DATE_EPOCH; bases: the images that it began with.
+    entries: its images; multiple: they are an index in any case. epoch: the build's SOURCE_DATE_EPOCH; bases: the images that it began with.
     """
 
     def __init__(
@@ -45,12 +44,11 @@ class Exporter:
         entries: list[Entry],
         *,
         multiple: bool = False,
-        inline: bool = True,
         epoch: int | None = None,
         bases: Iterable[Image] = (),
     ) -> None:
         self._store, self._session, self._progress = store, session, progress
-        self._entries, self._multiple, self._inline = entries, multiple, inline
+        self._entries, self._multiple = entries, multiple
         self._epoch, self._bases = epoch, list(bases)
 
     async def run(self, kind: str, attributes: Mapping[str, str], number: int = 0) -> dict[str, str]:
@@ -86,7 +84,7 @@ class Exporter:
             for entry in self._entries:
                 root = await stack.enter_async_context(self._mounted(entry.image))
                 roots.append(root)
-                if not self._inline:
+                if any(entry.files):
                     mark = f".{_folder_name(entry)}" if self._multiple and not split else ""
                     await in_thread(_put_statements, root, entry, attributes.get("attestation-prefix", ""), mark)
             if not split and len(roots) == 1:
@@ -159,12 +157,15 @@ def _folder_name(entry: Entry) -> str:
 
 def _put_statements(root: Path, entry: Entry, prefix: str, mark: str) -> None:
     """Write what is attested into the root, about the files that are there. In a thread."""
-    subjects = _subjects(root) if entry.statements else []
-    for count, (_, data) in enumerate(entry.statements):
-        name = "provenance" if not count else f"attestation.{count}"
+    subjects = _subjects(root)
+    for (_, data), name in zip(entry.statements, entry.files, strict=True):
+        if not name:
+            continue
         statement = orjson.loads(data) | {"subject": subjects}
+        base, dot, kind = name.rpartition(".")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        with rooted.opened(root, f"{prefix}{name}{mark}.json", flags, 0o644) as fd, open(os.dup(fd), "wb") as file:
+        path = f"{prefix}{base}{mark}{dot}{kind}"
+        with rooted.opened(root, path, flags, 0o644) as fd, open(os.dup(fd), "wb") as file:
             file.write(orjson.dumps(statement, option=orjson.OPT_INDENT_2))
 
 

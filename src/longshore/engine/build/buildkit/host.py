@@ -95,6 +95,9 @@ class StageHost:
         self.position = recorder.steps.add(op(), inputs, self.lines)
         self._recorded = True
 
+    def source(self, identifier: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        return self._frontend.policies.evaluate(identifier, attributes)
+
     async def secret(self, name: str) -> bytes | None:
         return await self._frontend.session.secret(name)
 
