@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from longshore.machinery.heap import keep_small
+
 
 class _Format(logging.Formatter):
     """One line a record: time in UTC with milliseconds, level's letter, room, message."""
@@ -53,6 +55,7 @@ def run_part(main: Callable[[], Coroutine[Any, Any, None]], *, level: int = logg
             loop.add_signal_handler(number, stop)
         # What start-up has made stays: keep the collector from walking it again and again.
         loop.call_later(5, freeze)
+        keep_small(loop)
         try:
             await task
         except asyncio.CancelledError:

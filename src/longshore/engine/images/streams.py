@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from longshore.machinery.heap import trim
+
 T = TypeVar("T")
 
 # Hashing and unpacking release the GIL; more threads than this gain nothing on small machines and cost memory.
 _executor: ThreadPoolExecutor | None = None
 _BATCH = 1 << 20
-
-
 _RELIEF = 32 << 20
 _passed = 0
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def passed(count: int) -> None:
@@ -32,8 +30,7 @@ def passed(count: int) -> None:
     _passed += count
     if _passed >= _RELIEF:
         _passed = 0
-        if _trim is not None:
-            _trim(0)
+        trim()
 
 
 def executor() -> ThreadPoolExecutor:

@@ -17,6 +17,7 @@ from typing import Any
 
 from longshore.client.config import ConfigError
 from longshore.machinery import pki
+from longshore.machinery.heap import keep_small
 from longshore.master.apiserver.audit import flags as audit_flags
 from longshore.master.apiserver.auth import flags
 from longshore.master.apiserver.config import Config
@@ -179,6 +180,7 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT)
+    keep_small(asyncio.get_running_loop())
 
 
 async def run(args: argparse.Namespace, folder: Path) -> None:
