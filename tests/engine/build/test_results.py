@@ -466,3 +466,22 @@ async def test_several_platforms_in_the_engine(kit: Kit) -> None:
     assert [found["Kind"] for found in entry["Manifests"]] == ["image"] * 2 + ["attestation"] * 2
     await kit.build("FROM --platform=linux/s390x x:1\nCOPY Dockerfile /b\n", name="z", platform="linux/s390x")
     assert kit.store.resolve("z").diff_ids[0] == images["s390x"].diff_ids[0]
+
+
+async def test_copies_depend_on_what_they_read(kit: Kit) -> None:
+    """A definition's copy is done already when other files of its source have changed."""
+    pb = schemas.pb
+    local = pb.Op(source=pb.SourceOp(identifier="local://context"))
+    copy = pb.CopyAction(src="/a", dest="/a", mode=-1, timestamp=-1)
+    step = pb.Op(file=pb.FileOp(actions=[pb.FileAction(input=-1, secondaryInput=0, output=0, copy=copy)]))
+    definition = graph((local, []), (step, [(0, 0)]), schema=control)
+    cached: list[bool] = []
+    for files in ({"a": "1", "b": "1"}, {"a": "1", "b": "2"}, {"a": "2", "b": "2"}):
+        for name, text in files.items():
+            (kit.context / name).write_text(text)
+        kit.number += 1
+        await kit.client.call("Solve", Ref=f"k{kit.number}", Session="s1", Definition=definition)
+        said = [message async for message in kit.client.stream("Status", Ref=f"k{kit.number}")]
+        vertices = {vertex.digest: vertex for message in said for vertex in message.vertexes}
+        cached += [vertex.cached for vertex in vertices.values() if vertex.name.startswith("copy")]
+    assert cached == [False, True, False]

@@ -46,10 +46,12 @@ class Source:
 
 
 class Tree:
-    """A root to read from. hidden: paths that are not to be seen (.dockerignore's)."""
+    """A root to read from. hidden: paths that are not to be seen (.dockerignore's). owned: owners belong to the digest."""
 
-    def __init__(self, root: Path, *, hidden: Ignore | None = None, context: bool = True) -> None:
-        self.root, self.hidden, self.context = root, hidden, context
+    def __init__(
+        self, root: Path, *, hidden: Ignore | None = None, context: bool = True, owned: bool = False
+    ) -> None:
+        self.root, self.hidden, self.context, self.owned = root, hidden, context, owned
 
     def find(self, pattern: str, *, parents: bool = False) -> list[Source]:
         """The sources that a word of COPY means, sorted. parents: "/./" and "**" have a meaning in it.
@@ -115,17 +117,22 @@ class Tree:
         return found
 
     def digest(self, sources: list[Source], exclude: Ignore | None = None) -> str:
-        """What the sources hold, as hexadecimal sha256: names, modes, contents, link targets; not times, not owners."""
+        """What the sources hold, as hexadecimal sha256: names, modes, contents, link targets; not times; owners if `owned`."""
         total = hashlib.sha256()
         for source in sources:
             base = source.path.rpartition("/")[2]
             total.update(b"d" if source.folder else b"f" + base.encode("utf-8", "surrogateescape"))
             with rooted.opened(self.root, source.path or "/", os.O_RDONLY | os.O_NONBLOCK) as fd:
+                self._digest_owner(os.fstat(fd), total)
                 if source.folder:
                     self._digest_folder(fd, source.path, "", total, exclude)
                 else:
                     _digest_file(fd, os.fstat(fd), total)
         return total.hexdigest()
+
+    def _digest_owner(self, info: os.stat_result, total: hashlib._Hash) -> None:
+        if self.owned:
+            total.update(f"\0{info.st_uid}:{info.st_gid}:{info.st_mode:o}\0".encode())
 
     def _digest_folder(self, fd: int, path: str, inner: str, total: hashlib._Hash, exclude: Ignore | None) -> None:
         for name in sorted(os.listdir(fd)):
@@ -135,6 +142,7 @@ class Tree:
                 continue
             info = os.stat(name, dir_fd=fd, follow_symlinks=False)
             total.update(f"\0{inside}\0{info.st_mode:o}\0".encode("utf-8", "surrogateescape"))
+            self._digest_owner(info, total)
             if stat.S_ISDIR(info.st_mode):
                 below = os.open(name, _O_FOLDER, dir_fd=fd)
                 try:

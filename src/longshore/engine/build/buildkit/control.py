@@ -190,7 +190,7 @@ class Services:
         if job.solver is None:
             session = await self.sessions.get(job.session)
             job.lease = self.builder.store.lease()
-            job.solver = Solver(self.builder, session, job.progress, job.lease, job.policies)
+            job.solver = Solver(self.builder, session, job.progress, job.lease, job.policies, self.sessions)
         return job.solver
 
     async def frontend(

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from longshore.engine.build import git
-from longshore.engine.build.buildkit import schemas
+from longshore.engine.build.buildkit import keys, schemas
 from longshore.engine.build.buildkit.contents import ContentStore
 from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress, Vertex
-from longshore.engine.build.buildkit.session import UPLOAD, Session
+from longshore.engine.build.buildkit.session import UPLOAD, Session, Sessions
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import InvalidParameter, NotFound, SystemFailure
 from longshore.engine.images import references
@@ -93,12 +93,19 @@ class Graph:
 
 
 class Solver:
-    """Solves definitions for one build."""
+    """Solves definitions for one build. sessions: where sources say that files are another session's."""
 
     def __init__(
-        self, builder: Builder, session: Session, progress: Progress, lease: Lease, policies: Policies | None = None
+        self,
+        builder: Builder,
+        session: Session,
+        progress: Progress,
+        lease: Lease,
+        policies: Policies | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         self.policies = policies or Policies()
+        self.sessions = sessions
         self.builder, self.session, self.progress, self.lease = builder, session, progress, lease
         self.store: ImageStore = builder.store
         self._running: dict[str, asyncio.Task[list[str]]] = {}
@@ -144,7 +151,8 @@ class Solver:
             bare = schemas.pb.Op()
             bare.CopyFrom(operation)
             del bare.inputs[:]
-            key = self.builder.cache.key("llb", bare.SerializeToString(deterministic=True).hex(), inputs)
+            read = await keys.of_inputs(self.store, kind, operation, inputs)
+            key = self.builder.cache.key("llb", bare.SerializeToString(deterministic=True).hex(), read)
             known = self._known(key)
             if known is not None:
                 vertex.cached = True
@@ -273,8 +281,11 @@ class Solver:
             except ValueError:
                 raise InvalidParameter(f"failed to parse local.{key}") from None
 
+        other = attributes.get("local.session", "")
+        session = await self.sessions.get(other) if other and self.sessions is not None else self.session
+
         async def fill(path: Path) -> None:
-            total = await self.session.sync(
+            total = await session.sync(
                 name,
                 path,
                 include=patterns("includepattern"),

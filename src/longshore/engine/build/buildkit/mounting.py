@@ -22,7 +22,7 @@ from longshore.machinery import rooted
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.definitions import Solver
 
-_BIND, _SECRET, _SSH, _CACHE, _TMPFS = range(5)
+BIND, _SECRET, _SSH, _CACHE, _TMPFS = range(5)
 
 
 def input_of(inputs: list[str], index: int) -> str:
@@ -95,7 +95,7 @@ class Mounting:
             sharing = {1: "private", 2: "locked"}.get(mount.cacheOpt.sharing, "shared")
             wanted = mounts.Wanted("cache", target, id=mount.cacheOpt.ID, sharing=sharing, readonly=mount.readonly)
             return await mounts.cache(self._solver.store, wanted, target, self._stack)
-        if mount.mountType != _BIND:
+        if mount.mountType != BIND:
             raise InvalidParameter(f"mount type {mount.mountType} not implemented")
         root = await self._root(mount)
         if mount.output >= 0 and not mount.readonly:
