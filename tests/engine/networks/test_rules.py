@@ -109,3 +109,13 @@ def test_an_interrupted_network_leaves_nothing(networks: NetworkService, tmp_pat
         assert not any(route.destination == network.pools[0].subnet for route in host.routes(4))
     assert again.find("n") is None and not list(folder.glob(".*.new"))
     again.close()
+
+
+def test_namespaces_of_no_container_go(networks: NetworkService) -> None:
+    kept, lost = "a" * 64, "b" * 64
+    for sandbox_id in (kept, lost):
+        networks.build(networks.sandbox_path(sandbox_id), [])
+    networks.forget_sandboxes([kept])
+    assert networks.sandbox_path(kept).exists() and not networks.sandbox_path(lost).exists()
+    networks.forget_sandboxes([])
+    assert not networks.sandbox_path(kept).exists()

@@ -66,6 +66,8 @@ async def recover(lifecycle: Lifecycle) -> None:
         if service.store.get(id) is None and lifecycle._runtime.state(id).labels.get("owner") == "docker":
             with contextlib.suppress(Exception):
                 await lifecycle._runtime.delete(id, force=True)
+    running = [container.sandbox_id for container in service.store if container.state.running and container.sandbox_id]
+    await service.in_thread(service.networks.forget_sandboxes, running)
     service.networks.publishing.refresh()
     for container in service.store:
         if container.state.running:

@@ -343,6 +343,13 @@ class NetworkService:
     def sandbox_path(self, sandbox_id: str) -> Path:
         return self._run / sandbox_id[:12]
 
+    def forget_sandboxes(self, kept: Iterable[str]) -> None:
+        """Unpin the namespaces that a killed engine left; kept: the ids of those in use. Blocking."""
+        names = {sandbox_id[:12] for sandbox_id in kept}
+        for path in self._run.iterdir():
+            if path.name not in names:
+                remove_sandbox(path)
+
     def allocate(self, network: Network, container: Any, settings: Json, *, ipv6: bool = True) -> Endpoint:
         """Take addresses for a container in a network and write them into its endpoint settings. Raises EngineError.
 
