@@ -38,6 +38,20 @@ def test_the_default_profile_follows_the_capabilities() -> None:
     assert {"mount", "clone3", "setns"} <= set(admin["syscalls"][0]["names"])
 
 
+@pytest.mark.parametrize(
+    "settings, known", [("# CONFIG_X86_X32_ABI is not set", False), ("CONFIG_X86_X32_ABI=y", True), ("", True)]
+)
+def test_an_architecture_that_the_kernel_lacks(monkeypatch: pytest.MonkeyPatch, settings: str, known: bool) -> None:
+    monkeypatch.setattr(seccomp, "_kernel_settings", lambda: f"CONFIG_X=y\n{settings}\nCONFIG_Z=y\n")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    seccomp._architectures.cache_clear()
+    try:
+        found = seccomp._architectures()
+    finally:
+        seccomp._architectures.cache_clear()
+    assert "SCMP_ARCH_X86" in found and ("SCMP_ARCH_X32" in found) is known
+
+
 def test_a_profile_of_the_user() -> None:
     profile = {
         "defaultAction": "SCMP_ACT_ERRNO",
