@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from longshore.machinery.threads import in_own_thread
+
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
@@ -31,25 +33,6 @@ def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
-
-
-def _in_thread(work: Callable[[], T]) -> T:
-    """Run in a thread that is thrown away, so that its namespace can never leak into other work."""
-    box: list[T] = []
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            box.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=body, name="netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return box[0]
 
 
 def create(path: Path, *, loopback: bool = True) -> None:
@@ -69,7 +52,7 @@ def create(path: Path, *, loopback: bool = True) -> None:
         if loopback:
             raise_loopback()
 
-    _in_thread(work)
+    in_own_thread(work, "netns")
 
 
 def pin(source: Path, path: Path) -> None:
@@ -136,7 +119,7 @@ def call(namespace: Namespace, work: Callable[[], T]) -> T:
             _check(_libc.setns(fd, CLONE_NEWNET), "setns")
         return work()
 
-    return _in_thread(enter)
+    return in_own_thread(enter, "netns")
 
 
 def make_socket(namespace: Namespace | None, family: int, kind: int, protocol: int = 0) -> socket.socket:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from longshore.engine.runtime import cgroups
 from longshore.machinery import mounts, netns, users
+from longshore.machinery.threads import in_own_thread
 from longshore.machinery.users import Owners
 
 _NEWUTS, _NEWIPC, _NEWPID, _NEWNET = 0x04000000, 0x08000000, 0x20000000, 0x40000000
@@ -57,23 +58,6 @@ def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
-
-
-def _throwaway(work: object) -> None:
-    """Run in a thread that ends afterwards, so that no other work ever runs in its namespaces."""
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            work()  # type: ignore[operator]
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=body, name="namespaces")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
 
 
 def _enter(path: Path, flag: int) -> None:
@@ -127,7 +111,7 @@ def make(
             with open(path, "w") as file:
                 file.write(value)
 
-    _throwaway(work)
+    in_own_thread(work, "namespaces")
 
 
 def release(folder: Path) -> None:
@@ -208,7 +192,7 @@ def start_pause(folder: Path, *, ipc: Path | None, cgroup: str, user: Path | Non
     if user is not None:
         pids.append(_pause_owned(program, user))
     else:
-        _throwaway(work)
+        in_own_thread(work, "namespaces")
     pid = pids[0]
     if cgroup:
         for where in dict.fromkeys(cgroups.mounts().values()):

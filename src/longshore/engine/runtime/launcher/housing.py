@@ -11,11 +11,11 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import longshore
 from longshore.machinery import mounts
+from longshore.machinery.threads import in_own_thread
 
 _CLONE_NEWNS = 0x00020000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,23 +26,13 @@ _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from longshore.engine.runt
 def spawn(control: int) -> int:
     """Start the launcher's process; it serves the socket at the descriptor `control`. Returns its pid. Blocking for some
     milliseconds. Raises OSError where the kernel does not give what it needs."""
-    found: list[int] = []
-    failure: list[OSError] = []
 
-    def work() -> None:
-        try:
-            _furnish()
-            found.append(_start(control))
-        except OSError as error:
-            failure.append(error)
+    def work() -> int:
+        _furnish()
+        return _start(control)
 
     # The namespace is the thread's own and goes with the launcher.
-    thread = threading.Thread(target=work, name="launcher")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return found[0]
+    return in_own_thread(work, "launcher")
 
 
 def _interpreter() -> str:
