@@ -15,7 +15,7 @@ from longshore.engine.images.store import ImageStore
 from longshore.machinery import mounts
 from longshore.registry.server import serve
 
-from .conftest import imported
+from .conftest import imported, once
 from .test_crash import check
 
 pytestmark = pytest.mark.root
@@ -48,11 +48,20 @@ async def test_import_and_pull(small: Path, make_store: Any, registry: Any, monk
             await store.pull(f"{host}/big:1")
         check(store)
         assert store.list() == []
-        for path in store.blobs.ingest.iterdir():
-            path.unlink()
-        # There is room again: the store works on.
-        await imported(store, "small:1", {"f": b"x"})
+        assert list(store.blobs.ingest.iterdir()) == []
+        archive = b"".join(await other.save([f"{host}/big:1"]))
+        with pytest.raises(EngineError, match="no space left on device"):
+            await store.load(once(archive))
         check(store)
+        assert store.list() == [] and list((store.root / "tmp").iterdir()) == []
+        # There is room again: the store works on.
+        image = await imported(store, "small:1", {"f": b"x"})
+        (store.prepare("c" * 64, image).upper / "much").write_bytes(os.urandom(5 << 20))
+        with pytest.raises(EngineError, match="no space left on device"):
+            await store.commit("c" * 64, {})
+        check(store)
+        store.release("c" * 64)
+        assert [entry["RepoTags"] for entry in store.list()] == [["small:1"]]
     finally:
         store.close()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longshore.engine.errors import SystemFailure
+from longshore.engine.images.database import own_process
 from longshore.engine.images.streams import passed
 
 
@@ -28,12 +29,13 @@ def digest_of(data: bytes) -> str:
 class BlobWriter:
     """One blob on its way in. write() in a thread; commit() or abort() at the end.
 
-    resume: the name of an ingest that was cut off earlier, to go on with; `offset` is what it holds already.
+    name: of an ingest that others may go on with; without one it is this process's own. resume: begin with what it holds
+    already (`offset`).
     """
 
     def __init__(self, blobs: Blobs, *, name: str = "", resume: bool = False) -> None:
         self._blobs = blobs
-        self.path = blobs.ingest / (name or secrets.token_hex(8))
+        self.path = blobs.ingest / (name or "new-{}-{}-{}".format(*own_process(), secrets.token_hex(8)))
         self._hash = hashlib.sha256()
         self.offset = 0
         self.lock = -1  # a descriptor that holds the ingest's lock, if its name is shared with other processes

@@ -118,8 +118,11 @@ async def commit(
     root = store.rootfs(container_id)
     row = store.database.one("SELECT image, chain FROM uses WHERE container=?", container_id)
     base = store.get(row[0])
-    with store.lease() as lease:
-        layer = await in_thread(copy_layer, store, root.upper, row[1], lease.id)
+    async with store.undertaking() as lease:
+        try:
+            layer = await in_thread(copy_layer, store, root.upper, row[1], lease.id)
+        except OSError as error:
+            raise disk_failure(error) from None
         config = make_config(
             base.config if base else None,
             run_config,
@@ -172,7 +175,7 @@ async def import_(
     run_config: what --change made. platform: (os, architecture, variant), "" for this machine's.
     Raises SystemFailure.
     """
-    with store.lease() as lease:
+    async with store.undertaking() as lease:
         layer = await unpack(store, source, "", lease.id)
         config = make_config(
             None,

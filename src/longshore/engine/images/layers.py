@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,19 +227,34 @@ class Layers:
 
     def remove_unused(self, chain: str) -> list[Layer]:
         """Remove a layer and those below it that nothing needs any more; the removed, top first."""
-        gone: list[Layer] = []
         with self._database.write() as connection:
-            while chain and not _in_use(connection, chain):
-                row = connection.execute("SELECT * FROM layers WHERE chain=?", (chain,)).fetchone()
-                if row is None:
-                    break
-                layer = Layer(*row)
-                _delete(connection, chain)
-                gone.append(layer)
-                chain = layer.parent
+            gone = self.forget_unused(connection, chain)
+        self.take_away(gone)
+        return gone
+
+    def forget_unused(self, connection: sqlite3.Connection, chain: str) -> list[Layer]:
+        """remove_unused(), as part of the transaction that ends a need of the layer; take_away() follows it."""
+        gone: list[Layer] = []
+        while chain and not _in_use(connection, chain):
+            row = connection.execute("SELECT * FROM layers WHERE chain=?", (chain,)).fetchone()
+            if row is None:
+                break
+            layer = Layer(*row)
+            _delete(connection, chain)
+            gone.append(layer)
+            chain = layer.parent
+        return gone
+
+    def take_away(self, gone: list[Layer]) -> None:
+        """Remove the files of layers that were forgotten. Killed before, the next start does it (sweep)."""
         for layer in gone:
             self._take_away(layer)
-        return gone
+
+    def give_back(self, keys: Iterable[str]) -> None:
+        """Remove what work that came to nothing had held: those of the layers and blobs that nothing else needs. Blocking."""
+        for key in keys:
+            self.remove_unused(key)
+            self.remove_blob_unused(key)
 
     def _take_away(self, layer: Layer) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -340,10 +355,12 @@ class Layers:
     def sweep(self) -> None:
         """After a crash: remove folders and blobs that no row knows, rows whose folder is gone, leases of the dead."""
         trash: list[Path] = []
+        held: list[str] = []
         with self._database.write() as connection:
-            for lease, pid, start in connection.execute("SELECT DISTINCT lease, pid, started FROM leases").fetchall():
+            for lease, key, pid, start in connection.execute("SELECT lease, key, pid, started FROM leases").fetchall():
                 if process_start(pid) != start:
-                    connection.execute("DELETE FROM leases WHERE lease=?", (lease,))
+                    connection.execute("DELETE FROM leases WHERE lease=? AND key=?", (lease, key))
+                    held.append(key)
             rows = dict(connection.execute("SELECT folder, chain FROM layers").fetchall())
             for path in self.folder.iterdir():
                 if path.name.startswith("tmp-"):
@@ -364,6 +381,7 @@ class Layers:
                     blob.unlink()
         for path in trash:
             remove_path(path)
+        self.give_back(held)
 
 
 def _changed(layer: Layer) -> DigestMismatch:

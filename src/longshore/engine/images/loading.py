@@ -5,6 +5,7 @@ Source: moby image/tarexport, daemon/containerd/image_exporter.go; OCI image-spe
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -297,7 +298,7 @@ class _Loader:
         if len(diff_ids) != len(paths):
             raise SystemFailure(f"invalid manifest, layers length mismatch: expected {len(diff_ids)}, got {len(paths)}")
         store = self.store
-        with store.lease() as lease:
+        async with store.undertaking() as lease:
             chain = ""
             for diff, path in zip(diff_ids, paths, strict=True):
                 references.check_digest(diff)
@@ -308,8 +309,6 @@ class _Loader:
             return store.add(raw, chain)
 
     async def _layer(self, path: str, diff: str, parent: str, lease: str) -> Layer:
-        import asyncio
-
         meter = Meter(self.progress, diff[7:19])
         loop = asyncio.get_running_loop()
         store = self.store

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Protocol
@@ -166,7 +167,7 @@ async def fetch_image(
     image = store.get(config_digest)
     downloaded = False
     if image is None:
-        with store.lease() as lease:
+        async with store.undertaking() as lease:
             image = await _fetch(store, session, config_digest, layers, lease, progress)
         downloaded = True
     store.add_manifest(digest, media, body, image.id)
@@ -377,6 +378,8 @@ def _open(layer: _Layer) -> BlobWriter:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink == 0:
+            raise BlockingIOError  # somebody took it away in between
     except BlockingIOError:
         os.close(fd)
         return BlobWriter(layer.store.blobs)
@@ -405,6 +408,10 @@ async def _download_alone(layer: _Layer) -> None:
         layer.meter.say("Verifying Checksum")
         await in_thread(writer.commit, layer.digest)
         layer.meter.say("Download complete")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            writer.abort()  # what a full disk needs is room
+        raise
     finally:
         writer.keep()
 

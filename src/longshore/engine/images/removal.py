@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict
 from longshore.engine.images import references, variants
+from longshore.engine.images.leftovers import sweep_ingest
 from longshore.engine.images.listing import Filters, bool_filter, check_filters, labels_match, until_filter
 from longshore.engine.images.model import Image
 from longshore.engine.images.names import drop, give, take
@@ -199,9 +200,10 @@ def _delete(
     with store.database.write() as connection:
         connection.execute("DELETE FROM images WHERE id=?", (image.id,))
         drop(connection, image.id)
+        gone = store.layers.forget_unused(connection, image.chain)
     records.append({"Deleted": image.id})
     store.event("delete", image.id, image.id)
-    gone = store.layers.remove_unused(image.chain) if image.chain else []
+    store.layers.take_away(gone)
     records.extend({"Deleted": layer.chain} for layer in gone)
     freed = sum(layer.size for layer in gone)
     parent = store.get(image.parent) if prune and image.parent else None
@@ -239,4 +241,6 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
                 if store.find(text) is not None:
                     records += remove(store, text, force=False, prune=True)
         freed += max(0, before - store.layers_size())
+    # Downloads that were given up.
+    freed += sweep_ingest(store.blobs.ingest, 0)
     return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -49,8 +50,8 @@ def _nothing(_: dict[str, Any]) -> None:
 class Lease:
     """Holds layers and blobs of work that is under way, until it is closed or its process is dead."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, layers: Layers) -> None:
+        self._database, self._layers = database, layers
         self.id = secrets.token_hex(8)
 
     def add(self, *keys: str) -> None:
@@ -58,6 +59,12 @@ class Lease:
         with self._database.write(durable=False) as connection:
             for key in keys:
                 add_lease(connection, self.id, key)
+
+    def abandon(self) -> None:
+        """The work came to nothing: what only it held goes. Blocking."""
+        keys = [row[0] for row in self._database.all("SELECT key FROM leases WHERE lease=?", self.id)]
+        self.__exit__()
+        self._layers.give_back(keys)
 
     def __enter__(self) -> Lease:
         return self
@@ -123,7 +130,17 @@ class ImageStore:
             self.on_event(action, image, name or image)
 
     def lease(self) -> Lease:
-        return Lease(self.database)
+        return Lease(self.database, self.layers)
+
+    @contextlib.asynccontextmanager
+    async def undertaking(self) -> AsyncIterator[Lease]:
+        """A lease for work that shall end in an image; when it comes to nothing, the layers and blobs that only it held go."""
+        with self.lease() as lease:
+            try:
+                yield lease
+            except BaseException:
+                await asyncio.shield(in_thread(lease.abandon))
+                raise
 
     # -- finding -------------------------------------------------------------------------------------------------
 
@@ -349,11 +366,11 @@ class ImageStore:
         row = self.database.one("SELECT image, chain FROM uses WHERE container=?", container_id)
         if row is None:
             return
-        with self.database.write(durable=False) as connection:
+        # Where the image was removed by force meanwhile, its layers were kept for this container only.
+        with self.database.write(durable=self.get(row[0]) is None) as connection:
             connection.execute("DELETE FROM uses WHERE container=?", (container_id,))
-        if row[1] and self.get(row[0]) is None:
-            # The image was removed by force meanwhile: its layers were kept for this container only.
-            self.layers.remove_unused(row[1])
+            gone = self.layers.forget_unused(connection, row[1])
+        self.layers.take_away(gone)
 
     def used_by_others(self, image_id: str) -> list[str]:
         """Containers of other engines on this machine that use the image."""
