@@ -14,6 +14,7 @@ from longshore.engine.build.options import parse_options
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.control import Services
+    from longshore.engine.build.buildkit.posted import PostedBuilds
     from longshore.engine.build.classic import Builder
     from longshore.engine.dockerapi.router import Call
     from longshore.engine.server import Engine
@@ -47,6 +48,7 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
 
     builder: Builder | None = None
     kit: Services | None = None
+    builds: PostedBuilds | None = None
     runner = RuncRunner(
         engine.run / "build",
         engine.networks,
@@ -74,12 +76,24 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
             kit = Services(made, settings=engine.configuration.builder)
         return kit
 
+    async def posted() -> PostedBuilds:
+        nonlocal builds
+        from longshore.engine.build.buildkit.posted import PostedBuilds
+
+        made = await services()
+        if builds is None:
+            builds = PostedBuilds(made)
+        return builds
+
     async def build(call: Call) -> Response | None:
         from longshore.engine.dockerapi.images import stream
 
         options = parse_options(call.request.query, decode_auths(call.request.headers.get("x-registry-config")))
-        made = await ready()
         body = call.request.chunks()
+        if options.version == "2":
+            builds = await posted()
+            return await stream(call, lambda say: builds.build(body, options, say))
+        made = await ready()
         return await stream(call, lambda say: made.build(body, options, say))
 
     async def close() -> None:
@@ -88,6 +102,6 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
 
     engine.closing.append(close)
     if engine.docker is not None:
-        engine.docker.router.include(routes(services))
+        engine.docker.router.include(routes(services, posted))
         engine.docker.builder_version = "2"
     return build

@@ -40,6 +40,7 @@ class BuildOptions:
     session: str = ""
     build_id: str = ""
     auths: dict[str, dict[str, str]] = field(default_factory=dict)
+    outputs: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     # BuildKit's: stages to build anew, the steps' host name, the time that images are made at, what was allowed.
     no_cache_stages: Sequence[str] = ()
     hostname: str = ""
@@ -80,6 +81,14 @@ def _json(query: Mapping[str, Sequence[str]], name: str, kind: type) -> Any:
     return loaded
 
 
+def _output(entry: Any) -> tuple[str, dict[str, str]]:
+    """One output of BuildKit's: its type and its settings. Raises InvalidParameter."""
+    values = entry.get("Attrs") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(values or {}, dict):
+        raise InvalidParameter("invalid outputs specified: unexpected JSON type")
+    return str(entry.get("Type") or ""), {str(key): str(value) for key, value in (values or {}).items()}
+
+
 def parse_options(
     query: Mapping[str, Sequence[str]], auths: Mapping[str, dict[str, str]] | None = None
 ) -> BuildOptions:
@@ -112,6 +121,7 @@ def parse_options(
         str(key): None if value is None else str(value) for key, value in _json(query, "buildargs", dict).items()
     }
     options.labels = {str(key): str(value) for key, value in _json(query, "labels", dict).items()}
+    options.outputs = [_output(entry) for entry in _json(query, "outputs", list)]
     options.cache_from = [str(name) for name in _json(query, "cachefrom", list)]
     for entry in query.get("extrahosts") or ():
         for word in entry.split(","):

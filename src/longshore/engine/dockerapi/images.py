@@ -427,10 +427,3 @@ async def build_prune(call: Call) -> Response:
     return json_response(
         {"CachesDeleted": [r["id"] for r in gone] or None, "SpaceReclaimed": sum(r["size"] for r in gone)}
     )
-
-
-@routes.route("POST", "/build/cancel")
-async def build_cancel(call: Call) -> Response:
-    if not call.param("id"):
-        raise InvalidParameter("build ID not provided")
-    return empty(200)

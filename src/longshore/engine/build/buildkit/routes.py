@@ -1,4 +1,4 @@
-"""POST /grpc and POST /session of the Docker Engine API. Source: moby api/server/router/grpc, session; buildkit session."""
+"""POST /grpc, /session and /build/cancel of the Docker Engine API. Source: moby api/server/router/grpc, session, build."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from longshore.engine.dockerapi.router import Router
+from longshore.engine.dockerapi.router import Router, empty
 from longshore.engine.errors import InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.control import Services
+    from longshore.engine.build.buildkit.posted import PostedBuilds
     from longshore.engine.dockerapi.router import Call
     from longshore.machinery.http import Duplex, Response
 
@@ -23,8 +24,8 @@ async def _upgrade(call: Call) -> Duplex:
     return await call.request.upgrade(101, [("Connection", "Upgrade"), ("Upgrade", "h2c")])
 
 
-def routes(services: Callable[[], Awaitable[Services]]) -> Router:
-    """The two routes. services: gives BuildKit's services, made at first use."""
+def routes(services: Callable[[], Awaitable[Services]], posted: Callable[[], Awaitable[PostedBuilds]]) -> Router:
+    """The routes. services: gives BuildKit's services, made at first use; posted: the builds of POST /build?version=2."""
     router = Router()
 
     @router.route("POST", "/grpc")
@@ -64,5 +65,12 @@ def routes(services: Callable[[], Awaitable[Services]]) -> Router:
         finally:
             made.sessions.remove(opened)
         return None
+
+    @router.route("POST", "/build/cancel")
+    async def cancel(call: Call) -> Response:
+        if not call.param("id"):
+            raise InvalidParameter("build ID not provided")
+        (await posted()).cancel(call.param("id"))
+        return empty(200)
 
     return router
