@@ -215,6 +215,33 @@ async def test_run(kit: Kit) -> None:
 
 
 @pytest.mark.root
+async def test_here_documents(kit: Kit) -> None:
+    text = (
+        "FROM busybox AS base\nARG name=world\nCOPY <<E /q\n'${name}' \"${name}\" \\$ \\\\\nE\n"
+        "COPY <<\"E\" /raw\n'${name}' \\$\nE\nRUN <<E\n#!/bin/sh -e\necho second > /made\nE\n"
+        "RUN <<-E\n\t#!/bin/cat\n\tthird\nE\nONBUILD RUN <<E\n  echo $name > /trigger\n  echo 2 >> /trigger\nE\n"
+        "ARG TARGETSTAGE\nRUN echo $TARGETSTAGE > /stage\nFROM base AS final\n"
+    )
+    found = await files(kit, text)
+    assert found["q"].data == b"'world' \"world\" $ \\\n" and found["raw"].data == b"'${name}' \\$\n"
+    assert found["made"].data == b"second\n" and b"third" in kit.logs
+    assert found["trigger"].data == b"\n2\n" and found["stage"].data == b"final\n"
+    assert not [name for name in found if name.startswith("dev/")]
+
+
+@pytest.mark.root
+async def test_names_of_here_documents_lead_nowhere(kit: Kit) -> None:
+    """A name is a file of the step: it never reaches a file of the host."""
+    outside = kit.path / "outside"
+    for name in (str(outside), f"{'../' * 12}{outside}", "a/b"):
+        for line in (f"COPY <<{name} /x/", f"RUN <<{name}"):
+            with pytest.raises(RpcError, match="failed to create file"):
+                await files(kit, f"FROM busybox\n{line}\n#!/bin/sh\n{name}\n")
+    assert not outside.exists()
+    assert "x/up" in await files(kit, "FROM scratch\nCOPY <<../up /x/\nhi\n../up\n")
+
+
+@pytest.mark.root
 async def test_configuration(kit: Kit) -> None:
     await kit.build("FROM scratch\nONBUILD ENV T=1\nONBUILD COPY Dockerfile /d\n", name="trigger")
     text = (

@@ -17,18 +17,21 @@ import orjson
 from longshore.engine.build import mounts
 from longshore.engine.build.buildkit import steps
 from longshore.engine.build.cache import KIT
+from longshore.engine.build.context import new_folder
 from longshore.engine.build.instructions import BUILDKIT_FLAGS, Instruction
 from longshore.engine.build.shell import ExpansionError, expand, expand_words
 from longshore.engine.build.state import StageState
-from longshore.engine.build.step import RunStep, StepRoot
+from longshore.engine.build.step import Mount, RunStep, StepRoot
 from longshore.engine.containers import signals
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images.commit import make_config
+from longshore.engine.images.extract import remove_path
 from longshore.engine.images.model import Image, encode
 from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
 
 if TYPE_CHECKING:
+    from longshore.engine.build.dockerfile import Heredoc
     from longshore.engine.build.state import Host
     from longshore.engine.images.layers import Layer
 
@@ -36,6 +39,8 @@ _NEEDS_BUILDKIT = (
     "the --{} option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ to learn how to build images with "
     "BuildKit enabled"
 )
+# Where here-documents that are programs lie in a step.
+_DOCUMENTS = "/dev/pipes"
 _PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/([A-Za-z]+))?")
 
 
@@ -323,7 +328,12 @@ class Dispatcher:
             raise SystemFailure(f"{shown}{(error.strerror or str(error)).lower()}") from None
 
     async def _run(self, instruction: Instruction) -> None:
-        if instruction.heredocs and instruction.shell:
+        from longshore.engine.build.transfer import document_file
+
+        program = heredoc_program(instruction) if self._kit else None
+        if program is not None:
+            words = [f"{_DOCUMENTS}/{document_file(program.name)}"]
+        elif instruction.heredocs and instruction.shell:
             words = [*self.state.shell, heredoc_script(instruction)]
         else:
             words = self._command(instruction)
@@ -360,7 +370,8 @@ class Dispatcher:
             [mount.origin for mount in wanted if mount.kind == "bind"],
             wanted,
         )  # fmt: skip
-        key = self.key(told, words, arguments, network, security, [mount.key() for mount in wanted])
+        content = program.content if program is not None else ""
+        key = self.key(told, words, arguments, network, security, [mount.key() for mount in wanted], content)
         if await self.cached(key, told):
             return
         if not state.image and not state.chain and not state.config.get("Env"):
@@ -376,6 +387,8 @@ class Dispatcher:
                 prepared = [await mounts.prepare(self, mount, stack) for mount in wanted]
                 held = [mount for mount in prepared if mount is not None]
                 await in_thread(root.add_mount_points, [(mount.target, mount.folder) for mount in held])
+                if program is not None:
+                    held.append(self._document(program, stack))
                 step = RunStep(
                     root.id,
                     root.merged,
@@ -403,6 +416,18 @@ class Dispatcher:
             self.build.removed(root.id)
             self.commit(key, told, layer, root.id)
 
+    def _document(self, program: Heredoc, stack: contextlib.AsyncExitStack) -> Mount:
+        """A here-document that is a program, as a file of the step."""
+        folder = new_folder(self.build.store)
+        stack.push_async_callback(in_thread, remove_path, folder)
+        from longshore.engine.build.transfer import document_file
+
+        path = folder / document_file(program.name)
+        path.write_text(program.content)
+        folder.chmod(0o755)
+        path.chmod(0o755)
+        return Mount(str(folder), _DOCUMENTS, ("rbind", "ro"))
+
     def _failure(self, words: list[str], code: int) -> str:
         text = " ".join(words)
         if self._kit:
@@ -418,6 +443,14 @@ class Dispatcher:
         from longshore.engine.build.transfer import transfer
 
         await transfer(self, instruction)
+
+
+def heredoc_program(instruction: Instruction) -> Heredoc | None:
+    """The here-document of a RUN that is a program: alone, and told by its first line who runs it."""
+    heredocs = instruction.heredocs
+    if len(heredocs) != 1 or not instruction.shell or not re.fullmatch(r"<<-?\S+", instruction.words[0].strip()):
+        return None
+    return heredocs[0] if heredocs[0].content.startswith("#!") else None
 
 
 def heredoc_script(instruction: Instruction) -> str:

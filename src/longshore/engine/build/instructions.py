@@ -375,4 +375,5 @@ def _onbuild(made: Instruction, rest: str, escape: str) -> None:
         raise DockerfileError("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if trigger in ("FROM", "MAINTAINER"):
         raise DockerfileError(f"{trigger} isn't allowed as an ONBUILD trigger")
-    made.inner = rest
+    # Its here-documents belong to the trigger, which is read again where it acts.
+    made.inner = rest + "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in made.heredocs)

@@ -17,11 +17,8 @@ class ExpansionError(ValueError):
 
 
 class _Expander:
-    def __init__(
-        self, text: str, variables: Mapping[str, str], escape: str, *, keep_quotes: bool, keep_escapes: bool
-    ) -> None:
-        self.text, self.variables, self.escape = text, variables, escape
-        self.keep_quotes, self.keep_escapes = keep_quotes, keep_escapes
+    def __init__(self, text: str, variables: Mapping[str, str], escape: str, *, quotes: bool = True) -> None:
+        self.text, self.variables, self.escape, self.quotes = text, variables, escape, quotes
         self.position = 0
         self.words: list[str] = []
         self.current = ""
@@ -59,9 +56,9 @@ class _Expander:
             if stop and character in stop:
                 self.depth -= 1
                 return out
-            if character == "'":
+            if character == "'" and self.quotes:
                 piece = self.single()
-            elif character == '"':
+            elif character == '"' and self.quotes:
                 piece = self.double()
             elif character == "$":
                 piece = self.dollar()
@@ -77,7 +74,7 @@ class _Expander:
             elif character == self.escape:
                 self.next()
                 following = self.next()
-                piece = (self.escape if self.keep_escapes or following == "" else "") + following
+                piece = following or self.escape
             else:
                 piece = self.next()
                 if self.depth == 1 and piece.isspace():
@@ -93,19 +90,21 @@ class _Expander:
         return out
 
     def single(self) -> str:
-        out = self.next() if self.keep_quotes else (self.next() and "")
+        self.next()
+        out = ""
         while (character := self.next()) != "":
             if character == "'":
-                return out + (character if self.keep_quotes else "")
+                return out
             out += character
         raise ExpansionError("unexpected end of statement while looking for matching single-quote")
 
     def double(self) -> str:
-        out = self.next() if self.keep_quotes else (self.next() and "")
+        self.next()
+        out = ""
         while (character := self.peek()) != "":
             if character == '"':
                 self.next()
-                return out + (character if self.keep_quotes else "")
+                return out
             if character == "$":
                 out += self.dollar()
                 continue
@@ -115,7 +114,7 @@ class _Expander:
                 if following == "":
                     raise ExpansionError("unexpected end of statement while looking for matching double-quote")
                 # Inside double quotes the escape is special before these three only.
-                if following not in ('"', "$", self.escape) or self.keep_escapes:
+                if following not in ('"', "$", self.escape):
                     out += self.escape
                 out += following
                 continue
@@ -244,19 +243,22 @@ def _strip(value: str, pattern: str, *, prefix: bool, greedy: bool) -> str:
 
 
 def expand(text: str, variables: Mapping[str, str], escape: str = "\\", *, raw: bool = False) -> str:
-    """One word expanded; quotes and escapes removed (raw: kept, for here-documents). Raises ExpansionError."""
-    return _Expander(text, variables, escape, keep_quotes=raw, keep_escapes=raw).run()
+    """One word expanded; quotes and escapes removed. raw: quotes are characters like others, as in here-documents.
+
+    Raises ExpansionError.
+    """
+    return _Expander(text, variables, escape, quotes=not raw).run()
 
 
 def names(text: str, variables: Mapping[str, str], escape: str = "\\") -> tuple[str, set[str], set[str]]:
     """One word expanded, the variables in it that have a value, and those that have none. Raises ExpansionError."""
-    expander = _Expander(text, variables, escape, keep_quotes=False, keep_escapes=False)
+    expander = _Expander(text, variables, escape)
     return expander.run(), expander.found, expander.missing
 
 
 def expand_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
     """A text expanded and split at unquoted blanks (EXPOSE, VOLUME). Raises ExpansionError."""
-    expander = _Expander(text, variables, escape, keep_quotes=False, keep_escapes=False)
+    expander = _Expander(text, variables, escape)
     expander.run()
     expander.split()
     return expander.words

@@ -116,7 +116,7 @@ class _Transfer:
             raise InvalidParameter("checksum can't be specified for multiple sources")
         for word in wanted:
             if _is_heredoc(word):
-                self.picked.append((self._document(word), [Source(_document_name(word), False)], False))
+                self.picked.append((self._document(word), [Source(document_file(_document_name(word)), False)], False))
                 continue
             if self.upper == "ADD" and _is_remote(word):
                 asked = {"http.checksum": self.checksum} if self.checksum else {}
@@ -147,7 +147,7 @@ class _Transfer:
                 text = expand(text, self.state.variables(), raw=True)
             except ExpansionError as error:
                 raise InvalidParameter(f"failed to process {heredoc.name}: {error}") from None
-        path = folder / name
+        path = folder / document_file(name)
         path.write_text(text)
         os.chmod(path, 0o644)
         os.utime(path, (0, 0))
@@ -225,6 +225,17 @@ def _shown_flags(instruction: Instruction) -> list[str]:
 
 def _document_name(word: str) -> str:
     return re.sub(r"""^\d*<<-?|['"]""", "", word)
+
+
+def document_file(name: str) -> str:
+    """The file of a here-document in a folder of its own. Its name is the Dockerfile's: it must not lead out of there.
+
+    Raises SystemFailure for a name below a folder.
+    """
+    clean = posixpath.normpath("/" + name).lstrip("/")
+    if not clean or "/" in clean or "\0" in clean:
+        raise SystemFailure(f"failed to create file /{clean}: open /{clean}: no such file or directory")
+    return clean
 
 
 def _is_heredoc(word: str) -> bool:

@@ -170,7 +170,9 @@ class Frontend:
         found = Checker(
             self.program,
             chosen,
-            predefined=platform_values(platforms_of(self.attributes)[0][0], self.options.target),
+            predefined=platform_values(
+                platforms_of(self.attributes)[0][0], self.options.target or self.program.stages[-1].name
+            ),
             given=self.options.arguments,
             ignored=Ignore(ignored) if ignored else None,
         )

@@ -67,7 +67,7 @@ class Stages:
 
     def declare(self) -> None:
         """The ARGs before the first FROM. Raises SolveError."""
-        self.arguments.meta.update(platform_values(self.platform, self.options.target))
+        self.arguments.meta.update(platform_values(self.platform, self.options.target or self.program.stages[-1].name))
         for instruction in self.program.arguments:
             for name, default in instruction.pairs:
                 try:
