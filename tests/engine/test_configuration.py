@@ -23,9 +23,9 @@ def test_settings_are_read_under_dockerds_names() -> None:
     found = parse(
         b"""{"registry-mirrors": ["http://127.0.0.1:5000/"], "insecure-registries": ["10.0.0.0/8", "box:5000"],
         "max-concurrent-downloads": 7, "log-driver": "local", "log-opts": {"max-size": "1m"}, "labels": ["a=b"],
-        "default-shm-size": "128M", "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64, "Soft": 32}}}"""
+        "default-shm-size": "128M", "launcher": false, "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64, "Soft": 32}}}"""
     )
-    assert found.registry_mirrors == ("http://127.0.0.1:5000",)
+    assert found.registry_mirrors == ("http://127.0.0.1:5000",) and not found.launcher
     registries = found.registries()
     assert registries.downloads == 7
     assert registries.is_insecure("10.1.2.3:5000") and registries.is_insecure("box:5000")

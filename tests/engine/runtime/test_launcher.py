@@ -342,12 +342,56 @@ async def test_a_multiplexer_that_is_none(runtime: Runtime, root: Path) -> None:
 # --------------------------------------------------------------------------------------------------- ends and beginnings
 
 
-async def test_who_carries_what_out(runtime: Runtime, root: Path) -> None:
+async def test_who_carries_what_out(runtime: Runtime, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher, and the OCI runtime for what it does not carry, where it cannot start, and where it is not wanted."""
     await started(runtime, root)
-    ours = await runtime.exec("box", BASE, exec_id="a")
-    theirs = await runtime.exec("box", {**BASE, "scheduler": {"policy": "SCHED_BATCH"}}, exec_id="b")
-    assert isinstance(ours, LaunchedExec) and isinstance(theirs, MonitoredExec)
-    assert await ours.wait() == await theirs.wait() == 0 and runtime.state("box").exec_ids == ()
+    kinds: list[type] = []
+
+    async def run(**fields: Any) -> None:
+        session = await runtime.exec("box", {**BASE, **fields}, exec_id=f"e{len(kinds)}")
+        kinds.append(type(session))
+        assert await session.wait() == 0
+
+    await run()
+    await run(scheduler={"policy": "SCHED_BATCH"})
+    runtime.launcher = Launcher()
+    monkeypatch.setattr("longshore.engine.runtime.launcher.housing._PROGRAM", "raise SystemExit(1)")
+    await run()
+    assert runtime.launcher is None
+    await run()
+    assert kinds == [LaunchedExec, MonitoredExec, MonitoredExec, MonitoredExec] and runtime.state("box").exec_ids == ()
+
+
+async def test_nothing_is_left_of_execs(runtime: Runtime, root: Path) -> None:
+    await started(runtime, root)
+
+    def held() -> list[int]:
+        assert runtime.launcher is not None
+        children = [p for p in Path("/proc").glob("[0-9]*/stat") if _parent(p) == runtime.launcher.pid]
+        return [*(len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", runtime.launcher.pid)), len(children)]
+
+    async def turn(turn: int) -> None:
+        for n in range(8):
+            await output(runtime, "box", BASE, f"e{turn}.{n}", terminal=n % 2 == 0, stdin=n % 3 == 0)
+            with pytest.raises(RuntimeFailed):
+                await runtime.exec("box", {**BASE, "args": ["nosuch"]}, exec_id=f"f{turn}.{n}")
+            left = await runtime.exec("box", BASE, exec_id=f"d{turn}.{n}", terminal=n % 2 == 0, attach=False)
+            assert await left.wait() == 0
+
+    await output(runtime, "box", BASE)
+    before = held()
+    for number in range(3):
+        await turn(number)
+    async with asyncio.timeout(10):
+        while held() != before:  # the launcher closes its ends after it has told of the end
+            await asyncio.sleep(0.01)
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 async def test_much_in_and_out(runtime: Runtime, root: Path) -> None:

@@ -24,6 +24,7 @@ from .request import Request
 log = logging.getLogger("longshore.engine.runtime")
 
 _IDLE_SECONDS = 60.0
+_START_SECONDS = 30.0
 _LOST = 137
 """The exit code of an exec whose launcher was killed: nobody saw how it ended."""
 
@@ -98,10 +99,14 @@ class _Channel:
         if self._sock.fileno() >= 0:
             program.send(self._sock, word)
 
-    def close(self) -> None:
+    def release(self) -> None:
+        """Listen no more; the socket stays open."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
+
+    def close(self) -> None:
+        self.release()
+        self._sock.close()
 
 
 class Launcher:
@@ -213,14 +218,23 @@ class Launcher:
                 return self._control
             self._leave()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                try:
-                    pid = await asyncio.to_thread(housing.spawn, theirs.fileno())
-                except OSError as error:
-                    ours.close()
-                    raise LauncherMissing(str(error)) from None
-            self._process = Process(pid)
             ours.setblocking(False)
+            channel = _Channel(ours)
+            try:
+                with theirs:
+                    pid = await asyncio.to_thread(housing.spawn, theirs.fileno())
+                self._process = Process(pid)
+                async with asyncio.timeout(_START_SECONDS):
+                    said, _ = await channel.packet()
+                if said != program.READY:
+                    raise LauncherMissing("its process has ended at once")
+            except (OSError, TimeoutError) as error:
+                channel.close()
+                raise LauncherMissing(str(error) or "its process does not answer") from None
+            except BaseException:
+                channel.close()
+                raise
+            channel.release()
             self._control = ours
             return ours
 

@@ -26,6 +26,7 @@ from . import entering, kernel
 #: First byte of a packet to the engine, and of one from it.
 BORN, FAILED, ENDED = b"B", b"F", b"X"
 DRAIN, HANG_UP = b"D", b"H"
+READY = b"ready"
 
 _IN = select.POLLIN | select.POLLHUP | select.POLLERR
 _PACKET = 65536
@@ -89,6 +90,7 @@ class Program:
         self.watched: dict[int, tuple[Exec, str]] = {}
         self.running = 0
         self.poll.register(control.fileno(), _IN)
+        send(control, READY)
 
     def run(self) -> None:
         """Serve until the engine has gone and the last command has ended."""
