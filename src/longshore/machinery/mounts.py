@@ -84,7 +84,7 @@ def parse_options(options: Iterable[str]) -> tuple[int, str]:
             flags |= _FLAGS[option]
         elif option in _CLEARS:
             flags &= ~_CLEARS[option]
-        elif option and option not in ("defaults", "nofail", "_netdev"):
+        elif option and option not in ("defaults", "nofail", "_netdev", *PROPAGATION):
             data.append(option)
     return flags, ",".join(data)
 
@@ -92,10 +92,19 @@ def parse_options(options: Iterable[str]) -> tuple[int, str]:
 def mount(
     source: str | os.PathLike[str], target: str | os.PathLike[str] | int, kind: str = "", options: Iterable[str] = ()
 ) -> None:
-    """Mount; target: a path, or an O_PATH descriptor (so that nobody can swap the path meanwhile). Raises OSError."""
+    """Mount; target: a path, or an O_PATH descriptor (so that nobody can swap the path meanwhile). Raises OSError.
+
+    As with mount(8), a bind mount is read-only where "ro" says so, and words of propagation hold for the new mount.
+    """
     where = f"/proc/self/fd/{target}" if isinstance(target, int) else os.fspath(target)
-    flags, data = parse_options(options)
+    words = list(options)
+    flags, data = parse_options(words)
     _call(source, where, kind, flags, data)
+    if flags & (MS_BIND | MS_RDONLY | MS_REMOUNT) == MS_BIND | MS_RDONLY:
+        _call("none", where, "", (flags | MS_REMOUNT) & ~MS_REC, "")
+    for word in words:
+        if word in PROPAGATION:
+            set_propagation(where, word)
 
 
 def _call(source: str | os.PathLike[str], where: str, kind: str, flags: int, data: str) -> None:

@@ -293,7 +293,10 @@ async def _set_mounts(service: ContainerService, container: Container, version: 
     root = service.roots.mount(container)
     try:
         for point in fill:
-            folder = service.volumes.mount(point["Name"], container.id)
+            try:
+                folder = await service.in_thread(service.volumes.mount, point["Name"], container.id)
+            except SystemFailure as error:
+                raise SystemFailure(f"failed to populate volume: {error.message}") from None
             fd = -1
             try:
                 if point.get("_subpath"):

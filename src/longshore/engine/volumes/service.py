@@ -6,14 +6,17 @@ Source: Docker Engine API, Volume; the texts of errors are dockerd's.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -26,6 +29,7 @@ Json = dict[str, Any]
 
 ANONYMOUS = "com.docker.volume.anonymous"
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+_PASSWORD = re.compile(r"password=[^,]*")
 _OPTIONS = {"type", "o", "device", "size"}
 
 
@@ -38,6 +42,17 @@ def check_name(name: str) -> None:
             f'"{name}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. '
             "If you intended to pass a host directory, use absolute path"
         )
+
+
+def check_size(text: str) -> None:
+    """Raises InvalidParameter for a size: there are no quotas."""
+    if not text:
+        return
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s?([kKmMgGtTpP]?)[iI]?[bB]?", text)
+    if number is None:
+        raise InvalidParameter(f"invalid size: '{text}'")
+    if float(number[1]) > 0:
+        raise InvalidParameter("quota size requested but no quota support")
 
 
 class VolumeService:
@@ -111,6 +126,7 @@ class VolumeService:
             for option in options or {}:
                 if option not in _OPTIONS:
                     raise InvalidParameter(f'invalid option: "{option}"')
+            check_size((options or {}).get("size", ""))
             if options and set(options) & {"device", "o", "type"} and not set(options) <= {"size"}:
                 for needed in ("device", "type"):
                     if needed not in options:
@@ -164,14 +180,7 @@ class VolumeService:
         options = record["options"] or {}
         holders = self._mounted.setdefault(name, set())
         if options.get("device") and not mounts.is_mounted(where):
-            words = [word for word in options.get("o", "").split(",") if word]
-            try:
-                mounts.mount(options["device"], where, options["type"], words)
-            except OSError as error:
-                raise SystemFailure(
-                    f"failed to mount local volume: mount {options['device']}:{where}, data: {options.get('o', '')}: "
-                    f"{(error.strerror or '').lower()}"
-                ) from None
+            _mount(options, where)
         holders.add(user)
         return where
 
@@ -237,6 +246,44 @@ class VolumeService:
                         seen.add(info.st_ino)
                         total += info.st_size
         return total
+
+
+def _mount(options: Mapping[str, str], where: Path) -> None:
+    """Mount what a volume's options name. Raises SystemFailure in dockerd's words, without passwords."""
+    device, words = options["device"], [word for word in options.get("o", "").split(",") if word]
+    failed = f"error while mounting volume '{where}': failed to mount local volume: "
+    try:
+        device, words = _addressed(options["type"], device, words)
+    except OSError as error:
+        raise SystemFailure(f"{failed}error resolving passed in network volume address: {error.strerror}") from None
+    try:
+        mounts.mount(device, where, options["type"], words)
+    except OSError as error:
+        flags, data = mounts.parse_options(words)
+        shown = f", flags: {flags:#x}" if flags else ""
+        shown += f", data: {_PASSWORD.sub('password=********', data)}" if data else ""
+        reason = (error.strerror or "").lower()
+        raise SystemFailure(f"{failed}mount {device}:{where}{shown}: {reason}") from None
+
+
+def _addressed(kind: str, device: str, words: list[str]) -> tuple[str, list[str]]:
+    """Device and options with addresses for names: the kernel's nfs and cifs look up none. Raises OSError."""
+    if kind not in ("nfs", "cifs"):
+        return device, words
+    named = next((word for word in words if word.startswith("addr=")), "")
+    if named:
+        return device, ["addr=" + _address(word[5:]) if word is named else word for word in words]
+    host = urlsplit(device).hostname if kind == "cifs" else None
+    if host:
+        device = device.replace(f"//{host}", f"//{_address(host)}", 1)
+    return device, words
+
+
+def _address(name: str) -> str:
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return str(socket.getaddrinfo(name, None)[0][4][0])
 
 
 def _created(folder: Path) -> str:
