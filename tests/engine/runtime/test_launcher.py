@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import re
+import select
 import signal
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -465,8 +466,11 @@ async def test_commands_outlive_the_engine(runtime: Runtime, root: Path, tmp_pat
 async def test_a_killed_launcher_is_replaced(runtime: Runtime, root: Path) -> None:
     await started(runtime, root)
     session = await runtime.exec("box", {**BASE, "args": ["sleep", "1000"]}, exec_id="x")
+    watch = os.pidfd_open(session.pid)
     os.kill(int(Path(f"/proc/{session.pid}/status").read_text().split("PPid:")[1].split()[0]), signal.SIGKILL)
     assert await session.wait() == 137
+    assert await asyncio.to_thread(select.select, [watch], [], [], 10) == ([watch], [], [])
+    os.close(watch)
     assert (await output(runtime, "box", shell("echo back"), "y"))[1] == b"back\n"
 
 

@@ -140,20 +140,13 @@ class Launcher:
         await self._started()
         ends = Ends(stdin=stdin and attach and not request.terminal, output=attach and not request.terminal)
         channel: _Channel | None = None
-        memory = os.memfd_create("exec", os.MFD_CLOEXEC)
         self._running += 1
         try:
-            data = request.dumps()
-            if os.write(memory, data) != len(data):
-                raise RuntimeFailed("exec failed: request could not be written")
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 ours.setblocking(False)
                 channel = _Channel(ours)
-                outputs, stdio = list(ends.outputs.values()), sorted(ends.theirs.items())
-                head = bytes([sum(1 << stream for stream, _ in stdio), len(outputs)])
-                fds = [memory, theirs.fileno(), init, *outputs, *(fd for _, fd in stdio)]
-                await self._send(head, fds)
+                await self._ask(request, theirs.fileno(), init, ends)
             ends.given()
             if not attach:
                 channel.say(program.DRAIN)
@@ -169,12 +162,23 @@ class Launcher:
                 channel.close()
             self._has_ended()
             raise
-        finally:
-            os.close(memory)
         task = self._loop.create_task(self._follow(session, channel))
         self._following[task] = channel
         task.add_done_callback(lambda task: self._following.pop(task, None))
         return session
+
+    async def _ask(self, request: Request, channel: int, init: int, ends: Ends) -> None:
+        """Send a request; the launcher's side of it is program.Program._asked."""
+        memory = os.memfd_create("exec", os.MFD_CLOEXEC)
+        try:
+            data = request.dumps()
+            if os.write(memory, data) != len(data):
+                raise RuntimeFailed("exec failed: request could not be written")
+            outputs, stdio = list(ends.outputs.values()), sorted(ends.theirs.items())
+            head = bytes([sum(1 << stream for stream, _ in stdio), len(outputs)])
+            await self._send(head, [memory, channel, init, *outputs, *(fd for _, fd in stdio)])
+        finally:
+            os.close(memory)
 
     def _session(
         self,
@@ -202,7 +206,11 @@ class Launcher:
     async def _follow(self, session: LaunchedExec, channel: _Channel) -> None:
         try:
             said, _ = await channel.packet()
-            session.has_ended(int(said[1:]) if said[:1] == program.ENDED else _LOST)
+            if said[:1] == program.ENDED:
+                session.has_ended(int(said[1:]))
+            else:
+                session.kill()  # what nobody holds any more is not to go on as if it had ended
+                session.has_ended(_LOST)
         finally:
             channel.close()
             self._has_ended()
