@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from longshore.engine.cri.network import BuiltinNetwork, NotReady
+from longshore.engine.cri.records import Sandbox
 from longshore.wire.cri import cri
 
 from .conftest import Engine
@@ -217,3 +219,21 @@ async def test_cni(engine: Engine) -> None:
     status = await engine.call("Status")
     assert not next(c.status for c in status.status.conditions if c.type == "NetworkReady")
     shutil.rmtree(folder)
+
+
+def test_finished_pods_hold_no_addresses(tmp_path: Path) -> None:
+    """A node with more finished pods than its range has addresses still starts others."""
+    network = BuiltinNetwork(tmp_path / "network.json")
+    network.configure("10.9.0.0/29")
+    sandboxes: list[Sandbox] = []
+    for number in range(12):
+        sandbox = Sandbox(f"{number:064x}", None, created_at=number)
+        sandbox.ips, sandbox.network = network.choose(sandboxes), {"kind": "builtin"}
+        sandboxes.append(sandbox)
+        if number > 3:
+            sandboxes[number - 3].network["gone"] = True  # as its StopPodSandbox does
+    live = [sandbox.ips[0] for sandbox in sandboxes if "gone" not in sandbox.network]
+    assert len(set(live)) == len(live) == 4
+    sandboxes.append(Sandbox("f" * 64, None, ips=network.choose(sandboxes)))
+    with pytest.raises(NotReady, match=r"no free address in pod range 10\.9\.0\.0/29"):
+        network.choose(sandboxes)

@@ -111,11 +111,11 @@ class BuiltinNetwork:
         raise NotReady(f"no free address in pod range {network}")
 
     def choose(self, sandboxes: Iterable[Sandbox]) -> list[str]:
-        """An address a family that no sandbox has. Raises NotReady."""
+        """An address a family that no sandbox has, or had until its network was ended. Raises NotReady."""
         if not self.ranges:
             raise NotReady(self.ready())
         held = list(sandboxes)
-        taken = {ip for sandbox in held for ip in sandbox.ips}
+        taken = {ip for sandbox in held if not sandbox.network.get("gone") for ip in sandbox.ips}
         if not self._last:
             for sandbox in sorted(held, key=lambda s: s.created_at):
                 for ip in sandbox.ips:
