@@ -116,6 +116,7 @@ class Lifecycle(Cleaning):
             joined = await service.in_thread(self._join_users, container, merged, sandbox, held)
             shm = self._make_shm(container)
             own_files = self._write_files(container)
+            await self._mount_devices(container)
             oci_mounts = self._prepare_mounts(container, held, await self._recursive_readonly(container))
             spec = ocispec.build(
                 container,

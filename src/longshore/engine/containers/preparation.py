@@ -270,6 +270,13 @@ class Preparation:
             return f'rro is not supported by runtime "{runtime}"'
         return ""
 
+    async def _mount_devices(self, container: Container) -> None:
+        """Mount the volumes that are devices or other machines' folders, without keeping everybody waiting."""
+        volumes = self._service.volumes
+        for point in container.mounts:
+            if point["Type"] == "volume" and volumes.has_device(point["Name"]):
+                await self._service.in_thread(volumes.mount, point["Name"], container.id)
+
     def _prepare_mounts(self, container: Container, held: contextlib.ExitStack, recursive: str) -> list[Json]:
         """The OCI mounts of volumes, binds, images and tmpfs; sources are made available.
 

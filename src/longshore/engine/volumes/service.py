@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -70,6 +71,7 @@ class VolumeService:
         self._volumes: dict[str, Json] = {}
         self._users: dict[str, set[str]] = {}
         self._mounted: dict[str, set[str]] = {}
+        self._mounting: dict[str, threading.Lock] = {}
         root.mkdir(parents=True, exist_ok=True, mode=0o701)
         for folder in sorted(root.iterdir()):
             if not folder.is_dir() or folder.name.startswith("."):
@@ -174,15 +176,22 @@ class VolumeService:
         return sorted(self._users.get(name, ()))
 
     def mount(self, name: str, user: str) -> Path:
-        """Make the volume's content available for a running container. Raises NotFound, SystemFailure."""
+        """Make the volume's content available for a running container. Raises NotFound, SystemFailure.
+
+        Blocking, perhaps for minutes, where `has_device` and nobody has it yet.
+        """
         record = self._get(name)
         where = self.path(name)
-        options = record["options"] or {}
-        holders = self._mounted.setdefault(name, set())
-        if options.get("device") and not mounts.is_mounted(where):
-            _mount(options, where)
-        holders.add(user)
+        if self.has_device(name):
+            with self._mounting.setdefault(name, threading.Lock()):
+                if not mounts.is_mounted(where):
+                    _mount(record["options"], where)
+        self._mounted.setdefault(name, set()).add(user)
         return where
+
+    def has_device(self, name: str) -> bool:
+        """Whether the content is what options mount, perhaps from another machine. Raises NotFound."""
+        return bool((self._get(name)["options"] or {}).get("device"))
 
     def adopt(self, name: str, user: str) -> None:
         """A container that ran on while the engine was away has the content."""
@@ -224,6 +233,7 @@ class VolumeService:
             self._volumes[name] = record
             raise SystemFailure(f"remove {name}: {error.strerror}") from None
         self._users.pop(name, None)
+        self._mounting.pop(name, None)
         self._emit("volume", "destroy", name, {"driver": "local"})
 
     def list(self) -> Iterable[str]:
