@@ -21,6 +21,7 @@ from longshore.engine.configuration import Configuration
 from longshore.engine.containers.events import Events
 from longshore.engine.containers.service import ContainerService
 from longshore.engine.dockerapi.server import DockerAPI
+from longshore.engine.images import references
 from longshore.engine.images.store import ImageStore, ImageUser
 from longshore.engine.networks.service import NetworkService
 from longshore.engine.runtime import cgroups
@@ -76,7 +77,9 @@ class Engine:
         namespace = os.open(registry_namespace, os.O_RDONLY | os.O_CLOEXEC) if registry_namespace else None
         self._registry_namespace = namespace
         suffix = "".join(c if c.isalnum() else "_" for c in node) or "engine"
-        self.runtime = Runtime(run, cgroup_parent=node_layout.cgroup, runtimes=programs, launcher=configuration.launcher)
+        self.runtime = Runtime(
+            run, cgroup_parent=node_layout.cgroup, runtimes=programs, launcher=configuration.launcher
+        )
         self.images = ImageStore(
             layout.images,
             state=data / "overlay2",
@@ -137,8 +140,11 @@ class Engine:
     def _image_event(self, action: str, image: str, name: str) -> None:
         attributes = {"name": name}
         found = self.images.get(image)
+        if action in ("pull", "push"):
+            # What goes between here and a registry is told of by its name there.
+            image, attributes = name, {"name": references.parse(name).familiar_name}
         if found is not None:
-            attributes = {**found.labels, "name": name}
+            attributes = {**found.labels, **attributes}
         self.events.emit("image", action, image, attributes)
 
     async def start(

@@ -98,8 +98,14 @@ async def create(service: ContainerService, container: Container, settings: Json
     entry = Exec(container, list(args), settings)
     container.execs[entry.id] = entry
     service.execs[entry.id] = entry
-    service.event(container, f"exec_create: {' '.join(entry.args)}", {"execID": entry.id})
+    announce(service, entry, "exec_create")
     return entry
+
+
+def announce(service: ContainerService, entry: Exec, action: str) -> None:
+    """Tell of an exec's creation or start; as dockerd does, with a blank after a command without arguments."""
+    text = f"{action}: {entry.args[0]} {' '.join(entry.args[1:])}"
+    service.event(entry.container, text, {"execID": entry.id})
 
 
 def find(service: ContainerService, id: str) -> Exec:
@@ -132,7 +138,7 @@ async def start(
     size = s.get("ConsoleSize")
     if console is None and size and any(size):
         console = (size[0], size[1])
-    service.event(container, f"exec_start: {' '.join(entry.args)}", {"execID": entry.id})
+    announce(service, entry, "exec_start")
     try:
         user = None
         if s.get("User"):

@@ -102,6 +102,7 @@ async def _probe(service: ContainerService, container: Container, command: list[
     settings: Json = {"Cmd": command, "AttachStdout": True, "AttachStderr": True, "User": container.config["User"]}
     entry = execs.Exec(container, command, settings)
     container.execs[entry.id] = entry
+    execs.announce(service, entry, "exec_create")
     output = b""
     code = -1
     text = ""

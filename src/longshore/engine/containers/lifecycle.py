@@ -243,10 +243,16 @@ class Lifecycle(Cleaning):
 
     def _out_of_memory(self, id: str) -> None:
         container = self._service.store.get(id)
-        if container is not None and container.state.running:
-            container.state.oom_killed = True
-            container.save()
-            self._service.event(container, "oom")
+        if container is not None:
+            self._spawn(self._tell_of_memory(container))
+
+    async def _tell_of_memory(self, container: Container) -> None:
+        # A start under way is told of first.
+        async with container.lock:
+            if container.state.running and not container.state.oom_killed:
+                container.state.oom_killed = True
+                container.save()
+                self._service.event(container, "oom")
 
     # ------------------------------------------------------------------ end
 

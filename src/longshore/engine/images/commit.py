@@ -133,7 +133,8 @@ async def commit(
             container=container_id,
             container_config=container_config,
         )
-        image = store.add(encode(config), layer.chain if layer else row[1], parent=base.id if base else "", tag=name)
+        chain, parent = layer.chain if layer else row[1], base.id if base else ""
+        image = store.add(encode(config), chain, parent=parent, tag=name, announce=True)
     return image
 
 
@@ -188,5 +189,5 @@ async def import_(
             container_config={},
         )
         image = store.add(encode(config), layer.chain, tag=name)
-    store.event("import", image.id, name.familiar if name else image.id)
+    store.event("import", image.id)
     return image

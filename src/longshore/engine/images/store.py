@@ -237,12 +237,19 @@ class ImageStore:
     # -- adding --------------------------------------------------------------------------------------------------
 
     def add(
-        self, raw: bytes, chain: str, *, parent: str = "", tag: Reference | None = None, durable: bool = True
+        self,
+        raw: bytes,
+        chain: str,
+        *,
+        parent: str = "",
+        tag: Reference | None = None,
+        durable: bool = True,
+        announce: bool = False,
     ) -> Image:
         """Register an image by its config's bytes; its layers must be there. One that is there already is kept.
 
         tag: a name to give it in the same transaction. durable: on the disk before anybody learns of it (without, it is so
-        with the next durable write).
+        with the next durable write). announce: tell of its creation, before that of its name.
         """
         image_id = digest_of(raw)
         config = orjson.loads(raw)
@@ -259,6 +266,8 @@ class ImageStore:
                 names.give(connection, tag, image_id, now)
         image = self.get(image_id)
         assert image is not None
+        if announce:
+            self.event("create", image_id)
         if tag is not None:
             self.event("tag", image_id, tag.familiar)
         return image
