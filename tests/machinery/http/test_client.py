@@ -391,3 +391,19 @@ def test_server_context_requires(tmp_path: Path) -> None:
     files = _authority(tmp_path)
     context = server_context(files["server"], files["server"], client_ca=files["ca"], require=True)
     assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+async def test_plain_http_where_tls_was_expected_is_told_in_gos_words() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    client = Client(ssl=ssl.create_default_context())
+    try:
+        with pytest.raises(ConnectError, match="^http: server gave HTTP response to HTTPS client$"):
+            await client.request("GET", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    finally:
+        await client.close()
+        server.close()

@@ -365,6 +365,8 @@ class Client:
         except tls.SSLCertVerificationError as error:
             raise ConnectError(f"tls: failed to verify certificate: x509: {error.verify_message}") from error
         except tls.SSLError as error:
+            if error.reason == "WRONG_VERSION_NUMBER":  # what answered speaks plain HTTP; Go's words
+                raise ConnectError("http: server gave HTTP response to HTTPS client") from error
             raise ConnectError(f"tls: {error.reason or error}") from error
         except socket.gaierror as error:
             raise ConnectError(f"dial tcp: lookup {host}: no such host") from error
