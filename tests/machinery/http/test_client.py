@@ -402,7 +402,7 @@ async def test_plain_http_where_tls_was_expected_is_told_in_gos_words() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     client = Client(ssl=ssl.create_default_context())
     try:
-        with pytest.raises(ConnectError, match="^http: server gave HTTP response to HTTPS client$"):
+        with pytest.raises(ConnectError, match=r"^http: server gave HTTP response to HTTPS client$"):
             await client.request("GET", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
     finally:
         await client.close()
