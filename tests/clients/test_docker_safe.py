@@ -156,16 +156,14 @@ def test_an_exec_inherits_no_capabilities(engine: DockerEngine) -> None:
         assert not any(line.split(" -> ")[-1].startswith("/") and "/proc/" not in line.split(" -> ")[-1] and "/dev/null" not in line for line in fds.splitlines() if " -> " in line), fds  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["image", "flag"])
-def test_a_working_directory_of_an_image_leads_nowhere(engine: DockerEngine, way: str) -> None:
+def test_a_working_directory_of_an_image_leads_nowhere(engine: DockerEngine) -> None:
     """CVE-2024-21626: a descriptor of the host's file system that the runtime has open is no way out of the container."""
     mark = engine.base.name
     for number in (3, 5, 7, 8, 9):
         folder = f"/proc/self/fd/{number}"
-        words = ["-w", folder] if way == "flag" else []
-        image = image_with(engine, {}, f"WORKDIR {folder}") if way == "image" else "busybox"
+        image = image_with(engine, {}, f"WORKDIR {folder}")
         script = "pwd -P; ls -d ../../../../../../../../../../var/lib; ls ../../.."
-        done = engine.docker("run", "--rm", "--network", "none", *words, image, "sh", "-c", script, check=False)
+        done = engine.docker("run", "--rm", "--network", "none", image, "sh", "-c", script, check=False)
         assert "var/lib" not in done.stdout and mark not in done.stdout
         # It is refused, or is a plain folder of the container's own /proc.
         assert done.returncode != 0 or done.stdout.splitlines()[0].startswith("/proc/")

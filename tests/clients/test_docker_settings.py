@@ -148,6 +148,12 @@ def test_without_live_restore_containers_end_with_the_engine(engine: DockerEngin
     restarted(engine)
     assert engine.docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "ends").stdout == "exited 7\n"
     engine.until("inspect", "-f", "{{.State.Status}}", "comes", shows="running")
+    # What an engine that was killed could not end, the next one does.
+    engine.docker("start", "ends")
+    engine.kill()
+    engine.start()
+    assert engine.docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "ends").stdout == "exited 137\n"
+    engine.until("inspect", "-f", "{{.State.Status}}", "comes", shows="running")
     file.write_text(json.dumps({**before, "live-restore": True}))
     restarted(engine)
     engine.docker("rm", "-f", "ends", "comes")

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from longshore.engine.errors import EngineError, InvalidParameter, NotFound
+from longshore.engine.images.distribution import OCI_INDEX
 from longshore.engine.images.refusals import registry_error
 from longshore.engine.images.store import ImageStore
 from longshore.engine.images.tokens import CLIENT
@@ -195,6 +196,24 @@ async def test_a_blob_that_is_not_what_it_should_be(store: ImageStore, what: str
         # Nothing of it stays in the way of the right one.
         registry.hook = None
         await store.pull(f"{registry.host}/app:1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "media", "text"),
+    [
+        ({"manifests": []}, "", "invalid manifest: both an index and an image manifest"),
+        ({}, OCI_INDEX, "mediaType in manifest should be '.*index.*' not '.*manifest.v2"),
+        ({"mediaType": OCI_INDEX}, "", "mediaType in manifest should be '.*manifest.v2.*' not '.*index"),
+    ],
+)
+async def test_a_document_that_reads_as_two(store: ImageStore, changes: dict[str, Any], media: str, text: str) -> None:
+    """CVE-2021-41190: what is an image to one client and an index to another is neither."""
+    async with Scripted() as registry:
+        registry.manifest.update(changes)
+        registry.media = media or registry.media
+        with pytest.raises(EngineError, match=text):
+            await store.pull(f"{registry.host}/app:1")
+        nothing_left(store)
 
 
 async def test_a_manifest_that_is_not_what_was_asked_for(store: ImageStore) -> None:

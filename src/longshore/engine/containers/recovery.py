@@ -31,7 +31,8 @@ async def recover(lifecycle: Lifecycle) -> None:
             if point["Type"] == "volume" and service.volumes.exists(point["Name"]):
                 service.volumes.use(point["Name"], container.id)
         held = lifecycle._runtime.state(container.id) if container.id in known else None
-        if held is not None and held.status in ("running", "paused") and state.running:
+        runs = held is not None and held.status in ("running", "paused") and state.running
+        if held is not None and runs and service.configuration.live_restore:
             _adopt(lifecycle, container, held.pid, held.status == "paused")
             continue
         if held is not None:
@@ -40,6 +41,9 @@ async def recover(lifecycle: Lifecycle) -> None:
                 state.finished_at = format_time(int(held.exit.at * 1e9))
             with contextlib.suppress(Exception):
                 await lifecycle._runtime.delete(container.id, force=True)
+            if runs:
+                # An engine that was killed could not end it (live-restore is off).
+                state.exit_code, state.finished_at = 137, now()
         was_running = state.running
         if was_running and held is None and not state.restarting:
             # The machine was started anew: nobody saw how the container ended.
@@ -135,5 +139,7 @@ def _adopt(lifecycle: Lifecycle, container: Container, pid: int, paused: bool) -
     container.forwarder = _forwarder(container)
     lifecycle.watch_memory(container)
     lifecycle._rotate_log(container)
+    # What was found before says nothing of now, to dockerd: the first probe tells.
+    health.prepare(container)
     if not paused:
         health.start(service, container)

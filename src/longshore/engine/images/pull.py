@@ -143,9 +143,7 @@ async def fetch_image(
     """The image that a manifest or index means here, and whether a layer had to come. name: for messages."""
     manifest = _decode(body)
     index: tuple[bytes, str, str] | None = None
-    # The media type decides, and the body must agree: one document that reads as both is refused.
-    if "manifests" in manifest and "layers" in manifest:
-        raise SystemFailure("invalid manifest: both an index and an image manifest")
+    _check_kind(manifest, media)
     if media in INDEXES:
         index = body, media, digest
         entry = choose([m for m in manifest.get("manifests") or [] if isinstance(m, dict)], platform)
@@ -154,6 +152,7 @@ async def fetch_image(
             raise NotFound(f"no matching manifest for {shown} in the manifest list entries")
         body, media, digest = await session.manifest(references.check_digest(str(entry.get("digest"))))
         manifest = _decode(body)
+        _check_kind(manifest, media)
         if media in INDEXES or "layers" not in manifest:
             raise SystemFailure("invalid manifest list: an entry is no image manifest")
     if manifest.get("schemaVersion") == 1:
@@ -174,6 +173,18 @@ async def fetch_image(
     if index is not None:
         store.add_index(index[2], index[1], index[0], {digest: image.id})
     return image, downloaded
+
+
+def _check_kind(manifest: dict[str, Any], media: str) -> None:
+    """The media type decides, and the body must agree: a document that others may read as something else is refused.
+
+    Source: CVE-2021-41190; distribution manifest/schema2. Raises SystemFailure.
+    """
+    if "manifests" in manifest and "layers" in manifest:
+        raise SystemFailure("invalid manifest: both an index and an image manifest")
+    said = manifest.get("mediaType")
+    if said and said != media and manifest.get("schemaVersion") != 1:
+        raise SystemFailure(f"mediaType in manifest should be '{media}' not '{said}'")
 
 
 async def _config(session: BlobSource, digest: str) -> tuple[bytes, dict[str, Any]]:
