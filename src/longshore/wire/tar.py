@@ -206,6 +206,8 @@ class TarReader:
             block = self._exact(BLOCK)
             if block == ZERO_BLOCK:
                 self._ended = True
+                if self._position < len(self._buffer) or self._fill():
+                    self._exact(BLOCK)  # the second block of the end, which a cut archive has in part only
                 return None
             self.check(block)
             size = _number(block[124:136])

@@ -348,3 +348,24 @@ def test_options() -> None:
     assert caught.value.status == 500
     assert parse_options({"t": ["a", "a:latest"]}).tags[0].familiar == "a:latest"
     assert len(parse_options({"t": ["a", "a:latest"]}).tags) == 1
+
+
+async def test_as_dockerds_builder_takes_it(build: Bench) -> None:
+    for text, words in (
+        ("FROM busybox\nCOPY --from=0 a /\n", "invalid from flag value 0: refers to current build stage"),
+        ("FROM busybox\nENV foo=\nVOLUME $foo\n", "VOLUME specified can not be an empty string"),
+        ("FROM busybox\nRUN touch /foo\nVOLUME /foo\n", "cannot mount volume over existing file, file exists /foo"),
+        ("FROM busybox\nADD a.tar /\n", "unexpected EOF"),
+    ):
+        with pytest.raises(EngineError) as caught:
+            await build(text, {"a.tar": tar_of({"x": b"y"})[:1535]})
+        assert words in caught.value.message
+    events: list[tuple[str, str, str]] = []
+    build.store.on_event = lambda *event: events.append(event)
+    made = await build(
+        'FROM busybox\nENTRYPOINT ["/bin/true"]\nCMD []\nRUN []\nARG http_proxy\nRUN echo\n',
+        buildargs='{"http_proxy":"p"}',
+    )
+    assert [event for event in events if event[0] == "create"] == [("create", made, made)]
+    assert build.store.inspect(made)["Config"]["Cmd"] is None
+    assert build.store.history(made)[0]["CreatedBy"] == "|1 http_proxy=p /bin/sh -c echo"

@@ -6,11 +6,13 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from longshore.engine.build.options import parse_options
+from longshore.engine.errors import Conflict
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.control import Services
@@ -46,6 +48,13 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
     from longshore.engine.build.buildkit.routes import routes
     from longshore.engine.build.runner import RuncRunner
 
+    def joined(name: str) -> Path:
+        """The network namespace of a container that runs. Raises EngineError."""
+        container = engine.containers.find(name)
+        if not container.state.running:
+            raise Conflict(f"cannot join network namespace of a non running container: {container.id}")
+        return Path(f"/proc/{container.state.pid}/ns/net")
+
     builder: Builder | None = None
     kit: Services | None = None
     builds: PostedBuilds | None = None
@@ -55,6 +64,7 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
         cgroup=f"{engine.node_layout.cgroup}/build",
         owners=engine.owners,
         namespaces=engine.run / "userns",
+        joined=joined,
     )
     sweeping = asyncio.ensure_future(runner.sweep())
 

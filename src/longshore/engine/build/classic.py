@@ -190,6 +190,7 @@ class _Build:
         if self.options.quiet:
             self._emit({"stream": f"{image.id}\n"})
         self.store.sync(image.id)
+        self.store.event("create", image.id)
         self.say(f"Successfully built {image.short}\n")
         for tag in self.options.tags:
             self.store.tag(image, tag)
@@ -266,12 +267,14 @@ class _Build:
         return next((auths[key] for key in keys if key in auths), None)
 
     def stage_image(self, name: str) -> Image | None:
-        """The image of an earlier stage by name or number."""
+        """The image of an earlier stage by name or number. Raises InvalidParameter for the stage under way."""
         for done in reversed(self.done):
             if done.name and done.name == name.lower():
                 return done.image
         if name.isdigit() and int(name) < len(self.done):
             return self.done[int(name)].image
+        if name.isdigit() and int(name) == len(self.done):
+            raise InvalidParameter(f"invalid from flag value {name}: refers to current build stage")
         return None
 
     @contextlib.contextmanager

@@ -6,9 +6,11 @@ Source: moby builder/dockerfile/dispatchers.go, internals.go.
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -146,13 +148,27 @@ class Dispatcher:
         self.state.config["StopSignal"] = name
         await self.configured(f"STOPSIGNAL {name}")
 
+    def _check_volumes(self, paths: list[str]) -> None:
+        """A step of the classic builder is a container, which can have no volume over a file. Raises InvalidParameter."""
+        root = StepRoot(self.build.store, self.state.chain)
+        try:
+            merged = root.mount()
+            for path in paths:
+                with contextlib.suppress(OSError), rooted.opened(merged, path, os.O_PATH) as fd:
+                    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                        raise InvalidParameter(f"cannot mount volume over existing file, file exists {path}")
+        finally:
+            root.discard()
+
     async def _volume(self, instruction: Instruction) -> None:
-        words = [word for text in instruction.words for word in self.expand_words(text)]
+        words = [self.expand(text, instruction) for text in instruction.words]
         volumes = dict(self.state.config.get("Volumes") or {})
         for word in words:
             if not word:
                 raise InvalidParameter("VOLUME specified can not be an empty string")
             volumes[word] = {}
+        if not self._kit and self.state.chain:
+            await in_thread(self._check_volumes, words)
         self.state.config["Volumes"] = volumes
         await self.configured(f"VOLUME [{' '.join(words)}]")
 
@@ -337,7 +353,10 @@ class Dispatcher:
             words = [*self.state.shell, heredoc_script(instruction)]
         else:
             words = self._command(instruction)
-        arguments = self.state.run_arguments()
+        if not words and not self._kit:
+            # As a container without a command: what the image says.
+            words = [*(self.state.config.get("Entrypoint") or []), *(self.state.config.get("Cmd") or [])]
+        arguments = self.state.run_arguments(proxies=not self._kit)
         if not self._kit:
             arguments.sort()
         told = " ".join(words)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ class RuncRunner:
 
     run: a folder for bundles (not kept over a reboot). owners: whose ids steps have (userns-remap), None: the host's;
     namespaces: the folder for their user namespaces. networks: the engine's networks (None: steps have loopback only,
-    but for "host"). runtime: the program. cgroup: the parent of the steps' cgroups.
+    but for "host"). runtime: the program. cgroup: the parent of the steps' cgroups. joined: the network namespace of a container
+    by its name.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class RuncRunner:
         cgroup: str = "/longshore-build",
         owners: Owners | None = None,
         namespaces: Path | None = None,
+        joined: Callable[[str], Path] | None = None,
     ) -> None:
+        self._joined = joined
         self._owners, self._namespaces = owners, namespaces or run / "userns"
         self._run, self._networks, self._runtime, self._cgroup = run, networks, runtime, cgroup
 
@@ -179,6 +183,8 @@ class RuncRunner:
         named = False
         if step.network == "host":
             oci.set_namespace(spec, "network", host=True)
+        elif step.network.startswith("container:") and self._joined is not None:
+            oci.set_namespace(spec, "network", self._joined(step.network.partition(":")[2]))
         elif step.network != "none" and self._networks is not None:
             networks = self._networks
             network = networks.resolve("bridge" if step.network in ("default", "") else step.network)

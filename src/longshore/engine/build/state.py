@@ -155,10 +155,14 @@ class StageState:
             env.append(f"{name}={value}")
         self.config["Env"] = env
 
-    def run_arguments(self) -> list[str]:
-        """The arguments that a RUN gets besides the environment, in the order of their declarations."""
+    def run_arguments(self, *, proxies: bool = False) -> list[str]:
+        """The arguments that a RUN gets besides the environment, in the order of their declarations.
+
+        proxies: predefined ones that the file declares are told as others are.
+        """
         env = self.env_values()
-        return [f"{name}={value}" for name, value in self.args.items() if name not in env and name not in PREDEFINED]
+        names = [name for name in self.args if name not in env and (proxies or name not in PREDEFINED)]
+        return [f"{name}={self.args[name]}" for name in names]
 
     def hidden_arguments(self) -> list[str]:
         """Predefined arguments (proxies): given to RUN, kept out of the history and of the cache key."""

@@ -316,5 +316,8 @@ def unpack(tree: Tree, source: Source, root: Path, target: str, owner: tuple[int
         finally:
             os.close(folder)
         with Extractor(path, whiteouts="keep", keep_dirs=False, owner=owner) as extractor:
-            extractor.extract(TarReader(whole))
+            try:
+                extractor.extract(TarReader(whole))
+            except (TarError, compression.BrokenStream) as error:
+                raise SystemFailure(f"Error processing tar file: {error}") from None
     return True

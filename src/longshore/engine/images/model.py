@@ -112,7 +112,7 @@ _WHERE_SET = ("ExposedPorts", "Healthcheck", "Shell", "StopSignal", "StopTimeout
 
 def inspect_config(run_config: dict[str, Any]) -> dict[str, Any]:
     """The Config of image inspect (API 1.50 and newer): only what an image can say."""
-    shown: dict[str, Any] = {key: run_config.get(key) for key in _ALWAYS}
+    shown: dict[str, Any] = {key: run_config.get(key) or None for key in _ALWAYS}
     shown["User"] = shown["User"] or ""
     shown["WorkingDir"] = shown["WorkingDir"] or ""
     for key in _WHERE_SET:

@@ -111,6 +111,7 @@ class ImageExporter:
             index = await in_thread(self._kept) if output.names and self._multiple else ""
             if not output.names or not output.store:
                 store.sync(image.id)
+            store.event("create", image.id)
             for name in output.names if output.store else ():
                 started = now()
                 if name.tag:
