@@ -72,6 +72,10 @@ async def test_a_layout_as_output_and_as_context(kit: Kit) -> None:
     assert "[context base] OCI load from client" in kit.names
     assert before < {image.id for image in kit.store.images()}
     await kit.build("FROM busybox AS base\nRUN false\nFROM base\nRUN test -f /f\n", name="out", **context)
+    told = {"attest:provenance": "mode=min"}
+    await kit.build("FROM base\nCOPY Dockerfile /f\n", exporter="tar", **context, **told)
+    (material,) = json.loads(members(kit)["provenance.json"])["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert material["uri"].startswith("pkg:oci/base@latest?digest=") and material["digest"]["sha256"] == digest[7:]
     for wrong in ("oci-layout://abcd:tag", f"oci-layout://abcd@sha256:{'0' * 64}"):
         with pytest.raises(RpcError, match="base: "):
             await kit.build(text, name="out", **{"context:base": wrong})
@@ -249,6 +253,20 @@ async def test_requests_about_a_file(kit: Kit) -> None:
     assert len((await ask(kit, "frontend.subrequests.describe", text))["json"]) == 4
     with pytest.raises(RpcError, match=r"unsupported request frontend\.other"):
         await ask(kit, "frontend.other", text)
+
+
+async def test_an_outline_tells_values(kit: Kit) -> None:
+    text = (
+        "ARG one=box\nARG unused=x\n# sfx is a suffix\nARG sfx=usy${one}\nARG sfx=${sfx}\nFROM b${sfx} AS first\n"
+        "# BAR is a number\n# check=skip=all\nARG BAR=456\nARG BOTH=$BAR-$BAR\n"
+        "RUN --mount=type=secret,id=s${BAR} true\nFROM other\n"
+    )
+    found = await ask(kit, "frontend.outline", text, target="first", **{"build-arg:BAR": "7"})
+    shown = [(arg["name"], arg["value"], arg.get("description")) for arg in found["json"]["args"]]
+    assert shown == [
+        ("one", "box", None), ("sfx", "usybox", None), ("BAR", "7", "is a number"), ("BOTH", "7-7", None),
+    ]  # fmt: skip
+    assert [secret["name"] for secret in found["json"]["secrets"]] == ["s7"]
 
 
 async def test_a_build_warns_and_can_be_made_to_fail(kit: Kit) -> None:

@@ -57,6 +57,8 @@ class Contexts:
         self.data = b""
         self.local = True
         self.commit = ""
+        # Images of the client's layouts that were used: the context's name to the digest there.
+        self.layouts: dict[str, str] = {}
         # What is used of each local context by its session's name (None: all of it).
         self.follow: dict[str, list[str] | None] = {}
 
@@ -222,6 +224,7 @@ class Contexts:
         if not at:
             raise InvalidParameter(f'oci-layout reference "{rest}" has no digest')
         source = ContentStore(self._session, f"oci:{place.partition(':')[0]}")
+        self.layouts[name] = digest
         with self._progress.vertex(f"[context {name}] OCI load from client"):
             return await source.image(self._store, references.check_digest(digest), platform)
 

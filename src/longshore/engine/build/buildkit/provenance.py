@@ -26,7 +26,8 @@ _BUILD_TYPE_02 = "https://mobyproject.org/buildkit@v1"
 
 @dataclass(slots=True)
 class Facts:
-    """What is known of a build. started, ended: RFC 3339; sources: images by the names that the build used."""
+    """What is known of a build. started, ended: RFC 3339; sources: images by the names that the build used; layouts: those
+    of the client's OCI layouts, names to digests."""
 
     ref: str
     frontend: str
@@ -45,6 +46,7 @@ class Facts:
     definition: Mapping[str, Any] = field(default_factory=dict)
     locations: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[str, Any] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, bool] = field(default_factory=dict)
     agents: Mapping[str, bool] = field(default_factory=dict)
 
@@ -60,6 +62,9 @@ def _materials(facts: Facts) -> list[dict[str, Any]]:
             continue
         uri = f"pkg:docker/{reference.familiar_name}@{reference.tag or reference.digest}?platform={quote(facts.platform, safe='')}"
         found.append({"uri": uri, "digest": {"sha256": digest.partition(":")[2]}})
+    for name, digest in sorted(facts.layouts.items()):
+        where = f"?digest={quote(digest, safe=':')}&platform={quote(facts.platform, safe='')}"
+        found.append({"uri": f"pkg:oci/{name}@latest{where}", "digest": {"sha256": digest.partition(":")[2]}})
     return found
 
 

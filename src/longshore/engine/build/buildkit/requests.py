@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from longshore.engine.build import shell
 from longshore.engine.build.checks import Warning
 from longshore.engine.build.instructions import Instruction, Program
 
@@ -98,11 +99,8 @@ def _table(rows: list[tuple[str, ...]], gap: int) -> str:
 
 def _comment(comments: Sequence[str], name: str) -> str:
     """The description of a stage or argument: the comment above it that begins with its name."""
-    if name and comments:
-        last = comments[-1]
-        if last.startswith(name + " "):
-            return last.removeprefix(name + " ")
-    return ""
+    found = next((line for line in comments if name and line.startswith(name + " ")), "")
+    return found.removeprefix(name + " ")
 
 
 def targets(program: Program, data: bytes) -> dict[str, bytes]:
@@ -131,23 +129,13 @@ def outline(
 ) -> dict[str, bytes]:
     """The parameters of a target: arguments, secrets, ssh agents, cache mounts."""
     stage = program.stages[target]
-    args: dict[str, dict[str, Any]] = {}
-    secrets: dict[str, dict[str, Any]] = {}
-    agents: dict[str, dict[str, Any]] = {}
-    caches: dict[str, dict[str, Any]] = {}
-    used = {word for index in needed for word in _words(program, index)}
-    meta = {name: default for instruction in program.arguments for name, default in instruction.pairs}
-    for instruction in program.arguments:
-        for name, default in instruction.pairs:
-            if f"${name}" in used or f"${{{name}" in " ".join(used):
-                _argument(args, instruction, name, default, given)
-    for index in needed:
-        for instruction in program.stages[index].instructions:
-            if instruction.command == "arg":
-                for name, default in instruction.pairs:
-                    _argument(args, instruction, name, default if default is not None else meta.get(name), given)
-            for text in instruction.lists.get("mount", ()):
-                _mount(text, instruction, secrets, agents, caches)
+    asked = _Asked(program, given)
+    for index in sorted(needed, key=lambda index: (index != target, -index)):
+        asked.stage(index)
+    args, secrets, agents, caches = (
+        dict(sorted(kind.items(), key=lambda item: _line(item[1])))
+        for kind in (asked.arguments(), asked.secrets, asked.agents, asked.caches)
+    )
     document: dict[str, Any] = {
         key: value
         for key, value in (
@@ -177,20 +165,83 @@ def outline(
     return _answer(document, text)
 
 
-def _words(program: Program, index: int) -> list[str]:
-    stage = program.stages[index]
-    return [stage.base, stage.platform]
+def _line(found: Mapping[str, Any]) -> int:
+    line: int = found["location"]["ranges"][0]["start"]["line"]
+    return line
 
 
-def _argument(
-    found: dict[str, dict[str, Any]], what: Instruction, name: str, default: str | None, given: Mapping[str, str | None]
-) -> None:
-    value = given.get(name)
-    value = value if value is not None else default
+class _Asked:
+    """What stages ask of who builds them. Source: BuildKit dockerfile2llb/outline.go."""
+
+    def __init__(self, program: Program, given: Mapping[str, str | None]) -> None:
+        self._program, self._given = program, given
+        self._meta: dict[str, dict[str, Any]] = {}
+        self._uses: dict[str, set[str]] = {}
+        self._used: set[str] = set()
+        self._own: dict[str, dict[str, Any]] = {}
+        self.secrets: dict[str, dict[str, Any]] = {}
+        self.agents: dict[str, dict[str, Any]] = {}
+        self.caches: dict[str, dict[str, Any]] = {}
+        self._values: dict[str, str] = {}
+        for instruction in program.arguments:
+            for name, default in instruction.pairs:
+                value, uses = self._expanded(default, self._values)
+                value = given.get(name) if given.get(name) is not None else value
+                self._uses[name] = uses | (self._uses.get(name, set()) if name in uses else set())
+                self._meta[name] = _argument(instruction, name, value)
+                if value is not None:
+                    self._values[name] = value
+
+    def _expanded(self, text: str | None, values: Mapping[str, str]) -> tuple[str | None, set[str]]:
+        """A text with its variables' values, and the variables."""
+        if text is None:
+            return None, set()
+        try:
+            value, found, missing = shell.names(text, values, self._program.file.escape)
+        except shell.ExpansionError:
+            return text, set()
+        return value, found | missing
+
+    def stage(self, index: int) -> None:
+        stage = self._program.stages[index]
+        for word in (stage.base, stage.platform):
+            self._used |= self._expanded(word, self._values)[1]
+        values: dict[str, str] = {}
+        own: dict[str, dict[str, Any]] = {}
+        for instruction in stage.instructions:
+            if instruction.command == "arg":
+                for name, default in instruction.pairs:
+                    value = self._given.get(name)
+                    if value is None:
+                        value = self._expanded(default, values)[0]
+                    self._used.add(name)
+                    if value is None and name in self._meta:
+                        # It is the file's own: told where that is.
+                        value = self._values.get(name)
+                    else:
+                        own[name] = _argument(instruction, name, value)
+                    if value is not None:
+                        values[name] = value
+            for text in instruction.lists.get("mount", ()):
+                _mount(self._expanded(text, values)[0] or text, instruction, self.secrets, self.agents, self.caches)
+        self._own = {**own, **self._own}
+
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """Those that the stages declare, and those of the whole file that they lead to."""
+        wanted, todo = set[str](), list(self._used)
+        while todo:
+            name = todo.pop()
+            if name not in wanted:
+                wanted.add(name)
+                todo += self._uses.get(name, ())
+        return {**{name: found for name, found in self._meta.items() if name in wanted}, **self._own}
+
+
+def _argument(what: Instruction, name: str, value: str | None) -> dict[str, Any]:
     values = {"name": name, "description": _comment(what.node.comments, name), "value": value or ""}
     made: dict[str, Any] = {key: text for key, text in values.items() if text or key == "name"}
     made["location"] = location(what.node.start, what.node.end)
-    found.setdefault(name, made)
+    return made
 
 
 def _mount(
