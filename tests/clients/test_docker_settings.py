@@ -159,6 +159,36 @@ def test_without_live_restore_containers_end_with_the_engine(engine: DockerEngin
     engine.docker("rm", "-f", "ends", "comes")
 
 
+def test_what_others_link_to_starts_first(engine: DockerEngine) -> None:
+    """After a machine's start: a container whose name comes first needs one that comes last."""
+    engine.docker("run", "-d", "--name", "last", "--restart", "always", "busybox", "sleep", "1000")
+    engine.docker(
+        "run", "-d", "--name", "first", "--restart", "always", "--link", "last:other", "busybox", "sleep", "1000"
+    )
+    engine.docker(
+        "run",
+        "-d",
+        "--name",
+        "inside",
+        "--restart",
+        "always",
+        "--network",
+        "container:first",
+        "busybox",
+        "sleep",
+        "1000",
+    )
+    pids = engine.docker("inspect", "-f", "{{.State.Pid}}", "first", "last", "inside").stdout.split()
+    engine.kill()
+    for pid in map(int, pids):
+        os.kill(pid, signal.SIGKILL)
+    engine.start()
+    for name in ("last", "first", "inside"):
+        engine.until("inspect", "-f", "{{.State.Running}}", name, shows="true")
+    assert "could not be started again" not in (engine.base / "log").read_text()
+    engine.docker("rm", "-f", "inside", "first", "last")
+
+
 def test_no_default_network_or_another_bridge(engine: DockerEngine) -> None:
     file = engine.base / "daemon.json"
     before = json.loads(file.read_text())

@@ -56,6 +56,7 @@ def test_what_a_container_says_wins() -> None:
 
 def test_no_file_is_no_settings(tmp_path: Path) -> None:
     assert load(tmp_path / "daemon.json") == Configuration()
+    assert parse(b'{"max-concurrent-uploads": null, "labels": null}') == Configuration()
     (tmp_path / "daemon.json").write_text(" \n")
     assert load(tmp_path / "daemon.json") == Configuration()
 

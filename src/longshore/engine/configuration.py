@@ -237,6 +237,9 @@ def _values(text: bytes, path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     unknown: list[str] = []
     for name, value in loaded.items():
+        if value is None:
+            # As Go reads it: as if it were not there.
+            continue
         reader = _READERS.get(name)
         if reader is not None:
             attribute, read = reader

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("longshore.engine.containers")
 
+#: Seconds that a container waits for those that it needs. Source: moby daemon/daemon.go, restore.
+_PATIENCE = 5
+
 
 async def recover(lifecycle: Lifecycle) -> None:
     """Take over what runs, note what ended meanwhile, restart what its policy says."""
@@ -76,17 +79,32 @@ async def recover(lifecycle: Lifecycle) -> None:
     for container in service.store:
         if container.state.running:
             links.permit(service, container)
+    starting: dict[str, asyncio.Event] = {container.id: asyncio.Event() for container in restart}
     for container in restart:
-        lifecycle._spawn(_start_again(lifecycle, container))
+        lifecycle._spawn(_start_again(lifecycle, container, starting))
 
 
-async def _start_again(lifecycle: Lifecycle, container: Container) -> None:
+def _needed(container: Container) -> set[str]:
+    """The ids of the containers that one links to, or whose namespaces it joins."""
+    modes = (container.network_mode, container.host["IpcMode"], container.host["PidMode"])
+    return {*container.links.values(), *(mode.partition(":")[2] for mode in modes if mode.startswith("container:"))}
+
+
+async def _start_again(lifecycle: Lifecycle, container: Container, starting: dict[str, asyncio.Event]) -> None:
+    """Start a container after those that it needs. starting: what is told when each was tried."""
     try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                for id in _needed(container) - {container.id}:
+                    if id in starting:
+                        await starting[id].wait()
         async with container.lock:
             if not container.state.running and not container.removed:
                 await lifecycle._start(container)
     except Exception as error:
         log.warning("container %s could not be started again: %s", container.short, error)
+    finally:
+        starting[container.id].set()
 
 
 def _forwarder(container: Container) -> Forwarder | None:
