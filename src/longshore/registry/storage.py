@@ -290,7 +290,10 @@ class Storage(Database):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < now - upload_grace:
                     path.unlink()
-                    self.end_upload(path.name)
+        # The file of an upload is there before its row, and goes before it: a row alone is of a registry that was killed.
+        for (upload_id,) in self.all("SELECT id FROM uploads"):
+            if not (self.uploads / upload_id).exists():
+                self.end_upload(upload_id)
         with contextlib.suppress(sqlite3.OperationalError):
             self._connections.shrink()
         return {"manifests": manifests, "links": links, "blobs": blobs + orphans[0], "bytes": freed + orphans[1]}

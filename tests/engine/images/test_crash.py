@@ -165,3 +165,46 @@ async def test_in_use_stays(make_store: Any) -> None:
     assert (root.mount() / "f").read_bytes() == b"1"
     two.release("b" * 64)
     assert (await one.prune({"dangling": ["false"]}))["ImagesDeleted"][-1]["Deleted"] == image.chain
+
+
+async def test_prune_beside_pulls_and_runs(make_store: Any, registry: Any) -> None:
+    """Everything is pruned all the time: a pull that ended has its image, a container that was made keeps its root."""
+    host = await registry()
+    source = make_store("source")
+    for number in range(3):
+        await imported(source, f"{host}/p:{number}", {"common": b"x" * 1000, "f": bytes([number]) * 50_000})
+        await source.push(f"{host}/p:{number}")
+    one, two = make_store("shared", "one"), make_store("shared", "two")
+    stop = asyncio.Event()
+    lost = done = 0
+
+    async def collect() -> None:
+        while not stop.is_set():
+            await two.prune({"dangling": ["false"]})
+            await asyncio.sleep(0)
+
+    async def run(store: ImageStore, seed: int) -> None:
+        nonlocal lost, done
+        chance = random.Random(seed)
+        for turn in range(12):
+            number = chance.randrange(3)
+            image = await store.pull(f"{host}/p:{number}")
+            try:
+                root = store.prepare(f"{seed:08x}{turn:056x}", image)
+            except EngineError as error:
+                assert error.status == 404
+                lost += 1  # pruned between its pull and its container
+                continue
+            await asyncio.sleep(chance.uniform(0, 0.01))
+            assert (root.mount() / "f").read_bytes() == bytes([number]) * 50_000
+            store.release(root.id)
+            done += 1
+
+    collecting = asyncio.create_task(collect())
+    await asyncio.gather(run(one, 1), run(two, 2), run(one, 3))
+    stop.set()
+    await collecting
+    assert done > 0
+    await two.prune({"dangling": ["false"]})
+    check(two)
+    assert one.list() == [] and list((one.root / "overlay2").iterdir()) == []

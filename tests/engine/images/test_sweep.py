@@ -5,15 +5,13 @@ A few steps of each are tried, by a seed; with LONGSHORE_SWEEP=all every one, in
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.killed import Zygote, chosen
 
 from longshore.engine.images.pack import hash_tree
 from longshore.engine.images.store import ImageStore
@@ -26,37 +24,16 @@ pytestmark = pytest.mark.root
 SEED = 20
 STEPS = 5
 
-#: Reads "operation N" from its input; forks one process for each, which kills itself before its Nth change of the disk.
 ZYGOTE = """
-import asyncio, os, signal, sys
+import sys
 from pathlib import Path
 from longshore.engine.images import archive, commit, loading, pull, push, references, removal, variants
 from longshore.engine.images.database import Database
 from longshore.engine.images.store import ImageStore
 from longshore.machinery.http import Client
+from tests.support.killed import serve
 
 root, state, host, work = sys.argv[1:]
-CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime"}
-left = done = 0
-armed = False
-
-def step():
-    global left, done
-    done += 1
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def hook(event, arguments):
-    if armed and (event in CHANGES or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-        step()
-
-write = Database.write
-def stepped(self, **options):
-    if armed:
-        step()
-    return write(self, **options)
-Database.write = stepped
 
 async def once(path):
     yield Path(path).read_bytes()
@@ -82,28 +59,7 @@ async def operate(store, what):
     elif what == "prune":
         await store.prune({"dangling": ["false"]})
 
-def child(what, at):
-    global left, armed
-    sys.addaudithook(hook)
-    store = ImageStore(Path(root), state=Path(state))
-    left, armed = at, True
-    asyncio.run(operate(store, what))
-    armed = False
-    os.write(1, b"done %d\\n" % done)
-    os._exit(0)
-
-os.write(1, b"ready\\n")
-for line in sys.stdin:
-    what, at = line.split()
-    process = os.fork()
-    if not process:
-        try:
-            child(what, int(at))
-        except BaseException as error:
-            os.write(1, b"failed %r\\n" % str(error))
-            os._exit(1)
-    if os.WIFSIGNALED(os.waitpid(process, 0)[1]):
-        os.write(1, b"killed\\n")
+serve(Database, lambda: ImageStore(Path(root), state=Path(state)), operate)
 """
 
 
@@ -132,22 +88,7 @@ class Sweep:
 
     def __init__(self, root: Path, host: str) -> None:
         self.root, self.host = root, host
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def ask(self, what: str, at: int) -> str:
-        if self.process is None:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", ZYGOTE, str(self.root / "s"), str(self.root / "state"), self.host, str(self.root),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            await self._line()
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{what} {at}\n".encode())
-        return await self._line()
-
-    async def _line(self) -> str:
-        assert self.process is not None and self.process.stdout is not None
-        return (await asyncio.wait_for(self.process.stdout.readline(), 60)).decode().strip()
+        self.zygote = Zygote(ZYGOTE, str(root / "s"), str(root / "state"), host, str(root))
 
     def store(self) -> ImageStore:
         return ImageStore(self.root / "s", state=self.root / "state")
@@ -189,10 +130,7 @@ async def sweep(tmp_path: Path, make_store: Any, registry: Any) -> Any:
     made = Sweep(tmp_path, host)
     await made.restored()
     yield made
-    if made.process is not None:
-        assert made.process.stdin is not None
-        made.process.stdin.close()
-        await made.process.wait()
+    await made.zygote.close()
 
 
 async def registry_is_whole(host: str, name: str) -> None:
@@ -212,21 +150,12 @@ MADE = {"import": "i:1", "load": "l:1", "commit": "c:1"}
 
 @pytest.mark.parametrize("what", ["import", "load", "commit", "pull", "push", "remove", "prune"])
 async def test_killed_at_each_step(sweep: Sweep, what: str) -> None:
-    answer = await sweep.ask(what, 10**9)
-    assert answer.startswith("done "), answer
-    count = int(answer.split()[1])
+    count = int((await sweep.zygote.ask(what)).split()[1])
     assert count > 2
     await sweep.restored()
-    every = range(1, count + 1)
-    chosen = (
-        every
-        if os.environ.get("LONGSHORE_SWEEP") == "all"
-        else sorted(random.Random(SEED).sample(every, min(STEPS, count)))
-    )
-    for at in chosen:
-        answer = await sweep.ask(what, at)
-        # Threads work side by side: a step or two may be saved.
-        assert answer == "killed" or answer.startswith("done"), (at, answer)
+    for at in chosen(count, SEED, STEPS):
+        # Threads work side by side: one run may make a step or two less than another, and come to its end.
+        answer = await sweep.zygote.ask(what, at)
         store = sweep.store()
         try:
             whole(store)

@@ -268,7 +268,7 @@ class Layers:
         with self._database.write() as connection:
             if connection.execute("SELECT 1 FROM layers WHERE blob=? LIMIT 1", (digest,)).fetchone():
                 return 0
-            if _leased(connection, digest):
+            if leased(connection, digest):
                 return 0
             return self._blobs.remove(digest)
 
@@ -402,7 +402,8 @@ def add_lease(connection: sqlite3.Connection, lease: str, key: str) -> None:
     connection.execute("INSERT OR IGNORE INTO leases VALUES(?,?,?,?)", (lease, key, pid, start))
 
 
-def _leased(connection: sqlite3.Connection, key: str) -> bool:
+def leased(connection: sqlite3.Connection, key: str) -> bool:
+    """Does living work hold a layer, a blob or an image?"""
     rows = connection.execute("SELECT pid, started FROM leases WHERE key=?", (key,)).fetchall()
     return any(process_start(pid) == start for pid, start in rows)
 
@@ -411,4 +412,4 @@ def _in_use(connection: sqlite3.Connection, chain: str) -> bool:
     for table, column in (("images", "chain"), ("layers", "parent"), ("uses", "chain")):
         if connection.execute(f"SELECT 1 FROM {table} WHERE {column}=? LIMIT 1", (chain,)).fetchone():
             return True
-    return _leased(connection, chain)
+    return leased(connection, chain)

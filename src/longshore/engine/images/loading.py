@@ -35,7 +35,7 @@ from longshore.machinery import rooted
 from longshore.wire.tar import TarError, TarReader
 
 if TYPE_CHECKING:
-    from longshore.engine.images.store import ImageStore, Progress
+    from longshore.engine.images.store import ImageStore, Lease, Progress
 
 _PIECE = 1 << 20
 _JSON_LIMIT = 16 << 20
@@ -135,11 +135,12 @@ class _Loader:
             self.read("repositories")
             raise SystemFailure("the archive has neither manifest.json nor index.json")
         said: list[str] = []
-        for one in several:
-            said += await self._several(one)
-        for entry in singles:
-            said += await self._image(entry)
-        self._link()
+        with self.store.lease() as lease:
+            for one in several:
+                said += await self._several(one, lease)
+            for entry in singles:
+                said += await self._image(entry, lease)
+            self._link()
         if self.platform and not said and (several or singles):
             raise NotFound(f"requested platform(s) ([{self.platform}]) not found: image might be filtered out")
         for text in said:
@@ -231,12 +232,12 @@ class _Loader:
 
     # -- into the store --------------------------------------------------------------------------------------------
 
-    async def _several(self, one: _Several) -> list[str]:
+    async def _several(self, one: _Several, lease: Lease) -> list[str]:
         """Register the images of an index; what to tell the client at the end."""
         store = self.store
         members: dict[str, str] = {}
         for entry, manifest, described in one.manifests:
-            image = await self._register(described)
+            image = await self._register(described, lease)
             if image is None:
                 continue
             members[str(entry["digest"])] = image.id
@@ -270,9 +271,9 @@ class _Loader:
             words = f"The image {name.familiar} already exists, renaming the old one with ID {old.id} to empty string\n"
             self.progress({"stream": words})
 
-    async def _image(self, entry: dict[str, Any]) -> list[str]:
+    async def _image(self, entry: dict[str, Any], lease: Lease) -> list[str]:
         """Register one image under its names; what to tell the client at the end."""
-        image = await self._register(entry)
+        image = await self._register(entry, lease)
         if image is None:
             return []
         said: list[str] = []
@@ -285,8 +286,11 @@ class _Loader:
         self.parents[image.id] = str(entry.get("Parent") or "")
         return said or [f"Loaded image ID: {image.id}\n"]
 
-    async def _register(self, entry: dict[str, Any]) -> Image | None:
-        """Add one image to the store; None when it is of another platform than the one that was asked for."""
+    async def _register(self, entry: dict[str, Any], lease: Lease) -> Image | None:
+        """Add one image to the store; None when it is of another platform than the one that was asked for.
+
+        lease: holds the image until it has its names.
+        """
         raw = self.read(str(entry.get("Config") or ""))
         config = _json(raw)
         if not isinstance(config, dict):
@@ -298,14 +302,15 @@ class _Loader:
         if len(diff_ids) != len(paths):
             raise SystemFailure(f"invalid manifest, layers length mismatch: expected {len(diff_ids)}, got {len(paths)}")
         store = self.store
-        async with store.undertaking() as lease:
+        lease.add(digest_of(raw))
+        async with store.undertaking() as layers:
             chain = ""
             for diff, path in zip(diff_ids, paths, strict=True):
                 references.check_digest(diff)
                 below, chain = chain, chain_id(chain, diff)
-                lease.add(chain)
+                layers.add(chain)
                 if store.layers.get(chain) is None:
-                    await self._layer(path, diff, below, lease.id)
+                    await self._layer(path, diff, below, layers.id)
             return store.add(raw, chain)
 
     async def _layer(self, path: str, diff: str, parent: str, lease: str) -> Layer:

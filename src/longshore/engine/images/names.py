@@ -5,13 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
+from longshore.engine.errors import NotFound
 from longshore.engine.images.references import Reference
 
 
 def give(connection: sqlite3.Connection, name: Reference, image_id: str, tagged: int = 0, index: str = "") -> None:
     """A name means an image from now on. tagged: nanoseconds (0: not a tag of a user's). index: the digest of the index that
-    the name stands for, where members of it are here.
+    the name stands for, where members of it are here. Raises NotFound for an image that was pruned meanwhile.
     """
+    if connection.execute("SELECT 1 FROM images WHERE id=?", (image_id,)).fetchone() is None:
+        raise NotFound(f"No such image: {image_id}")
     connection.execute(
         "INSERT OR REPLACE INTO names VALUES(?,?,?,?,?)", (str(name), name.repository, name.tag, name.digest, image_id)
     )

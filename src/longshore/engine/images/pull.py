@@ -92,16 +92,21 @@ async def _pull_one(
     shown_path = name.path
     progress({"status": f"Pulling from {shown_path}", "id": name.familiar if name.digest else name.tag})
     before = store.find(str(name), platform) if _named(store, name) else None
-    try:
-        image, downloaded = await fetch_image(store, session, body, media, digest, platform, progress, str(name))
-    except ClientError as error:
-        raise SystemFailure(str(error.args[-1]) if error.args else str(error)) from None
-    except OSError as error:
-        raise disk_failure(error) from None
-    if named:
-        _remember(store, name, digest, image)
-    else:
-        store.sync(image.id)
+    with store.lease() as lease:
+        try:
+            image, downloaded = await fetch_image(store, session, body, media, digest, platform, progress, str(name))
+            lease.add(image.id)
+            if store.get(image.id) is None:
+                # Pruned before it was held; what is held now stays until it has its name.
+                image, _ = await fetch_image(store, session, body, media, digest, platform, progress, str(name))
+        except ClientError as error:
+            raise SystemFailure(str(error.args[-1]) if error.args else str(error)) from None
+        except OSError as error:
+            raise disk_failure(error) from None
+        if named:
+            _remember(store, name, digest, image)
+        else:
+            store.sync(image.id)
     progress({"status": f"Digest: {digest}"})
     newer = downloaded or before is None or before.id != image.id
     text = "Downloaded newer image" if newer else "Image is up to date"
@@ -207,6 +212,7 @@ async def _fetch(
     lease: Lease,
     progress: Progress,
 ) -> Image:
+    lease.add(config_digest)
     raw, config = await _config(session, config_digest)
     diff_ids: list[str] = list((config.get("rootfs") or {}).get("diff_ids") or [])
     if len(diff_ids) != len(entries):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict
 from longshore.engine.images import references, variants
+from longshore.engine.images.layers import leased
 from longshore.engine.images.leftovers import sweep_ingest
 from longshore.engine.images.listing import Filters, bool_filter, check_filters, labels_match, until_filter
 from longshore.engine.images.model import Image
@@ -189,7 +190,10 @@ def _remove(
 def _delete(
     store: ImageStore, image: Image, records: list[dict[str, str]], *, force: bool, prune: bool, quiet: bool
 ) -> int:
-    """Delete an image and, with prune, the parents that nothing else needs; bytes of layers freed."""
+    """Delete an image and, with prune, the parents that nothing else needs; bytes of layers freed.
+
+    One that somebody is about to give a name stays, unless it is forced.
+    """
     conflict = _conflict(store, image, soft=not force, references_count=True)
     if conflict:
         if quiet and (store.names(image.id) or store.children(image.id) or conflict.used):
@@ -198,6 +202,8 @@ def _delete(
     for name in store.names(image.id):
         _untag(store, name, image.id, records)
     with store.database.write() as connection:
+        if not force and leased(connection, image.id):
+            return 0
         connection.execute("DELETE FROM images WHERE id=?", (image.id,))
         drop(connection, image.id)
         gone = store.layers.forget_unused(connection, image.chain)
