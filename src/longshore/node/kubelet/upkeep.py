@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -69,6 +70,12 @@ class Upkeep:
         due = self.pressures.update(eviction.observe(self.kubelet.config.root))
         if set(self.pressures.conditions()) != before:
             self._changed()
+        if due and eviction.SIGNALS[due[0][0].signal][0] == "DiskPressure":
+            try:
+                await self.reclaim()
+            except RpcError as error:
+                log.info("not all that nobody needs could be removed: %s", error.message)
+            due = self.pressures.update(eviction.observe(self.kubelet.config.root))
         if not due:
             return
         threshold, seen = due[0]
@@ -93,6 +100,16 @@ class Upkeep:
             text = eviction.message(threshold, seen, rows if resource in ("memory", "ephemeral-storage") else ())
             self._evict(worker, text, 0 if not threshold.grace else None)
             return
+
+    async def reclaim(self) -> None:
+        """Give back what nobody needs before a pod must go for it: containers of finished pods, images without use."""
+        kubelet = self.kubelet
+        over = {uid for uid in kubelet.pods if kubelet.is_finished(uid)}
+        for sandbox in (await kubelet.runtime.call("ListPodSandbox")).items:
+            if sandbox.labels.get(POD_UID) in over:
+                await kubelet.runtime.call("StopPodSandbox", pod_sandbox_id=sandbox.id)
+                await kubelet.runtime.call("RemovePodSandbox", pod_sandbox_id=sandbox.id)
+        await self._remove_images(math.inf)
 
     def _evict(self, worker: Any, text: str, grace: int | None) -> None:
         log.warning(
@@ -176,6 +193,13 @@ class Upkeep:
         if not total or (total - free) * 100 // total < config.image_gc_high_percent:
             return
         to_free = total * (100 - config.image_gc_low_percent) // 100 - free
+        freed = await self._remove_images(to_free)
+        if freed < to_free:
+            node = {"kind": "Node", "name": config.node_name, "uid": config.node_name, "apiVersion": "v1"}
+            self.kubelet.recorder.event(node, "Warning", "FreeDiskSpaceFailed", f"Failed to garbage collect required amount of images. Attempted to free {to_free} bytes, but only found {freed} bytes eligible to free.")  # fmt: skip
+
+    async def _remove_images(self, to_free: float) -> int:
+        """Remove images that nothing uses until so many octets are free; how many are."""
         images = (await self.kubelet.runtime.image_call("ListImages")).images
         await asyncio.to_thread(self.kubelet.pull_records.keep, {image.id for image in images})
         used = {c.image_id or c.image_ref for c in (await self.kubelet.runtime.call("ListContainers")).containers}
@@ -185,14 +209,14 @@ class Upkeep:
             if image.id in used or image.id not in self._images_seen:
                 self._images_seen[image.id] = now
         for image in sorted(images, key=lambda i: self._images_seen[i.id]):
-            if to_free <= 0:
-                return
-            if image.id in used or image.pinned or now - self._images_seen[image.id] < config.image_minimum_age:
+            if freed >= to_free:
+                break
+            if (
+                image.id in used
+                or image.pinned
+                or now - self._images_seen[image.id] < self.kubelet.config.image_minimum_age
+            ):
                 continue
             await self.kubelet.runtime.image_call("RemoveImage", image=cri.ImageSpec(image=image.id))
-            to_free -= image.size
             freed += image.size
-        if to_free > 0:
-            asked = to_free + freed
-            node = {"kind": "Node", "name": config.node_name, "uid": config.node_name, "apiVersion": "v1"}
-            self.kubelet.recorder.event(node, "Warning", "FreeDiskSpaceFailed", f"Failed to garbage collect required amount of images. Attempted to free {asked} bytes, but only found {freed} bytes eligible to free.")  # fmt: skip
+        return freed
