@@ -60,6 +60,7 @@ def test_a_port_is_published_over_both_families(engine: DockerEngine, neighbour:
     assert {"80/tcp -> 0.0.0.0:8086", "80/tcp -> [::]:8086"} <= set(shown)
     assert fetch("127.0.0.1", 8086).startswith("served")
     assert fetch("2001:db8:1::1", 8086).startswith("served")
+    assert fetch("::1", 8086).startswith("served")
     assert fetch("2001:db8:1::1", 8086, neighbour).startswith("served")
     # What is not published cannot be reached by a neighbour who knows the way.
     sh(f"{neighbour} ip -6 route add fd12:3456::/64 via 2001:db8:1::1")

@@ -1,7 +1,8 @@
 """What netfilter cannot translate to a published port is carried by the engine.
 
-Connections to [::1] (the kernel routes no translated loopback traffic of IPv6), and over IPv6 to a container that has only an
-IPv4 address (or the reverse), are the ones that reach the socket which holds a port: all others are translated before.
+Connections to [::1] (where bridged packets pass the rules, the kernel drops what is translated back to it), and over IPv6
+to a container that has only an IPv4 address (or the reverse), are the ones that reach the socket which holds a port: all
+others are translated before.
 So this costs nothing until somebody comes that way. Source: docker-proxy's behaviour.
 """
 

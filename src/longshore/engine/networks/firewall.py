@@ -138,7 +138,7 @@ table {family} {t} {{
   }}
   chain output {{
     type nat hook output priority -100; policy accept;
-    meta l4proto {{ tcp, udp, sctp }} fib daddr type local jump dnat_ports
+    {"ip6 daddr != ::1 " if family == "ip6" else ""}meta l4proto {{ tcp, udp, sctp }} fib daddr type local jump dnat_ports
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
