@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
-from longshore.engine.runtime.runtime import NotRunning, RuntimeFailed
+from longshore.engine.runtime.runtime import NoSuchContainer, NotRunning, RuntimeFailed
 
 from . import detach, ocispec
 from .model import Container, new_id
@@ -162,6 +162,10 @@ async def start(
             stdin=bool(s.get("AttachStdin")) and attach,
             attach=attach,
         )
+    except NoSuchContainer:  # it has ended, and been removed, meanwhile
+        entry.running = False
+        entry.exit_code = 126
+        raise Conflict(f"container {container.id} is not running") from None
     except (RuntimeFailed, NotRunning, EngineError) as error:
         entry.running = False
         text = error.message if isinstance(error, EngineError) else str(error)
