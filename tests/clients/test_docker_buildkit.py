@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -79,7 +80,7 @@ def test_builds(engine: DockerEngine, run: Run, tmp_path: Path) -> None:
 def test_an_interrupted_build(
     command: list[str], environment: dict[str, str], engine: DockerEngine, tmp_path: Path
 ) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo begun; sleep 1000\n")
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo begun; sleep 1007\n")
     building = subprocess.Popen([*command, "."], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     assert building.stderr is not None
     while b" begun" not in building.stderr.readline():
@@ -90,3 +91,41 @@ def test_an_interrupted_build(
     # The step is gone with it: the same one can be built.
     (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo begun\n")
     assert subprocess.run([*command, "-q", "."], cwd=tmp_path, env=environment, timeout=60).returncode == 0
+
+
+def test_an_engine_killed_in_a_build(engine: DockerEngine, tmp_path: Path) -> None:
+    """kill -9 in the middle of a step: nothing of it is left, and what was built before is."""
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo kept > /kept\nRUN echo begun; sleep 1007\n")
+    environment = {**os.environ, "DOCKER_HOST": f"unix://{engine.socket}", "DOCKER_BUILDKIT": "0"}
+    building = subprocess.Popen(
+        ["docker", "build", "--network", "none", "."], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert building.stdout is not None
+    while line := building.stdout.readline():
+        if line == b"begun\n":
+            break
+    engine.kill()
+    assert building.wait(30) == 1
+    building.stdout.close()
+    engine.start()
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo kept > /kept\nRUN cat /kept\n")
+    done = subprocess.run(
+        ["docker", "build", "--network", "none", "-t", "again", "."],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and b"Using cache" in done.stdout and b"kept\n" in done.stdout, done.stdout
+    (store,) = engine.base.glob("**/images.db")
+    assert list((store.parent / "builds").iterdir()) == []
+    assert str(store.parent) + "/builds" not in Path(f"/proc/{engine.pid}/mounts").read_text()
+    assert b"sleep\x001007" not in b"".join(_command_lines())
+
+
+def _command_lines() -> list[bytes]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes())
+    return found

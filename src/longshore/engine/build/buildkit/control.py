@@ -23,7 +23,8 @@ from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress
 from longshore.engine.build.buildkit.scanning import Scanner
 from longshore.engine.build.buildkit.schemas import control
-from longshore.engine.build.buildkit.session import Session, Sessions
+from longshore.engine.build.buildkit.session import Session
+from longshore.engine.build.buildkit.sessions import Sessions
 from longshore.engine.build.buildkit.stages import complete_config
 from longshore.engine.build.buildkit.transport import StreamDuplex
 from longshore.engine.build.cache import Hold

@@ -20,7 +20,8 @@ from longshore.engine.build.buildkit import keys, schemas
 from longshore.engine.build.buildkit.contents import ContentStore
 from longshore.engine.build.buildkit.policies import Policies
 from longshore.engine.build.buildkit.progress import Progress, Vertex
-from longshore.engine.build.buildkit.session import UPLOAD, Session, Sessions
+from longshore.engine.build.buildkit.session import UPLOAD, Session
+from longshore.engine.build.buildkit.sessions import Sessions
 from longshore.engine.build.step import StepRoot
 from longshore.engine.errors import InvalidParameter, NotFound, SystemFailure
 from longshore.engine.images import references

@@ -19,7 +19,7 @@ from longshore.engine.build.buildkit import schemas
 from longshore.engine.build.buildkit.bridge import Bridge
 from longshore.engine.build.buildkit.definitions import source_definition
 from longshore.engine.build.buildkit.frontend import Outcome
-from longshore.engine.build.buildkit.transport import DetailsCodec
+from longshore.engine.build.buildkit.transport import DetailsCodec, limit_messages
 from longshore.engine.build.context import new_folder
 from longshore.engine.build.step import Attached, Mount, RunStep, StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
@@ -145,7 +145,8 @@ class Gateway:
         try:
             loop = asyncio.get_running_loop()
             ours.setblocking(False)
-            transport, _ = await loop.connect_accepted_socket(grpc._protocol_factory, ours)
+            transport, protocol = await loop.connect_accepted_socket(grpc._protocol_factory, ours)
+            limit_messages(protocol)
             attached = Attached(theirs.fileno(), theirs.fileno())
             return await self._services.builder.runner.run(step, self._heard, attached)
         finally:

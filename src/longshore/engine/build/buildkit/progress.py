@@ -11,6 +11,8 @@ from typing import Any
 from longshore.engine.build.buildkit.schemas import control
 from longshore.engine.build.checks import Warning
 
+_LOG_LIMIT = 2 << 20
+
 
 def now() -> Any:
     seconds, nanos = divmod(time.time_ns(), 10**9)
@@ -109,6 +111,7 @@ class Vertex:
         self._progress, self.name = progress, name
         self.digest = "sha256:" + secrets.token_hex(32)
         self.cached = False
+        self._logged: dict[int, int] = {}
         self._started: Any = None
 
     def __enter__(self) -> Vertex:
@@ -127,7 +130,13 @@ class Vertex:
         self._progress.send(vertexes=[made])
 
     def log(self, stream: int, data: bytes) -> None:
-        """A command's output: stream 1 or 2."""
+        """A command's output: stream 1 or 2; each to its limit only, as everything is kept."""
+        room = _LOG_LIMIT - self._logged.get(stream, 0)
+        if room <= 0:
+            return
+        self._logged[stream] = _LOG_LIMIT - room + len(data)
+        if len(data) > room:
+            data = data[:room] + b"\n[output clipped, log limit 2MiB reached]\n"
         self._progress.send(logs=[control.VertexLog(vertex=self.digest, timestamp=now(), stream=stream, msg=data)])
 
     def status(

@@ -242,6 +242,15 @@ WriteContentResponse: 1 action int32, 4 offset int64, 5 total int64, 6 digest st
 """,
 )
 
+health = Schema(
+    "grpc.health.v1",
+    """
+service Health: Check(HealthCheckRequest)HealthCheckResponse
+HealthCheckRequest: 1 service string
+HealthCheckResponse: 1 status int32
+""",
+)
+
 upload = Schema(
     "moby.upload.v1",
     """

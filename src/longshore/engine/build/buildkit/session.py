@@ -31,6 +31,8 @@ _TYPE = _DIR | _SYMLINK | _DEVICE | _PIPE | _SOCKET | _CHAR | 1 << 19
 _ENTRIES = 1 << 20
 _PIECE = 1 << 15
 _STORE = "buildkit-attachable-store-id"
+#: Seconds between two questions for a client's health, and within which it must answer.
+HEALTH_EVERY, HEALTH_WITHIN = 10.0, 30.0
 
 #: The address of what a client sends as one stream.
 UPLOAD = "http://buildkit-session/"
@@ -110,7 +112,29 @@ class Session:
         self._send._channel = self._channel
 
     async def ended(self) -> None:
-        await self._channel.ended()
+        """Returns when the connection has ended, or the client has not answered for too long."""
+        ending = asyncio.ensure_future(self._channel.ended())
+        watching = asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait((ending, watching), return_when=asyncio.FIRST_COMPLETED)
+            self.close()
+        finally:
+            for task in (ending, watching):
+                task.cancel()
+            await asyncio.gather(ending, watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Ask the client for its health from time to time; returns when it gives none. Source: session/grpc.go."""
+        client = Client(schemas.health.Health, host="session", port=80)
+        client._channel = self._channel
+        while True:
+            await asyncio.sleep(HEALTH_EVERY)
+            try:
+                await client.call("Check", deadline=HEALTH_WITHIN)
+            except RpcError as error:
+                # Whatever else it says: it is there.
+                if error.status in (Status.DEADLINE_EXCEEDED, Status.UNAVAILABLE):
+                    return
 
     def close(self) -> None:
         self._channel.close()
@@ -141,6 +165,7 @@ class Session:
         packet = schemas.filesync.Packet
         method = self._client._methods["DiffCopy"]
         total = 0
+        finished = False
         stream = self._channel.request(method.path, _stream_stream(), method.request, method.reply, metadata=metadata)
         try:
             async with stream:
@@ -437,6 +462,7 @@ class Session:
 
 def _walk(root: Path) -> list[tuple[Path, Any]]:
     found: list[tuple[Path, Any]] = []
+    seen: dict[tuple[int, int], str] = {}
 
     def walk(folder: Path, prefix: str) -> None:
         for name in sorted(os.listdir(folder)):
@@ -445,7 +471,12 @@ def _walk(root: Path) -> list[tuple[Path, Any]]:
             if stat.S_ISSOCK(info.st_mode):
                 continue
             link = os.readlink(path) if stat.S_ISLNK(info.st_mode) else ""
-            found.append((path, stat_of(prefix + name, info, link)))
+            told = stat_of(prefix + name, info, link)
+            if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
+                first = seen.setdefault((info.st_dev, info.st_ino), prefix + name)
+                if first != prefix + name:
+                    told.linkname, told.size = first, 0
+            found.append((path, told))
             if stat.S_ISDIR(info.st_mode):
                 walk(path, f"{prefix}{name}/")
 
@@ -463,33 +494,3 @@ def _stream_stream() -> Any:
     from grpclib.const import Cardinality
 
     return Cardinality.STREAM_STREAM
-
-
-class Sessions:
-    """The sessions that are open, by id."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, Session] = {}
-        self._arrived = asyncio.Condition()
-
-    async def add(self, session: Session) -> None:
-        self._open[session.id] = session
-        async with self._arrived:
-            self._arrived.notify_all()
-
-    def remove(self, session: Session) -> None:
-        if self._open.get(session.id) is session:
-            del self._open[session.id]
-        session.close()
-
-    def __contains__(self, session_id: str) -> bool:
-        return session_id in self._open
-
-    async def get(self, session_id: str, wait: float = 5.0) -> Session:
-        """A session; one that is not there yet is waited for. Raises SystemFailure("no active session for ...")."""
-        try:
-            async with asyncio.timeout(wait), self._arrived:
-                await self._arrived.wait_for(lambda: session_id in self._open)
-        except TimeoutError:
-            raise SystemFailure(f"no active session for {session_id}: context deadline exceeded") from None
-        return self._open[session_id]

@@ -14,12 +14,14 @@ from grpclib.encoding.base import StatusDetailsCodecBase
 from grpclib.protocol import H2Protocol
 
 from longshore.engine.build.buildkit.schemas import bridge
-from longshore.machinery.grpc import Server
+from longshore.machinery.grpc import RpcError, Server, Status
 
 if TYPE_CHECKING:
     from longshore.machinery.http import Duplex
 
 _WINDOW = 4 << 20
+# As BuildKit: a longer message is refused before it is read.
+MESSAGE_LIMIT = 16 << 20
 _PIECE = 1 << 17
 
 
@@ -98,6 +100,28 @@ class DetailsCodec(StatusDetailsCodecBase):  # type: ignore[misc]
         return [(detail.type_url, detail.value) for detail in made.details]
 
 
+def limit_messages(protocol: H2Protocol) -> None:
+    """Make a connection's streams refuse messages that are longer than MESSAGE_LIMIT: what comes is held in memory."""
+    connection = protocol.connection
+    create = connection.create_stream
+
+    def limited(**options: Any) -> Any:
+        stream = create(**options)
+        receive = stream.recv_data
+
+        async def recv_data(size: int) -> bytes:
+            if size > MESSAGE_LIMIT:
+                words = f"grpc: received message larger than max ({size} vs. {MESSAGE_LIMIT})"
+                raise RpcError(Status.RESOURCE_EXHAUSTED, words)
+            data: bytes = await receive(size)
+            return data
+
+        stream.recv_data = recv_data
+        return stream
+
+    connection.create_stream = limited
+
+
 async def serve(duplex: Duplex, server: Server) -> None:
     """Answer gRPC calls on a connection until it ends."""
     ours, theirs = socket.socketpair()
@@ -106,7 +130,8 @@ async def serve(duplex: Duplex, server: Server) -> None:
     grpc = server._server
     grpc._status_details_codec = DetailsCodec()
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_accepted_socket(grpc._protocol_factory, theirs)
+    transport, protocol = await loop.connect_accepted_socket(grpc._protocol_factory, theirs)
+    limit_messages(protocol)
     try:
         await _pump(duplex, ours)
     finally:
@@ -138,6 +163,7 @@ class SessionChannel(Channel):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         self._pumping = asyncio.ensure_future(_pump(self._duplex, ours))
         _, protocol = await loop.create_connection(self._protocol_factory, sock=theirs)
+        limit_messages(protocol)
         return protocol
 
     async def ended(self) -> None:
