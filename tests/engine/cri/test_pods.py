@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from longshore.engine.images import references
+from longshore.machinery import mounts
 from longshore.machinery.grpc import Client, RpcError, Status
 from longshore.wire.cri import cri
 
@@ -348,3 +349,25 @@ async def test_metrics(engine: Engine) -> None:
         seen.add(metric.name)
     assert set(keys) - seen <= {"container_blkio_device_usage_total"}
     assert {"container_threads", "container_network_receive_bytes_total", "container_memory_working_set_bytes"} <= seen
+
+
+async def test_a_full_disk_keeps_no_pod_from_ending(engine: Engine) -> None:
+    """What has ended is told and can be removed; a restart finds the same without having it written."""
+    await engine.crash()
+    mounts.mount("tmpfs", engine.root / "cri" / "containers", "tmpfs", ["size=256k"])
+    await engine.start()
+    pod = await engine.run_pod("full")
+    runs = await engine.run(pod, "runs", ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"])
+    filler = engine.root / "cri" / "containers" / "filler"
+    with pytest.raises(OSError):
+        filler.write_bytes(bytes(1 << 20))
+    await engine.call("StopContainer", container_id=runs, timeout=5)
+    await engine.call("StopPodSandbox", pod_sandbox_id=pod[0])
+    for _ in range(2):
+        found = await engine.status(runs)
+        assert (found.state, found.exit_code) == (cri.CONTAINER_EXITED, 7)
+        await engine.crash()
+        await engine.start()
+    await engine.call("RemovePodSandbox", pod_sandbox_id=pod[0])
+    filler.unlink()
+    assert not list((engine.root / "cri" / "containers").iterdir())

@@ -247,7 +247,7 @@ class Containers:
                 container.started_at = container.finished_at = now()
                 container.exit_code, container.reason = START_FAILED, "StartError"
                 container.message = text
-                self.records.save(container)
+                self.records.note(container)
                 with contextlib.suppress(NoSuchContainer, RuntimeFailed):
                     await self.runtime.delete(container.id, force=True)
                 self._changed(container, cri.CONTAINER_STOPPED_EVENT)
@@ -281,7 +281,7 @@ class Containers:
         if container is None or container.id != container_id or container.finished_at or not container.started_at:
             return
         self._finish(container, status)
-        self.records.save(container)
+        self.records.note(container)
         self._changed(container, cri.CONTAINER_STOPPED_EVENT)
 
     @staticmethod
@@ -374,7 +374,7 @@ class Containers:
             if container.id not in held:
                 container.finished_at = max(now(), container.started_at + 1)
                 container.exit_code, container.reason = LOST_EXIT, "Unknown"
-                self.records.save(container)
+                self.records.note(container)
                 continue
             state = self.runtime.state(container.id)
             if state.status == "created":
@@ -383,7 +383,7 @@ class Containers:
                     await self.runtime.start(container.id)
             elif state.exit is not None:
                 self._finish(container, state.exit)
-                self.records.save(container)
+                self.records.note(container)
         for container_id in held:
             if LABEL in self.runtime.state(container_id).labels and container_id not in self.records:
                 await self.runtime.delete(container_id, force=True)

@@ -7,6 +7,7 @@ without facts is a creation that was cut short and is removed at the next start.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -147,6 +148,15 @@ class Records(Generic[T]):
         os.replace(temporary, folder / "state.json")
         if new:
             self._add(record)
+
+    def note(self, record: T) -> None:
+        """Write what has ended. A full disk keeps no end from being told: after a restart it is found anew."""
+        try:
+            self.save(record)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.warning("the end of %s %s is not on disk: %s", self._what, record.id, error.strerror)
 
     def save_config(self, record: T) -> None:
         """Write the record's changed configuration (limits after an update)."""

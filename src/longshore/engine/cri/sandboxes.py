@@ -256,7 +256,7 @@ class Sandboxes:
                 sandbox.network["gone"] = True
             await asyncio.to_thread(self._release, sandbox)
             sandbox.ready = False
-            self.records.save(sandbox)
+            self.records.note(sandbox)
         if was_ready:
             self._changed(sandbox, cri.CONTAINER_STOPPED_EVENT)
 
@@ -313,7 +313,7 @@ class Sandboxes:
                 sandbox.ready and sandbox.pause_pid and not namespaces.alive(sandbox.pause_pid, sandbox.pause_start)
             ):
                 sandbox.ready = False
-                self.records.save(sandbox)
+                self.records.note(sandbox)
         with contextlib.suppress(CniError):
             conf = cni.load(self.cni_folder)
             if conf is not None:
