@@ -8,11 +8,13 @@ import json
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from longshore.machinery.http import Client
 from longshore.registry.auth import Access, Grant, Passwords, _crypt
+from longshore.registry.tokens import kept_key
 
 from .test_protocol import Remote, digest
 
@@ -113,3 +115,36 @@ async def test_tokens_of_its_own(registry: Any, client: Client, tmp_path: Path) 
 async def test_paths_lead_nowhere(registry: Any, client: Client, path: str) -> None:
     remote = Remote(client, await registry())
     assert (await remote("GET", path)).status in (400, 404)
+
+
+async def test_tokens_the_oauth_way(registry: Any, client: Client, tmp_path: Path) -> None:
+    """As containerd asks: POST with a form; a refresh token stands for the password, until that changes."""
+    path = password_file(tmp_path / "p", ann="a")
+    key = kept_key(tmp_path / "key")
+    remote = Remote(client, await registry(access=Access(Passwords(path), token_realm="own", key=key)), "team/app")
+
+    async def ask(**form: str) -> tuple[int, dict[str, Any]]:
+        form = {"service": "longshore-registry", "scope": "repository:team/app:pull,push", **form}
+        answer = await remote(
+            "POST", "/token", urlencode(form).encode(), content_type="application/x-www-form-urlencoded"
+        )
+        return answer.status, json.loads(await answer.read())
+
+    status, found = await ask(grant_type="password", username="ann", password="a", access_type="offline")
+    assert status == 200
+    assert (await remote("POST", "blobs/uploads/", authorization="Bearer " + found["access_token"])).status == 202
+    refresh = found["refresh_token"]
+    assert "refresh_token" not in (await ask(grant_type="password", username="ann", password="a"))[1]
+    assert (await ask(grant_type="password", username="ann", password="no"))[0] == 401
+    assert (await ask(grant_type="client_credentials"))[0] == 400
+    # Another start of the same registry takes it as well; as an access token it is of no use.
+    again = Access(Passwords(path), token_realm="own", key=kept_key(tmp_path / "key"))
+    remote = Remote(client, await registry(access=again), "team/app")
+    status, found = await ask(grant_type="refresh_token", refresh_token=refresh)
+    assert status == 200 and found["refresh_token"] == refresh
+    assert (await remote("POST", "blobs/uploads/", authorization="Bearer " + found["access_token"])).status == 202
+    assert (await remote("POST", "blobs/uploads/", authorization="Bearer " + refresh)).status == 401
+    assert (await ask(grant_type="refresh_token", refresh_token=found["access_token"]))[0] == 401
+    password_file(tmp_path / "p", ann="another")
+    assert (await ask(grant_type="refresh_token", refresh_token=refresh))[0] == 401
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

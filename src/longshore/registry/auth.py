@@ -11,11 +11,10 @@ import base64
 import binascii
 import ctypes
 import fnmatch
+import hashlib
 import hmac
-import re
 import secrets
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,6 @@ from typing import Any
 from longshore.machinery.http import Request
 from longshore.registry.errors import RegistryError
 
-_ACTIONS = ("pull", "push", "delete")
-_TOKEN_LIFE = 300
 _DUMMY = "$2y$05$abcdefghijklmnopqrstuuE4Hh0fF2zJ3m0qE8m0Q0Jd5sQm7vY2W"
 _crypt_lock = threading.Lock()
 
@@ -68,6 +65,12 @@ class Passwords:
             if colon and not user.startswith("#"):
                 users[user] = hashed
         self._users, self._stamp, self._right = users, stamp, set()
+
+    def mark(self, user: str) -> str:
+        """What changes with a user's password, "" for one who is none."""
+        self._load()
+        hashed = self._users.get(user)
+        return hashlib.sha256(f"{user}\0{hashed}".encode()).hexdigest()[:16] if hashed else ""
 
     async def check(self, user: str, password: str) -> bool:
         """Is this the user's password? The slow comparison runs in a thread, for unknown users as well."""
@@ -113,6 +116,12 @@ class Access:
     key: str | bytes = field(default_factory=lambda: secrets.token_bytes(32))
     algorithms: Sequence[str] = ("HS256",)
     grants: Sequence[Grant] = ()
+
+    async def user(self, name: str, password: str) -> str:
+        """The user that a name and password are those of. Raises RegistryError(UNAUTHORIZED)."""
+        if self.passwords is None or not await self.passwords.check(name, password):
+            raise RegistryError("UNAUTHORIZED", headers=(("WWW-Authenticate", f'Basic realm="{self.service}"'),))
+        return name
 
     @property
     def open(self) -> bool:
@@ -194,42 +203,6 @@ class Access:
                 headers=(("WWW-Authenticate", challenge + ',error="insufficient_scope"'),),
             )
         return str(claims.get("sub") or "")
-
-    async def issue(self, request: Request) -> dict[str, Any]:
-        """GET /token: a token for what the user may do of what was asked. Raises RegistryError(UNAUTHORIZED)."""
-        import jwt
-
-        pair = basic_credentials(request)
-        user = ""
-        if pair is not None:
-            if self.passwords is None or not await self.passwords.check(*pair):
-                raise RegistryError("UNAUTHORIZED", headers=(("WWW-Authenticate", f'Basic realm="{self.service}"'),))
-            user = pair[0]
-        access: list[dict[str, Any]] = []
-        for text in (scope for value in request.query.get("scope", []) for scope in value.split()):
-            found = re.fullmatch(r"repository(?:\([^)]*\))?:(?P<name>[^:]+(?::\d+[^:]*)?):(?P<actions>[a-z,*]*)", text)
-            if not found:
-                continue
-            wanted = found["actions"].split(",") if found["actions"] != "*" else list(_ACTIONS)
-            actions = [action for action in wanted if self.allowed(user, found["name"], action)]
-            if actions:
-                access.append({"type": "repository", "name": found["name"], "actions": actions})
-        now = int(time.time())
-        claims = {
-            "iss": self.issuer,
-            "sub": user,
-            "aud": self.service,
-            "exp": now + _TOKEN_LIFE,
-            "nbf": now - 10,
-            "iat": now,
-            "jti": secrets.token_hex(8),
-            "access": access,
-        }
-        token = jwt.encode(claims, self.key, algorithm="HS256")
-        from datetime import UTC, datetime
-
-        issued = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"token": token, "access_token": token, "expires_in": _TOKEN_LIFE, "issued_at": issued}
 
 
 def _detail(repository: str, actions: Sequence[str]) -> list[dict[str, str]] | None:

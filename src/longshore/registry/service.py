@@ -13,7 +13,7 @@ import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from longshore.machinery.http import BodyTooLarge, Request, Response
-from longshore.registry import manifests, mirror, page
+from longshore.registry import manifests, mirror, page, tokens
 from longshore.registry.auth import Access
 from longshore.registry.blobs import BlobEndpoints, Quota
 from longshore.registry.errors import RegistryError
@@ -179,7 +179,7 @@ class Service:
         return Response(200, b"{}", content_type="application/json")
 
     async def _token(self, request: Request) -> Answer:
-        return Response.json(await self.access.issue(request))
+        return Response.json(await tokens.issue(self.access, request))
 
     async def _metrics(self, request: Request) -> Answer:
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest

@@ -88,6 +88,25 @@ async def test_a_token_that_ends_is_renewed_in_the_middle_of_a_pull(store: Image
         assert [fields["authorization"] for fields in registry.seen(" /token")] == [basic, basic]
 
 
+async def test_a_token_server_that_refuses(store: ImageStore) -> None:
+    async with Scripted() as registry:
+
+        def hook(request: Request) -> Response | None:
+            if request.path == "/token":
+                return answer(401, {"errors": [{"code": "UNAUTHORIZED", "message": "incorrect username or password"}]})
+            return answer(401, b"", WWW_Authenticate=f'Bearer realm="http://{registry.host}/token",service="s"')
+
+        registry.hook = hook
+        with pytest.raises(EngineError) as caught:
+            await store.pull(f"{registry.host}/app:1", auth={"username": "u", "password": "no"})
+        url = f"http://{registry.host}/v2/app/manifests/1"
+        assert caught.value.message == f'Head "{url}": unauthorized: incorrect username or password'
+        with pytest.raises(EngineError) as caught:
+            await store.registries.login({"username": "u", "password": "no", "serveraddress": registry.host})
+        assert caught.value.message == f'Get "http://{registry.host}/v2/": unauthorized: incorrect username or password'
+        assert caught.value.status == 401
+
+
 async def test_login_gives_an_identity_token_which_gets_tokens(store: ImageStore) -> None:
     async with Scripted() as registry:
         forms: list[dict[str, list[str]]] = []

@@ -116,7 +116,10 @@ async def test_authentication(make_store: Any, registry: Any, tmp_path: Path, re
     if not realm:
         assert caught.value.message == f'Head "http://{host}/v2/app/manifests/1": no basic auth credentials'
     await two.pull(f"{host}/app:1", auth=good)
-    assert await two.registries.login({**good, "serveraddress": host}) == ""
+    identity = await two.registries.login({**good, "serveraddress": host})
+    assert bool(identity) == bool(realm)
+    if identity:
+        await two.push(f"{host}/app:1", auth={"identitytoken": identity})
     with pytest.raises(Unauthorized):
         await two.registries.login({"username": "user", "password": "no", "serveraddress": host})
 

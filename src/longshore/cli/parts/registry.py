@@ -67,7 +67,7 @@ def size_of(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _access(arguments: argparse.Namespace) -> Access | None:
+def _access(arguments: argparse.Namespace, root: Path) -> Access | None:
     """Who may do what, as the flags say; None: the password file alone. Raises UserError."""
     from longshore.registry.auth import Access, Grant, Passwords
 
@@ -83,7 +83,16 @@ def _access(arguments: argparse.Namespace) -> Access | None:
                 grants.append(Grant(str(entry["user"]), str(entry["repository"]), tuple(map(str, entry["actions"]))))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{arguments.permissions}: {error}") from None
-    return Access(Passwords(arguments.htpasswd), token_realm="own" if arguments.tokens else "", grants=grants)
+    passwords = Passwords(arguments.htpasswd)
+    if not arguments.tokens:
+        return Access(passwords, grants=grants)
+    from longshore.registry.tokens import kept_key
+
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        return Access(passwords, token_realm="own", grants=grants, key=kept_key(root / "token.key"))
+    except OSError as error:
+        raise UserError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -110,10 +119,11 @@ def run(arguments: argparse.Namespace) -> int:
             except OSError as error:
                 raise UserError(f"{error.filename}: {error.strerror}") from None
         upstream = Upstream(arguments.mirror, username=arguments.mirror_user, password=password)
-    access = _access(arguments)
+    root = arguments.root or layout_of(arguments).registry
+    access = _access(arguments, root)
     return run_part(
         lambda: serve(
-            data_dir=arguments.root or layout_of(arguments).registry,
+            data_dir=root,
             host=arguments.host,
             port=arguments.port,
             tls=tls,

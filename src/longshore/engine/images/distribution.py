@@ -109,7 +109,13 @@ class Session:
     async def _authorization(self, what: str) -> str | None:
         for scheme, parameters in self.challenges:
             if scheme == "bearer":
-                return "Bearer " + await self.tokens.get(parameters)
+                try:
+                    return "Bearer " + await self.tokens.get(parameters)
+                except RegistryError as error:
+                    if not what or not self.path:
+                        raise
+                    # To the client that dockerd uses it is a failed request, whatever the token server said.
+                    raise SystemFailure(what + error.message) from None
             if scheme == "basic":
                 if not self.auth.get("username"):
                     raise Unauthorized(f"{what}no basic auth credentials")
