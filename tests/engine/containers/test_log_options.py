@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.engine.containers import logoptions, logtags
+from longshore.engine.containers import logdrivers, logoptions, logtags
 
 KNOWN = {
     "ID": "0123456789ab", "Name": "web", "ImageName": "shop:1", "Command": "sh -c true", "ContainerLabels": {"a.b": "north"},
@@ -80,3 +80,31 @@ def test_any_address_is_read_or_refused(text: str) -> None:
             read({name: text})
         except logoptions.OptionError:
             continue
+
+
+@pytest.mark.parametrize(
+    "driver, options, text",
+    [
+        ("json-file", {"max-size": "0"}, "max-size must be a positive number"),
+        ("json-file", {"max-size": "x"}, "invalid size: 'x'"),
+        ("json-file", {"max-file": "0"}, "max-file cannot be less than 1"),
+        ("json-file", {"max-file": "x"}, 'strconv.Atoi: parsing "x": invalid syntax'),
+        (
+            "json-file",
+            {"compress": "true"},
+            "compress cannot be true when max-file is less than 2 or max-size is not set",
+        ),
+        ("local", {"max-size": "x"}, "invalid value for max-size: x: invalid size: 'x'"),
+        ("local", {"max-file": "1"}, "compression cannot be enabled when max file count is 1"),
+    ],
+)
+def test_rotations_that_cannot_be(driver: str, options: dict[str, str], text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        logdrivers.check_file(driver, options)
+    assert str(caught.value) == text
+
+
+def test_rotations_that_can_be() -> None:
+    logdrivers.check_file("json-file", {"max-size": "10m", "max-file": "3", "compress": "true"})
+    logdrivers.check_file("local", {"max-size": "10m", "max-file": "1", "compress": "false"})
+    logdrivers.check_file("syslog", {"max-file": "x"})

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from longshore.engine.networks.model import TRUE
 from longshore.engine.runtime import logs
 from longshore.machinery.inotify import Inotify, Mask
 
@@ -26,6 +27,34 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"invalid size: '{text}'")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def check_file(driver: str, options: Mapping[str, str]) -> None:
+    """Raises ValueError, in dockerd's words, for a rotation that json-file or local cannot do."""
+    size, count = options.get("max-size"), options.get("max-file")
+    compress = options.get("compress", "false" if driver == "json-file" else "true") in TRUE
+    if driver == "json-file":
+        if size is not None and parse_size(size) <= 0:
+            raise ValueError("max-size must be a positive number")
+        files = 1 if count is None else _integer(count)
+        if files < 1:
+            raise ValueError("max-file cannot be less than 1")
+        if compress and (files == 1 or size is None):
+            raise ValueError("compress cannot be true when max-file is less than 2 or max-size is not set")
+    elif driver == "local":
+        for name, text, read in (("max-size", size, parse_size), ("max-file", count, _integer)):
+            try:
+                read(text or "0")
+            except ValueError as error:
+                raise ValueError(f"invalid value for {name}: {text}: {error}") from None
+        if compress and count is not None and _integer(count) <= 1:
+            raise ValueError("compression cannot be enabled when max file count is 1")
+
+
+def _integer(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise ValueError(f'strconv.Atoi: parsing "{text}": invalid syntax')
+    return int(text)
 
 
 def rotation(driver: str, options: Mapping[str, str]) -> tuple[int, int]:

@@ -54,8 +54,7 @@ class Preparation:
             container.forwarder.close()
             container.forwarder = None
         try:
-            if options.get("max-size"):
-                logdrivers.parse_size(options["max-size"])
+            logdrivers.check_file(container.host["LogConfig"]["Type"], options)
             if container.host["LogConfig"]["Type"] in logoptions.REMOTE:
                 from . import forwarding
 
