@@ -503,3 +503,14 @@ async def test_copies_depend_on_what_they_read(kit: Kit) -> None:
         vertices = {vertex.digest: vertex for message in said for vertex in message.vertexes}
         cached += [vertex.cached for vertex in vertices.values() if vertex.name.startswith("copy")]
     assert cached == [False, True, False]
+
+
+async def test_caches_that_begin_with_something(kit: Kit) -> None:
+    text = (
+        "FROM busybox AS base\nRUN mkdir -p /d/e && echo one > /d/f && chown 5:5 /d/f\n"
+        "FROM busybox\nRUN --mount=type=cache,id=c,target=/c,from=base,source=/d cat /c/f; stat -c %u /c/f; echo more >> /c/f\n"
+        "RUN --mount=type=cache,id=c,target=/c,from=base,source=/d cat /c/f && echo next\n"
+        "RUN --mount=type=cache,id=c,target=/c ls -A /c && echo apart\n"
+    )
+    await kit.build(text, **QUIET)
+    assert b"one\n5\n" in kit.logs and b"one\nmore\nnext\n" in kit.logs and b"next\napart\n" in kit.logs

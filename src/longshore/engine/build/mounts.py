@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import posixpath
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longshore.engine.build.copying import Copier, Placement, Tree
 from longshore.engine.build.folders import CACHE_MOUNT, Folders
 from longshore.engine.build.step import Mount, StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
@@ -148,7 +150,12 @@ async def prepare(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     if wanted.kind == "secret":
         return await secret(dispatcher.build.secret, dispatcher.build.store, wanted, target, stack)
     if wanted.kind == "cache":
-        return await cache(dispatcher.build.store, wanted, target, stack)
+        base = None
+        if wanted.origin:
+            origin, root = await _origin(dispatcher, wanted, stack)
+            base = Base(origin, " ".join(map(str, root.lowers)) if root is not None else wanted.origin)
+        fresh = dispatcher.build.options.no_cache
+        return await cache(dispatcher.build.store, wanted, target, stack, fresh=fresh, base=base)
     origin, root = await _origin(dispatcher, wanted, stack)
     try:
         inside = await in_thread(rooted.real_path, origin, wanted.source or "/")
@@ -249,9 +256,30 @@ async def agent(
     return Mount(str(folder / "agent"), wanted.target, ("rbind", "ro"), folder=False)
 
 
-async def cache(store: ImageStore, wanted: Wanted, target: str, stack: contextlib.AsyncExitStack) -> Mount:
-    """A folder that lasts from build to build."""
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a cache begins with: a root, and what tells it from others."""
+
+    root: Path
+    key: str
+
+
+async def cache(
+    store: ImageStore,
+    wanted: Wanted,
+    target: str,
+    stack: contextlib.AsyncExitStack,
+    *,
+    fresh: bool = False,
+    base: Base | None = None,
+) -> Mount:
+    """A folder that lasts from build to build. fresh: nothing is to be taken from the cache: a folder with an owner or a mode
+    of its own begins empty (BuildKit makes it by a step, which is done again; without these there is no such step).
+    base: what it begins with (from=), of which `wanted.source` is mounted; each base has a cache of its own.
+    """
     key = wanted.id or posixpath.normpath(target)
+    if base is not None:
+        key += f":{hashlib.sha256(base.key.encode()).hexdigest()[:24]}"
     if wanted.sharing == "private":
         key = f"{key}-{os.urandom(6).hex()}"
     elif wanted.sharing == "locked":
@@ -259,8 +287,29 @@ async def cache(store: ImageStore, wanted: Wanted, target: str, stack: contextli
     path = stack.enter_context(Folders(store).using(key, CACHE_MOUNT, f"cached mount {target}"))
     if wanted.sharing == "private":
         stack.push_async_callback(in_thread, remove_path, path)
+    if fresh and (wanted.mode or wanted.uid or wanted.gid):
+        await in_thread(remove_path, path)
     if not path.exists():
         path.mkdir(parents=True)
-        os.chown(path, wanted.uid, wanted.gid)
-        os.chmod(path, wanted.mode or 0o755)
-    return Mount(str(path), target, ("rbind", "ro" if wanted.readonly else "rw"))
+        if base is not None:
+            await in_thread(_fill, path, base.root)
+        else:
+            os.chown(path, wanted.uid, wanted.gid)
+            os.chmod(path, wanted.mode or 0o755)
+    inside = "/"
+    if base is not None and wanted.source:
+        try:
+            inside = await in_thread(rooted.real_path, path, wanted.source)
+        except OSError:
+            raise SystemFailure(f"{wanted.source}: not found in the base of the cache mount {target}") from None
+    return Mount(f"{path}{inside}".rstrip("/"), target, ("rbind", "ro" if wanted.readonly else "rw"))
+
+
+def _fill(path: Path, base: Path) -> None:
+    """Copy a base's files into a new cache; half a copy is none."""
+    tree = Tree(base, context=False)
+    try:
+        Copier(tree, path, Placement(keep_owner=True)).copy([tree.one("")], "/", into=True)
+    except BaseException:
+        remove_path(path)
+        raise

@@ -48,7 +48,7 @@ _LLB_CAPS = (
     "source.local.includepatterns", "source.local.followpaths", "source.local.excludepatterns",
     "source.local.sharedkeyhint", "source.local.differ", "source.git", "source.git.keepgitdir", "source.git.fullurl",
     "source.git.httpauth", "source.git.subdir", "source.git.checksum", "source.git.skipsubmodules", "source.git.mtime",
-    "source.http", "source.http.checksum", "source.http.perm", "exec.meta.base", "exec.meta.cgroup.parent",
+    "source.http", "source.http.checksum", "source.http.perm", "source.ocilayout", "source.buildop.llbfilename", "exec.meta.base", "exec.meta.cgroup.parent",
     "exec.meta.network", "exec.meta.proxyenv", "exec.meta.security", "exec.meta.setsdefaultpath", "exec.meta.ulimit", "exec.mount.bind",
     "exec.mount.bind.readwrite-nooutput", "exec.mount.cache", "exec.mount.cache.sharing", "exec.mount.selector",
     "exec.mount.tmpfs", "exec.mount.tmpfs.size", "exec.mount.secret", "exec.mount.ssh", "exec.cgroup", "exec.secretenv",

@@ -94,7 +94,12 @@ class Mounting:
         if mount.mountType == _CACHE:
             sharing = {1: "private", 2: "locked"}.get(mount.cacheOpt.sharing, "shared")
             wanted = mounts.Wanted("cache", target, id=mount.cacheOpt.ID, sharing=sharing, readonly=mount.readonly)
-            return await mounts.cache(self._solver.store, wanted, target, self._stack)
+            chain = input_of(self._inputs, mount.input)
+            base = None
+            if chain:
+                wanted.source = mount.selector
+                base = mounts.Base((await self._root(mount)).merged, chain)
+            return await mounts.cache(self._solver.store, wanted, target, self._stack, base=base)
         if mount.mountType != BIND:
             raise InvalidParameter(f"mount type {mount.mountType} not implemented")
         root = await self._root(mount)
