@@ -103,7 +103,7 @@ def _operand(token: str, known: Mapping[str, Any], at: int) -> Any:
         return token[1:-1]
     if token[0] == '"':
         return shlex.split(token)[0] if len(token) > 2 else ""
-    if token.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]+", token):
         return int(token)
     raise TagError(f'template: log-tag:1: function "{token}" not defined')
 
