@@ -88,7 +88,7 @@ async def prune(call: Call) -> Response:
         gone.append(name)
         space += size
     call.api.events.emit("volume", "prune", "", {"reclaimed": str(space)})
-    return json_response({"VolumesDeleted": gone or None, "SpaceReclaimed": space})
+    return json_response({"VolumesDeleted": gone, "SpaceReclaimed": space})
 
 
 @routes.route("GET", "/volumes/{name:*}")
