@@ -117,7 +117,7 @@ def variables(name: str, address: str, env: list[str], exposed: list[str]) -> li
     ports = []
     for text in exposed:
         number, _, protocol = text.partition("/")
-        if number.isdigit():
+        if number.isdecimal():
             ports.append((protocol or "tcp", int(number)))
     ports.sort(key=lambda port: (port[0] != "tcp", port))
     result: list[str] = []
@@ -182,7 +182,7 @@ def permit(service: ContainerService, container: Container) -> None:
         address: str = (other.networks.get("bridge") or {}).get("IPAddress") or ""
         for text in (other.config.get("ExposedPorts") or {}) if address else ():
             number, _, protocol = text.partition("/")
-            if number.isdigit():
+            if number.isdecimal():
                 rules.append(LinkRule(own.ipv4, address, protocol or "tcp", int(number)))
     service.networks.publishing.link(own, rules)
 

@@ -167,7 +167,7 @@ class Preparation:
         for port in container.config.get("ExposedPorts") or {}:
             number, _, protocol = port.partition("/")
             first, dash, last = number.partition("-")
-            if not first.isdigit() or (dash and not last.isdigit()):
+            if not first.isdecimal() or (dash and not last.isdecimal()):
                 first = last = "0"
             for each in range(int(first), int(last or first) + 1):
                 key = f"{each}/{protocol or 'tcp'}"

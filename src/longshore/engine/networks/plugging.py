@@ -223,7 +223,7 @@ def make_parent(nl: Netlink, network: Network) -> None:
         nl.set_link(nl.add_dummy(name), up=True)
         return
     below, dot, vlan = name.rpartition(".")
-    if not dot or not vlan.isdigit() or not 1 <= int(vlan) <= 4094:
+    if not dot or not vlan.isdecimal() or not 1 <= int(vlan) <= 4094:
         raise SystemFailure(f"invalid subinterface vlan name {name}, example formatting is eth0.10")
     lower = nl.link(below)
     if lower is None:

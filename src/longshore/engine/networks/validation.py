@@ -84,7 +84,7 @@ _Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 def _prefix(text: str) -> _Interface:
     """ "10.0.0.1/8"; a mask in another form is none. Raises ValueError."""
-    if not re.fullmatch(r"[^/%]+/\d{1,3}", text):
+    if not re.fullmatch(r"[^/%]+/[0-9]{1,3}", text):
         raise ValueError(text)
     return ipaddress.ip_interface(text)
 
@@ -155,7 +155,7 @@ def _check_advertising(options: Json) -> None:
         text = options.get(name)
         if text is None:
             continue
-        if not re.fullmatch(r"[+-]?\d+", text):
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
             problems.append(f'value for option {name} "{text}" must be {kind}')
         elif not low <= int(text) <= high:
             problems.append(f"{name} must be in the range {low} to {high}")
@@ -177,7 +177,7 @@ def check_bridge_options(network: Network) -> None:
 
 def _option_problem(name: str, text: str) -> str:
     if name == "com.docker.network.driver.mtu":
-        return "" if re.fullmatch(r"[+-]?\d+", text) else _NOT_A_NUMBER.format(text)
+        return "" if re.fullmatch(r"[+-]?[0-9]+", text) else _NOT_A_NUMBER.format(text)
     if name in (f"{_BRIDGE}gateway_mode_ipv4", f"{_BRIDGE}gateway_mode_ipv6"):
         return "" if text in _GATEWAY_MODES else f"unknown gateway mode {text}"
     if name in (f"{_BRIDGE}host_binding_ipv4", "com.docker.network.host_ipv4", "com.docker.network.host_ipv6"):

@@ -49,7 +49,7 @@ def check_size(text: str) -> None:
     """Raises InvalidParameter for a size: there are no quotas."""
     if not text:
         return
-    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s?([kKmMgGtTpP]?)[iI]?[bB]?", text)
+    number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s?([kKmMgGtTpP]?)[iI]?[bB]?", text)
     if number is None:
         raise InvalidParameter(f"invalid size: '{text}'")
     if float(number[1]) > 0:
