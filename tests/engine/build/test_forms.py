@@ -8,10 +8,12 @@ import os
 import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from longshore.engine.build.buildkit.session import _walk
 from longshore.engine.build.modes import parse_mode
 from longshore.engine.errors import InvalidParameter
 from longshore.machinery.grpc import RpcError
@@ -227,6 +229,46 @@ async def test_here_documents(kit: Kit) -> None:
     assert found["made"].data == b"second\n" and b"third" in kit.logs
     assert found["trigger"].data == b"\n2\n" and found["stage"].data == b"final\n"
     assert not [name for name in found if name.startswith("dev/")]
+
+
+@pytest.mark.root
+async def test_names_of_steps_have_values(kit: Kit) -> None:
+    text = (
+        "FROM busybox\nARG A=1\nENV B=2 S=plain\nRUN echo $A ${B} '$A' \\$A $C ${C:-d} > /x\n"
+        "RUN --mount=type=secret,id=known,env=S test $S = hush\n"
+    )
+    await kit.build(text, name="x", **QUIET)
+    names = [name for name in kit.names if "RUN" in name]
+    assert names == [
+        "[stage-0 2/3] RUN echo 1 2 '$A' \\$A $C ${C:-d} > /x",
+        "[stage-0 3/3] RUN --mount=type=secret,id=known,env=S test **** = hush",
+    ]
+
+
+@pytest.mark.root
+async def test_small_differences_of_buildkit(kit: Kit) -> None:
+    for name in "ab":
+        (kit.context / f"{name}.tgz").write_bytes(packed(**{name: b"1"}))
+    assert plain(await files(kit, "FROM scratch\nADD *.tgz /d\n")) == ["d/a", "d/b"]
+    with pytest.raises(RpcError, match="must be a directory and end with a /"):
+        await files(kit, "FROM scratch\nADD a.tgz b.tgz /d\n")
+    await kit.build("FROM scratch\nCOPY a.tgz /\nEXPOSE 127.0.0.1:80:81 [::1]:8080:82 5000:83/udp 84\n", name="ports")
+    assert sorted(kit.store.resolve("ports").run_config["ExposedPorts"]) == ["81/tcp", "82/tcp", "83/udp", "84/tcp"]
+    found = await files(kit, "FROM busybox\nWORKDIR /w/x\n", **{"build-arg:SOURCE_DATE_EPOCH": "86400"})
+    assert found["w/x"].info.mtime == 86400
+    # A cache mount with a mode begins empty where nothing is to come from the cache.
+    text = "FROM busybox\nARG N\nRUN --mount=type=cache,target=/c{0} touch /c/$N && ls /c | wc -l > /n\n"
+    for form, counts in ((",mode=0773", [b"1\n", b"1\n", b"2\n"]), (",id=other", [b"1\n", b"2\n", b"3\n"])):
+        for number, (wanted, more) in enumerate(zip(counts, ({}, {"no-cache": ""}, {}), strict=True)):
+            found = await files(kit, text.format(form), **{"build-arg:N": str(number)}, **more)
+            assert found["n"].data == wanted
+
+
+def test_hard_links_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("data")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    shown = [(told.path, told.linkname, told.size) for _, told in _walk(tmp_path)]
+    assert shown == [("a", "", 4), ("b", "a", 0)]
 
 
 @pytest.mark.root

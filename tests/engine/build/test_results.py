@@ -45,7 +45,7 @@ async def test_several_platforms_in_one_layout(kit: Kit) -> None:
     configs = [blob(found, blob(found, entry)["config"]) for entry in index["manifests"]]
     assert [(c["architecture"], c.get("variant", "")) for c in configs] == shown
     assert kit.store.find("a:1") is None  # an archive is no image of the store
-    assert "[linux/arm64 1/1] COPY Dockerfile /$TARGETARCH$TARGETVARIANT" in kit.names
+    assert "[linux/arm64 1/1] COPY Dockerfile /arm64" in kit.names
     await kit.build(text, exporter="tar", platform="linux/amd64,linux/arm64")
     assert {"linux_amd64/amd64", "linux_arm64/arm64"} <= set(members(kit))
     told = {"attest:provenance": "mode=max", "opt__platform__split": "false"}
@@ -165,6 +165,18 @@ async def test_caches_elsewhere(kit: Kit, registry: Start, kind: str) -> None:
         "[a 2/2] RUN echo one > /one*",
         "[stage-1 1/2] RUN cat /one > /three",
     ]
+
+
+async def test_every_platform_has_its_inline_cache(kit: Kit, registry: Start) -> None:
+    host = await registry()
+    text = "FROM --platform=linux/amd64 busybox\nARG TARGETARCH\nRUN echo $TARGETARCH > /arch && cat /proc/sys/kernel/random/uuid > /u\n"
+    kit.cache_to = [control.CacheOptionsEntry(Type="inline")]
+    both = {"platform": "linux/amd64,linux/arm64", **QUIET}
+    await kit.build(text, name=f"{host}/multi:1", opt__push="true", **both)
+    await forgotten(kit, f"{host}/multi:1")
+    kit.cache_to, kit.cache_from = [], [control.CacheOptionsEntry(Type="registry", Attrs={"ref": f"{host}/multi:1"})]
+    await kit.build(text, name="again", **both)
+    assert len([name for name in kit.names if "RUN" in name and name.endswith("*")]) == 2
 
 
 async def test_a_cache_that_is_not_there_is_none(kit: Kit, registry: Start) -> None:

@@ -28,11 +28,13 @@ from longshore.engine.containers import signals
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images.commit import make_config
 from longshore.engine.images.extract import remove_path
-from longshore.engine.images.model import Image, encode
+from longshore.engine.images.model import Image, encode, parse_time
 from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from longshore.engine.build.dockerfile import Heredoc
     from longshore.engine.build.state import Host
     from longshore.engine.images.layers import Layer
@@ -176,6 +178,9 @@ class Dispatcher:
         words = [word for text in instruction.words for word in self.expand_words(text)]
         ports = dict(self.state.config.get("ExposedPorts") or {})
         for word in words:
+            if self._kit:
+                # An address or a port of the host is warned of by the build checks, and left out.
+                word = word.rpartition("]:")[2].rpartition(":")[2]
             for port in exposed(word):
                 ports[port] = {}
         self.state.config["ExposedPorts"] = ports
@@ -308,10 +313,10 @@ class Dispatcher:
         if await self.cached(key, told):
             return
 
-        def work(root: StepRoot) -> None:
-            import os
+        created = self.build.options.created
 
-            os.close(rooted.make_dirs(root.merged, path))
+        def work(root: StepRoot) -> None:
+            _make_folders(root.merged, path, parse_time(created) if created else None)
 
         with self.build.store.lease() as lease:
             lease.add(self.state.chain)
@@ -462,6 +467,23 @@ class Dispatcher:
         from longshore.engine.build.transfer import transfer
 
         await transfer(self, instruction)
+
+
+def _make_folders(root: Path, path: str, moment: int | None) -> None:
+    """Make a folder with those above it; new ones get the time `moment` (nanoseconds). In a thread."""
+    missing: list[str] = []
+    above = path
+    while moment is not None and above != "/":
+        try:
+            with rooted.opened(root, above, os.O_PATH):
+                break
+        except OSError:
+            missing.append(above)
+            above = posixpath.dirname(above)
+    os.close(rooted.make_dirs(root, path))
+    for made in missing:
+        with rooted.opened(root, made, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            os.utime(fd, ns=(moment or 0, moment or 0))
 
 
 def heredoc_program(instruction: Instruction) -> Heredoc | None:

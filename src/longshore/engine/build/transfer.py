@@ -74,7 +74,9 @@ class _Transfer:
             count = sum(len(sources) for _, sources, _ in self.picked)
             if not count:
                 raise CopyError("no source files were specified")
-            if count > 1 and not self.target.endswith("/"):
+            # BuildKit counts the words, the classic builder what they mean.
+            several = len(self.words) > 2 if build.buildkit else count > 1
+            if several and not self.target.endswith("/"):
                 raise InvalidParameter(
                     f"When using {self.upper} with more than one source file, the destination must be a directory and end with a /"
                 )

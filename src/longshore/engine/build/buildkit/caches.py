@@ -41,6 +41,8 @@ CONFIG = "application/vnd.buildkit.cacheconfig.v0"
 INLINE = "moby.buildkit.cache.v0"
 _GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 _LIMIT = 64 << 20
+# Images of an index that are looked into.
+_PLATFORMS = 32
 _TRUE = ("1", "t", "true", "True", "TRUE")
 
 
@@ -117,7 +119,7 @@ async def load(
         try:
             with vertex:
                 if kind == "registry":
-                    found.append(await _from_registry(store, session, attributes))
+                    found += await _from_registry(store, session, attributes)
                 elif kind == "local":
                     found.append(await _from_client(store, session, attributes))
                 else:
@@ -127,7 +129,8 @@ async def load(
     return found
 
 
-async def _from_registry(store: ImageStore, session: Session, attributes: Mapping[str, str]) -> Imported:
+async def _from_registry(store: ImageStore, session: Session, attributes: Mapping[str, str]) -> list[Imported]:
+    """The cache under a name of a registry; several where it is inside the images of an index."""
     name = references.parse(attributes.get("ref", "")).with_default_tag()
     auth = await session.credentials(name.domain)
     wanted = name.digest or name.tag
@@ -140,15 +143,16 @@ async def _from_registry(store: ImageStore, session: Session, attributes: Mappin
 
     body, media, _ = await registry.manifest(wanted)
     manifest = orjson.loads(body)
-    if media in INDEXES and not any(entry.get("mediaType") == CONFIG for entry in manifest.get("manifests") or []):
-        from longshore.engine.images.manifests import choose
-
-        chosen = choose([entry for entry in manifest.get("manifests") or [] if isinstance(entry, dict)], "")
-        if chosen is None:
-            raise SystemFailure("no cache in this index")
-        body, media, _ = await registry.manifest(references.check_digest(str(chosen.get("digest"))))
-        manifest = orjson.loads(body)
-    return await _described(store, registry, manifest, read)
+    entries = [entry for entry in manifest.get("manifests") or [] if isinstance(entry, dict)]
+    if media not in INDEXES or any(entry.get("mediaType") == CONFIG for entry in entries):
+        return [await _described(store, registry, manifest, read)]
+    found: list[Imported] = []
+    for entry in entries[:_PLATFORMS]:
+        if (entry.get("platform") or {}).get("os") == "unknown":
+            continue
+        body, _, _ = await registry.manifest(references.check_digest(str(entry.get("digest"))))
+        found.append(await _described(store, registry, orjson.loads(body), read))
+    return found
 
 
 async def _from_client(store: ImageStore, session: Session, attributes: Mapping[str, str]) -> Imported:

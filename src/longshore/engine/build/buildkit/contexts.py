@@ -256,7 +256,7 @@ class Contexts:
             made = self._new()
             follow = self.follow.get(rest) or []
             total = await self._session.sync(rest, made.root, exclude=patterns, follow=follow)
-            vertex.status("transferring:", total, done=True)
+            vertex.status(f"transferring {rest}:", total, done=True)
             return made.root
 
     async def _checkout(self, reference: git.GitReference, *, keep: bool = False) -> Path:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from longshore.engine.build import dockerfile, instructions
@@ -434,7 +434,7 @@ class Stages:
         host.lines = (instruction.line, instruction.node.end)
         try:
             if instruction.command in _VERTICES:
-                with host.begin(shown_instruction(instruction)):
+                with host.begin(shown_instruction(instruction, dispatcher.state.variables())):
                     await dispatcher.run(instruction)
             else:
                 await dispatcher.run(instruction)
@@ -462,11 +462,26 @@ def complete_config(store: Any, config: dict[str, Any], chain: str, platform: st
     return encode(made)
 
 
-def shown_instruction(instruction: Instruction) -> str:
-    """An instruction as a vertex's name; a here-document by its first line."""
-    text = instruction.original
+def shown_instruction(instruction: Instruction, values: Mapping[str, str]) -> str:
+    """An instruction as a vertex's name, with the values of its variables; a here-document by its first line."""
+    hidden = {
+        found[1]: "****"
+        for text in instruction.lists.get("mount", ())
+        if "type=secret" in text and (found := re.search(r"(?:^|,)env=([^,]+)", text))
+    }
+    text = _with_values(instruction.original, {**values, **hidden})
     if instruction.heredocs and instruction.command == "run":
         first = instruction.heredocs[0].content.strip().split("\n")[0]
         more = "..." if instruction.heredocs[0].content.strip().count("\n") else ""
         text = f"{text} ({first}{more})"
     return text
+
+
+def _with_values(text: str, values: Mapping[str, str]) -> str:
+    """A line with the variables that have a value in their values' place; quotes and escapes stay as they are."""
+
+    def value(found: re.Match[str]) -> str:
+        name = found["name"] or found["braced"]
+        return values.get(name, found[0]) if name else found[0]
+
+    return re.sub(r"\\.|'[^']*'|\$(?P<name>[A-Za-z_]\w*)|\$\{(?P<braced>[A-Za-z_]\w*)\}", value, text)
