@@ -395,6 +395,17 @@ def _parent(stat: Path) -> int:
         return 0
 
 
+async def test_a_container_full_of_processes_can_be_entered(runtime: Runtime, root: Path) -> None:
+    """It is how one is helped: who comes from outside is counted and not refused."""
+    made = spec(root, "sleep", "1000")
+    made["linux"]["resources"]["pids"] = {"limit": 1}
+    await runtime.create("box", made)
+    await runtime.start("box")
+    session = await runtime.exec("box", shell("echo in"), exec_id="x")
+    assert session.io is not None and (await drain(session.io))[1] == b"in\n"
+    assert isinstance(session, MonitoredExec) and await session.wait() == 0
+
+
 async def test_much_in_and_out(runtime: Runtime, root: Path) -> None:
     await started(runtime, root)
     session = await runtime.exec("box", shell("cat; echo end >&2"), exec_id="x", stdin=True)

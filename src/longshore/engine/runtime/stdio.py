@@ -117,6 +117,7 @@ class Stdio(ABC):
         if self.launcher is None or record.init_fd < 0 or os.path.basename(record.runtime) != "runc":
             return None
         from .launcher import client, translation
+        from .launcher.request import NotCarried
 
         try:
             wanted = {**process_spec, "terminal": terminal}
@@ -124,7 +125,7 @@ class Stdio(ABC):
             if not cgroups.holds(record.cgroup, record.pid):
                 raise NotRunning(f"container {record.id} is not running")
             session = await self.launcher.exec(exec_id, record.id, request, record.init_fd, stdin=stdin, attach=attach)
-        except translation.NotCarried as reason:
+        except NotCarried as reason:
             log.info("exec in container %s by %s: %s", record.id, record.runtime, reason)
             return None
         except client.LauncherMissing as reason:

@@ -19,7 +19,7 @@ from longshore.engine.runtime.records import ExecSession, NotRunning, RuntimeFai
 from longshore.machinery.process import Process
 
 from . import housing, program
-from .request import Request
+from .request import NotCarried, Request
 
 log = logging.getLogger("longshore.engine.runtime")
 
@@ -135,7 +135,7 @@ class Launcher:
         """Start a command. init: pidfd of the container's first process. stdin: whether it has an input. attach: whether
         its stdio is given back.
 
-        Raises LauncherMissing, or RuntimeFailed when the command cannot be run.
+        Raises LauncherMissing, NotCarried, or RuntimeFailed when the command cannot be run.
         """
         await self._started()
         ends = Ends(stdin=stdin and attach and not request.terminal, output=attach and not request.terminal)
@@ -151,6 +151,8 @@ class Launcher:
             if not attach:
                 channel.say(program.DRAIN)
             said, given = await channel.packet()
+            if said[:1] == program.REFUSED:
+                raise NotCarried("the container may have no more processes")
             if said[:1] != program.BORN:
                 text = said[1:].decode(errors="replace") or "process could not be started"
                 raise RuntimeFailed(f"exec failed: unable to start container process: {text}")

@@ -28,7 +28,7 @@ _PASSWD_LIMIT = 1 << 20
 _TEXT_LIMIT = 16384
 
 #: First byte of what a process of an exec tells the launcher.
-BORN, FAILED, TERMINAL = b"B", b"F", b"T"
+BORN, FAILED, REFUSED, TERMINAL = b"B", b"F", b"R", b"T"
 
 
 class ExecFailed(Exception):
@@ -171,7 +171,7 @@ def _launch(request: Request, program: str, environment: dict[str, str], report:
     try:
         if early:
             _load_filter(request)
-        pid = kernel.clone(kernel.CLONE_PARENT)
+        pid = _born(report)
         if pid:
             report.send(BORN + str(pid).encode())
             os._exit(0)
@@ -190,6 +190,16 @@ def _launch(request: Request, program: str, environment: dict[str, str], report:
     except ValueError as error:
         _fail(report, str(error))
     os._exit(1)
+
+
+def _born(report: _socket.socket) -> int:
+    """The command's process: its pid, 0 in itself. A container that may have no more processes has room for one that
+    comes from outside all the same, as runc's does: it is told that this is runc's to do."""
+    try:
+        return kernel.clone(kernel.CLONE_PARENT)
+    except BlockingIOError:
+        report.send(REFUSED)
+        os._exit(1)
 
 
 def _load_filter(request: Request) -> None:

@@ -24,7 +24,7 @@ import sys
 from . import entering, kernel
 
 #: First byte of a packet to the engine, and of one from it.
-BORN, FAILED, ENDED = b"B", b"F", b"X"
+BORN, FAILED, REFUSED, ENDED = b"B", b"F", b"R", b"X"
 DRAIN, HANG_UP = b"D", b"H"
 READY = b"ready"
 
@@ -52,7 +52,7 @@ def receive(sock: Socket) -> tuple[bytes, list[int], int]:
     for level, kind, content in parts:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds += struct.unpack(f"{len(content) // 4}i", content[: len(content) // 4 * 4])
-        elif level == _socket.SOL_SOCKET and kind == _socket.SCM_CREDENTIALS:
+        elif level == _socket.SOL_SOCKET and kind == _socket.SCM_CREDENTIALS and len(content) >= 12:
             sender = struct.unpack("iII", content[:12])[0]
     return data, fds, sender
 
@@ -144,7 +144,7 @@ class Program:
         try:
             self._fork(run, request, init, wanted)
         except OSError as error:
-            run.failure = entering.words(error).encode()
+            run.failure = FAILED + entering.words(error).encode()
             self._failed(run)
         finally:
             for fd in {request, init, *wanted} - {self.null}:
@@ -206,8 +206,8 @@ class Program:
             run.pidfd = os.pidfd_open(run.pid)
         elif data[:1] == entering.TERMINAL and sender == run.carrier and len(fds) == 1 and run.terminal < 0:
             run.terminal = fds.pop()
-        elif data[:1] == entering.FAILED and not run.failure:
-            run.failure = data[1:]
+        elif data[:1] in (entering.FAILED, entering.REFUSED) and not run.failure:
+            run.failure = data
         for fd in fds:
             os.close(fd)
         if not data:
@@ -233,7 +233,7 @@ class Program:
 
     def _failed(self, run: Exec) -> None:
         if run.channel is not None:
-            send(run.channel, FAILED + (run.failure or b"process could not be started"))
+            send(run.channel, run.failure or FAILED + b"process could not be started")
         if run.pidfd < 0:
             self._done(run)
             return

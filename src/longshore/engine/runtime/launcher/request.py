@@ -8,6 +8,10 @@ from __future__ import annotations
 import marshal
 
 
+class NotCarried(ValueError):
+    """What this exec asks for is the OCI runtime's to do; the text says what."""
+
+
 class Request:
     """One exec, in the terms of the kernel.
 

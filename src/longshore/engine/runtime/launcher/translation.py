@@ -14,7 +14,7 @@ from longshore.engine.runtime import capabilities, cgroups
 from longshore.engine.runtime.records import RuntimeFailed
 
 from . import filters, kernel
-from .request import Request
+from .request import NotCarried, Request
 
 Json = Mapping[str, Any]
 
@@ -44,10 +44,6 @@ _LINUX = frozenset(
 _EMPTY: tuple[object, ...] = (None, "", {}, [], False)
 _UMASK = 0o022
 _SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
-
-
-class NotCarried(ValueError):
-    """What this exec asks for is runc's to do; the text says what."""
 
 
 def request(id: str, spec: Json, process: Json, cgroup: str) -> Request:
