@@ -82,6 +82,11 @@ def test_no_file_is_no_settings(tmp_path: Path) -> None:
             "runtime a: options cannot be used with a path runtime",
         ),
         (b'{"runtimes": {"a": {"runtimeType": "io.other.v1"}}}', "runtimeType io.other.v1 is not supported"),
+        (
+            b'{"default-ipc-mode": "host"}',
+            'IPC mode "host" is not supported as default value; use "shareable" or "private"',
+        ),
+        (b'{"default-cgroupns-mode": "x"}', 'invalid default cgroup namespace (x): use "host" or "private"'),
         (b'{"features": {"cdi": "yes"}}', "features: true or false is wanted"),
     ],
 )
@@ -89,6 +94,17 @@ def test_what_dockerd_refuses_is_refused(text: bytes, why: str) -> None:
     with pytest.raises(ConfigurationError, match="unable to configure the Docker daemon with file") as caught:
         parse(text)
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_cgroup_namespaces_of_privileged_containers(unified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With control groups of version 1 a privileged container has the host's, whatever the default is."""
+    monkeypatch.setattr(configuration.cgroups, "unified", lambda: unified)
+    found = parse(b'{"default-cgroupns-mode": "private"}')
+    for privileged, mode in ((False, "private"), (True, "private" if unified else "")):
+        filled = host(Privileged=privileged)
+        found.fill(filled)
+        assert filled["CgroupnsMode"] == mode
 
 
 @pytest.mark.parametrize(

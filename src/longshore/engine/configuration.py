@@ -186,7 +186,8 @@ class Configuration:
             options = {**self.log_options, **options}
         host["LogConfig"] = {"Type": driver, "Config": options}
         host["ShmSize"] = host["ShmSize"] or self.shm_size
-        host["CgroupnsMode"] = host["CgroupnsMode"] or self.cgroup_namespace
+        if cgroups.unified() or not host.get("Privileged"):
+            host["CgroupnsMode"] = host["CgroupnsMode"] or self.cgroup_namespace
         host["IpcMode"] = host["IpcMode"] or self.ipc_mode
         host["Runtime"] = host["Runtime"] or self.default_runtime
         if host.get("Init") is None and self.init:
@@ -290,8 +291,8 @@ _READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "dns-search": ("dns_search", settings.texts),
     "default-shm-size": ("shm_size", settings.size),
     "default-ulimits": ("ulimits", settings.ulimits),
-    "default-cgroupns-mode": ("cgroup_namespace", settings.text),
-    "default-ipc-mode": ("ipc_mode", settings.text),
+    "default-cgroupns-mode": ("cgroup_namespace", settings.cgroup_namespace),
+    "default-ipc-mode": ("ipc_mode", settings.ipc_mode),
     "init": ("init", settings.flag),
     "default-runtime": ("default_runtime", settings.text),
     "runtimes": ("runtimes", runtimes.check),

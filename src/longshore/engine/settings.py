@@ -122,6 +122,23 @@ def ulimits(value: Any) -> tuple[Mapping[str, Any], ...]:
     )
 
 
+def ipc_mode(value: Any) -> str:
+    """Reads the IPC mode of containers that say nothing."""
+    hint = 'use "shareable" or "private"'
+    if value in ("none", "host") or (isinstance(value, str) and value.startswith("container:")):
+        raise ValueError(f'IPC mode "{value}" is not supported as default value; {hint}')
+    if value not in ("", "private", "shareable"):
+        raise ValueError(f"default IPC mode setting ({value}) is invalid; {hint}")
+    return str(value)
+
+
+def cgroup_namespace(value: Any) -> str:
+    """Reads the cgroup namespace of containers that say nothing."""
+    if value not in ("", "host", "private"):
+        raise ValueError(f'invalid default cgroup namespace ({value}): use "host" or "private"')
+    return str(value)
+
+
 def most(default: int) -> Callable[[Any], int]:
     """Reads how many of something there may be; 0 is dockerd's own number."""
     return lambda value: count(value) or default

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("longshore.engine.containers")
 
-#: Seconds that a container waits for those that it needs. Source: moby daemon/daemon.go, restore.
+#: Seconds that a container waits for those that it needs, and the API for all. Source: moby daemon/daemon.go, restore.
 _PATIENCE = 5
 
 
@@ -82,6 +82,11 @@ async def recover(lifecycle: Lifecycle) -> None:
     starting: dict[str, asyncio.Event] = {container.id: asyncio.Event() for container in restart}
     for container in restart:
         lifecycle._spawn(_start_again(lifecycle, container, starting))
+    # Who finds the engine there finds its containers there too, unless one takes long.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE):
+            for event in starting.values():
+                await event.wait()
 
 
 def _needed(container: Container) -> set[str]:

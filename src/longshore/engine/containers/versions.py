@@ -9,6 +9,7 @@ from typing import Any
 
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.networks.plugging import SYSCTLS
+from longshore.engine.runtime import cgroups
 
 Json = dict[str, Any]
 Version = tuple[int, int]
@@ -36,6 +37,8 @@ def adapt(config: Json, host: Json, wanted: Json, version: Version) -> list[str]
     if version < (1, 40):
         host.pop("KernelMemoryTCP", None)
         host["IpcMode"] = host["IpcMode"] or "shareable"
+    if version < (1, 41) and not cgroups.unified():
+        host["CgroupnsMode"] = host["CgroupnsMode"] or "host"
     if version < (1, 42):
         host["ConsoleSize"] = None
     if version < (1, 43):
