@@ -20,7 +20,8 @@ from longshore.engine.images.pack import hash_tree
 from longshore.machinery import rooted
 
 if TYPE_CHECKING:
-    from longshore.engine.images.store import ImageStore, Lease
+    from longshore.engine.images.leases import Lease
+    from longshore.engine.images.store import ImageStore
     from longshore.machinery.process import Process
 
 Output = Callable[[int, bytes], None]

@@ -23,6 +23,7 @@ from longshore.engine.images.blobs import Blobs, DigestMismatch
 from longshore.engine.images.database import Database, own_process, process_start
 from longshore.engine.images.extract import Extractor, remove_path
 from longshore.engine.images.flushing import Flusher
+from longshore.engine.images.leases import add_lease, leased
 from longshore.engine.images.pack import Packer, Tree, hash_tree
 from longshore.engine.images.streams import passed
 from longshore.wire.tar import TarReader
@@ -395,17 +396,6 @@ def _seal(connection: sqlite3.Connection, chain: str, seal: int) -> None:
 def _delete(connection: sqlite3.Connection, chain: str) -> None:
     connection.execute("DELETE FROM layers WHERE chain=?", (chain,))
     connection.execute("DELETE FROM seals WHERE chain=?", (chain,))
-
-
-def add_lease(connection: sqlite3.Connection, lease: str, key: str) -> None:
-    pid, start = own_process()
-    connection.execute("INSERT OR IGNORE INTO leases VALUES(?,?,?,?)", (lease, key, pid, start))
-
-
-def leased(connection: sqlite3.Connection, key: str) -> bool:
-    """Does living work hold a layer, a blob or an image?"""
-    rows = connection.execute("SELECT pid, started FROM leases WHERE key=?", (key,)).fetchall()
-    return any(process_start(pid) == start for pid, start in rows)
 
 
 def _in_use(connection: sqlite3.Connection, chain: str) -> bool:

@@ -35,7 +35,8 @@ from longshore.machinery import rooted
 from longshore.wire.tar import TarError, TarReader
 
 if TYPE_CHECKING:
-    from longshore.engine.images.store import ImageStore, Lease, Progress
+    from longshore.engine.images.leases import Lease
+    from longshore.engine.images.store import ImageStore, Progress
 
 _PIECE = 1 << 20
 _JSON_LIMIT = 16 << 20

@@ -38,7 +38,8 @@ from longshore.machinery.http.errors import ClientError
 from longshore.wire.tar import TarError
 
 if TYPE_CHECKING:
-    from longshore.engine.images.store import ImageStore, Lease, Progress
+    from longshore.engine.images.leases import Lease
+    from longshore.engine.images.store import ImageStore, Progress
 
 _BATCH = 1 << 20
 #: The unit of the pauses between attempts.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.engine.errors import Conflict
 from longshore.engine.images import references, variants
-from longshore.engine.images.layers import leased
+from longshore.engine.images.leases import leased
 from longshore.engine.images.leftovers import sweep_ingest
 from longshore.engine.images.listing import Filters, bool_filter, check_filters, labels_match, until_filter
 from longshore.engine.images.model import Image

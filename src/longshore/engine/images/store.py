@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from longshore.engine.images import leftovers, names, references
 from longshore.engine.images.blobs import Blobs, digest_of
 from longshore.engine.images.database import Database
 from longshore.engine.images.extract import remove_path
-from longshore.engine.images.layers import Layers, add_lease
+from longshore.engine.images.layers import Layers
+from longshore.engine.images.leases import Lease
 from longshore.engine.images.model import Image, parse_time
 from longshore.engine.images.overlay import RootFS
 from longshore.engine.images.references import Reference
@@ -45,33 +45,6 @@ class ImageUser:
 
 def _nothing(_: dict[str, Any]) -> None:
     return
-
-
-class Lease:
-    """Holds layers and blobs of work that is under way, until it is closed or its process is dead."""
-
-    def __init__(self, database: Database, layers: Layers) -> None:
-        self._database, self._layers = database, layers
-        self.id = secrets.token_hex(8)
-
-    def add(self, *keys: str) -> None:
-        """Hold these chain ids and blob digests, whether they are there yet or not."""
-        with self._database.write(durable=False) as connection:
-            for key in keys:
-                add_lease(connection, self.id, key)
-
-    def abandon(self) -> None:
-        """The work came to nothing: what only it held goes. Blocking."""
-        keys = [row[0] for row in self._database.all("SELECT key FROM leases WHERE lease=?", self.id)]
-        self.__exit__()
-        self._layers.give_back(keys)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._database.write(durable=False) as connection:
-            connection.execute("DELETE FROM leases WHERE lease=?", (self.id,))
 
 
 class ImageStore:

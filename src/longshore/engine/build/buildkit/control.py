@@ -38,7 +38,7 @@ from longshore.machinery.grpc import RpcError, Server, Status
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.containers import Containers
     from longshore.engine.build.classic import Builder
-    from longshore.engine.images.store import Lease
+    from longshore.engine.images.leases import Lease
 
 T = TypeVar("T")
 

@@ -34,7 +34,8 @@ from longshore.engine.images.streams import in_thread
 
 if TYPE_CHECKING:
     from longshore.engine.build.classic import Builder
-    from longshore.engine.images.store import ImageStore, Lease
+    from longshore.engine.images.leases import Lease
+    from longshore.engine.images.store import ImageStore
 
 # The source that stands for a result of ours when a client hands it back.
 OURS = "longshore-layers://"

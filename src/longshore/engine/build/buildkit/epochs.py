@@ -16,7 +16,8 @@ from longshore.engine.images.pack import hash_tree
 
 if TYPE_CHECKING:
     from longshore.engine.images.layers import Layer
-    from longshore.engine.images.store import ImageStore, Lease
+    from longshore.engine.images.leases import Lease
+    from longshore.engine.images.store import ImageStore
 
 
 def clamped(
