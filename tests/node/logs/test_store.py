@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longshore.node.logs import collector as collector_module
 from longshore.node.logs.collector import Collector
 from longshore.node.logs.logql.parser import parse_log_query
 from longshore.node.logs.query import LogQuerier
@@ -201,6 +202,32 @@ async def test_a_full_disk_is_told_and_got_over(tmp_path):
         filler.unlink()
         await settle(lambda: store._commit is None)
         assert lines(store) == ["held"]
+        await store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.root
+async def test_new_streams_wait_for_a_full_disk(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(collector_module, "FAILED_SECONDS", 0.05)
+    small, pods = tmp_path / "small", tmp_path / "pods"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(small)], check=True)
+    try:
+        store = LogStore(small)
+        collector = Collector(pods, store, "n1")
+        collector.start()
+        filler = small / "filler"
+        with pytest.raises(OSError):
+            filler.write_bytes(os.urandom(2**23))
+        for number in range(40):  # more than what the index has room for
+            log = pods / f"shop_front-{number}_uid" / "c" / "0.log"
+            log.parent.mkdir(parents=True)
+            log.write_bytes(crilog.format_line(NOW + number, b"stdout", b"%d" % number))
+        await settle(lambda: "is not read yet" in caplog.text)
+        filler.unlink()
+        await settle(lambda: len(lines(store)) == 40)
+        collector.close()
         await store.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)

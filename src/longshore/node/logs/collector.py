@@ -23,6 +23,8 @@ log = logging.getLogger("longshore.logs.collector")
 READ_SIZE = 256 * 1024
 #: Writes that come close together are read together.
 COALESCE_SECONDS = 0.02
+#: After what could not be stored.
+FAILED_SECONDS = 5.0
 #: A record that never ends is cut here, as the runtime itself cuts at 16 KiB.
 LONGEST_RECORD = 1024 * 1024
 
@@ -110,8 +112,15 @@ class Collector:
     def _read_dirty(self) -> None:
         self._wake = None
         dirty, self._dirty = self._dirty, set()
+        pause = 0.0
         for container in dirty:
-            if self._store.full or self._read_container(container):
+            try:
+                more = self._store.full or self._read_container(container)
+            except OSError as error:  # a new stream cannot be written to a full disk: its file keeps the lines
+                if not pause:
+                    log.warning("%s is not read yet, perhaps others too: %s", container, error)
+                more, pause = True, FAILED_SECONDS
+            if more:
                 self._dirty.add(container)
         if not self._dirty:
             return
@@ -119,7 +128,7 @@ class Collector:
             self._waiting = True
             self._store.on_room(self._room)
         else:
-            self._wake = asyncio.get_running_loop().call_later(0, self._read_dirty)
+            self._wake = asyncio.get_running_loop().call_later(pause, self._read_dirty)
 
     def _room(self) -> None:
         self._waiting = False
@@ -153,7 +162,11 @@ class Collector:
                 os.close(fd)
                 known.path = path
                 continue
-            stream = self._stream(container)
+            try:
+                stream = self._stream(container)
+            except OSError:
+                os.close(fd)
+                raise
             before = self._checkpoints.get(inode)
             size = os.fstat(fd).st_size
             position = before.position if before and before.position <= size else 0

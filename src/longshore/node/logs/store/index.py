@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,15 @@ class Checkpoint:
     file: str
     inode: int
     position: int
+
+
+@contextlib.contextmanager
+def told_as_oserror() -> Iterator[None]:
+    """What SQLite cannot write is an OSError like that of any other file."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 class Index:
@@ -103,10 +114,14 @@ class Index:
         return key in self._ids
 
     def stream(self, key: str, labels: dict[str, str]) -> Stream:
-        """The stream of a key, made or given new labels when they differ."""
+        """The stream of a key, made or given new labels when they differ. Raises OSError: the disk is full."""
         number = self._ids.get(key)
         if number is not None and self.streams[number].labels == labels:
             return self.streams[number]
+        with told_as_oserror():
+            return self._write_stream(number, key, labels)
+
+    def _write_stream(self, number: int | None, key: str, labels: dict[str, str]) -> Stream:
         text = orjson.dumps(labels).decode()
         if number is None:
             cursor = self._db.execute("INSERT INTO stream (key, labels) VALUES (?, ?)", (key, text))
@@ -134,10 +149,11 @@ class Index:
         return [number for (number,) in rows]
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """Streams are no more; `present` brings back one that somebody still holds."""
-        self._db.execute(
-            "DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (orjson.dumps(numbers).decode(),)
-        )
+        """Streams are no more; `present` brings back one that somebody still holds. Raises OSError: the disk is full."""
+        with told_as_oserror():
+            self._db.execute(
+                "DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (orjson.dumps(numbers).decode(),)
+            )
         for number in numbers:
             del self._ids[self.streams.pop(number).key]
         new = self._folder / "streams.jsonl.new"
@@ -145,7 +161,11 @@ class Index:
         new.rename(self._folder / "streams.jsonl")
 
     def add(self, places: Iterable[Place], checkpoints: Iterable[Checkpoint]) -> None:
-        """Make blocks visible and move the checkpoints on, in one transaction."""
+        """Make blocks visible and move the checkpoints on, in one transaction. Raises OSError: the disk is full."""
+        with told_as_oserror():
+            self._add(places, checkpoints)
+
+    def _add(self, places: Iterable[Place], checkpoints: Iterable[Checkpoint]) -> None:
         self._db.execute("BEGIN")
         try:
             self._db.executemany(
@@ -162,7 +182,8 @@ class Index:
             )
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -192,8 +213,9 @@ class Index:
         )
 
     def drop_segment(self, segment: str) -> None:
-        """Forget a segment's blocks."""
-        self._db.execute("DELETE FROM block WHERE segment = ?", (segment,))
+        """Forget a segment's blocks. Raises OSError: the disk is full."""
+        with told_as_oserror():
+            self._db.execute("DELETE FROM block WHERE segment = ?", (segment,))
 
     def totals(self) -> tuple[int, int, int]:
         """Records, raw bytes, stored bytes."""

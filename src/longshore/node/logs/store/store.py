@@ -249,7 +249,10 @@ class LogStore:
         emptied, self._emptied = self._emptied, []
         emptied = [number for number in emptied if number not in self._heads]
         if emptied:
-            self.index.forget(emptied)
+            try:
+                self.index.forget(emptied)
+            except OSError as error:  # the next retention finds them again
+                log.warning("streams without blocks stay: %s", error)
 
     def _write(self, jobs: Sequence[Head]) -> None:
         """In the store's thread: frames to segments, sync, then the index; nothing is visible before it lasts."""
