@@ -79,7 +79,8 @@ class Collector:
         )
         self._scan()
         gone = {c.file for c in self._checkpoints.values()} - {str(t.path) for t in self._tails.values()}
-        self._store.index.forget_checkpoints(file for file in gone if not os.path.exists(file))
+        with contextlib.suppress(OSError):  # a full disk: at the next start, then
+            self._store.index.forget_checkpoints(file for file in gone if not os.path.exists(file))
 
     def _scan(self) -> None:
         for pod in self._pods.iterdir():

@@ -190,8 +190,9 @@ class Index:
         return [Checkpoint(*row) for row in self._db.execute("SELECT file, inode, position FROM checkpoint")]
 
     def forget_checkpoints(self, files: Iterable[str]) -> None:
-        """Log files that are gone for good."""
-        self._db.executemany("DELETE FROM checkpoint WHERE file = ?", [(file,) for file in files])
+        """Log files that are gone for good. Raises OSError: the disk is full."""
+        with told_as_oserror():
+            self._db.executemany("DELETE FROM checkpoint WHERE file = ?", [(file,) for file in files])
 
     def blocks(self, streams: Sequence[int], start: int, end: int) -> list[Place]:
         """The blocks of streams that touch [start, end), by first time."""
