@@ -155,3 +155,13 @@ def test_image_config_is_merged() -> None:
     config = normalized({"Entrypoint": ["/e"]}, CONFIG_FIELDS)
     validate.merge_image_config(config, {"Cmd": ["sh"], "Entrypoint": ["/x"]})
     assert config["Entrypoint"] == ["/e"] and config["Cmd"] is None
+
+
+def test_a_container_without_configuration_is_refused() -> None:
+    from longshore.engine.containers.create import read_body
+    from longshore.engine.errors import InvalidParameter
+
+    for body in ({}, {"HostConfig": {"Memory": 1}}):
+        with pytest.raises(InvalidParameter, match="^config cannot be empty in order to create a container$"):
+            read_body(body)
+    assert read_body({"image": "busybox"})[0]["Image"] == "busybox"

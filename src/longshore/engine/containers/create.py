@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from .service import ContainerService
 
 Json = dict[str, Any]
+_CONFIG_NAMES = frozenset(name.lower() for name, _, _ in CONFIG_FIELDS)
 
 
 def read_body(body: Json) -> tuple[Json, Json, Json]:
-    """(Config, HostConfig, endpoint settings by network) of a create request's body."""
+    """(Config, HostConfig, endpoint settings by network) of a create request's body. Raises InvalidParameter without a Config."""
+    if not any(key.lower() in _CONFIG_NAMES for key in body):
+        raise InvalidParameter("config cannot be empty in order to create a container")
     config = normalized(body, CONFIG_FIELDS)
     lower = {key.lower(): value for key, value in body.items()}
     host = normalized(lower.get("hostconfig") or {}, HOST_FIELDS)
@@ -49,6 +52,9 @@ def _manifest(service: ContainerService, image: Image, reference: str) -> Json:
     index = index_of(service.images, reference)
     members = index.members if index is not None else ()
     return next((member.entry for member in members if member.image.id == image.id), {})
+
+
+_CONFIG_NAMES = frozenset(field[0].lower() for field in CONFIG_FIELDS)
 
 
 async def create(
