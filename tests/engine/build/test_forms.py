@@ -232,6 +232,30 @@ async def test_here_documents(kit: Kit) -> None:
 
 
 @pytest.mark.root
+async def test_what_is_bound_belongs_to_a_step(kit: Kit) -> None:
+    """A command is run again when the files that it sees by a bind mount have changed, and only then."""
+    text = (
+        "FROM busybox AS other\nCOPY f g /\nFROM busybox\nRUN --mount=type=bind,source=f,target=/in cat /in\n"
+        "RUN --mount=type=bind,from=other,source=/f,target=/in cat /in\n"
+        "RUN --mount=type=bind,from=other,target=/all cat /all/f /all/g\n"
+    )
+    (kit.context / "f").write_text("1")
+    (kit.context / "g").write_text("2")
+    await kit.build(text, name="bound", **QUIET)
+    assert kit.logs == b"1112"
+    await kit.build(text, name="bound", **QUIET)
+    assert kit.logs == b""
+    (kit.context / "g").write_text("3")
+    await kit.build(text, name="bound", **QUIET)
+    assert kit.logs == b"13"
+    (kit.context / "f").write_text("4")
+    await kit.build(text, name="bound", **QUIET)
+    assert kit.logs == b"4443"
+    with pytest.raises(RpcError, match='failed to calculate checksum of ref: "no": not found'):
+        await kit.build("FROM busybox\nRUN --mount=source=no,target=/in true\n", **QUIET)
+
+
+@pytest.mark.root
 async def test_names_of_steps_have_values(kit: Kit) -> None:
     text = (
         "FROM busybox\nARG A=1\nENV B=2 S=plain\nRUN echo $A ${B} '$A' \\$A $C ${C:-d} > /x\n"

@@ -395,7 +395,8 @@ class Dispatcher:
             wanted,
         )  # fmt: skip
         content = program.content if program is not None else ""
-        key = self.key(told, words, arguments, network, security, [mount.key() for mount in wanted], content)
+        bound = [[mount.key(), await mounts.content(self, mount)] for mount in wanted]
+        key = self.key(told, words, arguments, network, security, bound, content)
         if await self.cached(key, told):
             return
         if not state.image and not state.chain and not state.config.get("Env"):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshore.engine.build.copying import Copier, Placement, Tree
+from longshore.engine.build.copying import Copier, CopyError, Placement, Tree
 from longshore.engine.build.folders import CACHE_MOUNT, Folders
 from longshore.engine.build.step import Mount, StepRoot
 from longshore.engine.errors import EngineError, InvalidParameter, SystemFailure
@@ -26,6 +26,7 @@ from longshore.machinery import rooted
 if TYPE_CHECKING:
     from longshore.engine.build.dispatch import Dispatcher
     from longshore.engine.build.instructions import Instruction
+    from longshore.engine.images.model import Image
     from longshore.engine.images.overlay import RootFS
     from longshore.engine.images.store import ImageStore
 
@@ -58,7 +59,7 @@ class Wanted:
     value: bytes | None = field(default=None, repr=False)
 
     def key(self) -> list[Any]:
-        """What of it belongs to the cache key: a secret's content never does."""
+        """What of it belongs to the cache key (see content() too): a secret's content never does."""
         return [self.kind, self.target, self.source, self.origin, self.id, self.readonly]
 
 
@@ -178,6 +179,41 @@ async def prepare(dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.Asyn
     return Mount(path, target, ("rbind", "ro"), folder=False, root=root)
 
 
+async def content(dispatcher: Dispatcher, wanted: Wanted) -> str:
+    """What a bind gives a step, for its cache key: the files' digest, or the stack of layers where that is all; "" for others.
+
+    Raises EngineError.
+    """
+    if wanted.kind != "bind":
+        return ""
+    whole = posixpath.normpath("/" + wanted.source) == "/"
+    async with contextlib.AsyncExitStack() as stack:
+        if whole and wanted.origin and await dispatcher.build.folder(wanted.origin) is None:
+            return (await _image(dispatcher, wanted)).chain
+        origin, _ = await _origin(dispatcher, wanted, stack)
+        hidden = dispatcher.build.context.hidden if not wanted.origin else None
+        tree = Tree(origin, hidden=hidden, context=False)
+        try:
+            inside = (await in_thread(rooted.real_path, origin, wanted.source or "/")).lstrip("/")
+            found = await in_thread(tree.one, inside)
+            return await in_thread(tree.digest, [found])
+        except (OSError, CopyError):
+            shown = wanted.source or "/"
+            raise SystemFailure(f'failed to calculate checksum of ref: "{shown}": not found') from None
+
+
+async def _image(dispatcher: Dispatcher, wanted: Wanted) -> Image:
+    """The image that a bind comes from: a stage's, or one by its name."""
+    build = dispatcher.build
+    image = build.stage_image(wanted.origin)
+    if image is not None:
+        return image
+    try:
+        return await build.image(wanted.origin)
+    except EngineError as error:
+        raise SystemFailure(f"invalid from flag value {wanted.origin}: {error.message}") from None
+
+
 async def _origin(
     dispatcher: Dispatcher, wanted: Wanted, stack: contextlib.AsyncExitStack
 ) -> tuple[Path, RootFS | None]:
@@ -188,12 +224,7 @@ async def _origin(
     folder = await build.folder(wanted.origin)
     if folder is not None:
         return folder, None
-    image = build.stage_image(wanted.origin)
-    if image is None:
-        try:
-            image = await build.image(wanted.origin)
-        except EngineError as error:
-            raise SystemFailure(f"invalid from flag value {wanted.origin}: {error.message}") from None
+    image = await _image(dispatcher, wanted)
     lease = build.store.lease()
     lease.add(image.chain)
     stack.callback(lease.__exit__)
