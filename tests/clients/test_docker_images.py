@@ -112,7 +112,10 @@ def test_login_by_a_credential_helper(
     wrong = engine.docker("login", "-u", "user", "--password-stdin", host, input="no", check=False)
     assert "401 Unauthorized" in wrong.stderr or "unauthorized" in wrong.stderr
     assert "Login Succeeded" in engine.docker("login", "-u", "user", "--password-stdin", host, input="pass").stdout
-    assert "pass" in (tmp_path / "held").read_text() and "pass" not in (config / "config.json").read_text()
+    # A token server gives what stands for the password; neither lies in the configuration.
+    held = json.loads((tmp_path / "held").read_text())
+    assert held["Username"] == ("<token>" if flags else "user") and (held["Secret"] == "pass") is not bool(flags)
+    assert held["Secret"] not in (config / "config.json").read_text()
     pushed = engine.docker("push", name).stdout
     digest = re.search(r"digest: (sha256:\w+)", pushed)
     assert digest is not None
