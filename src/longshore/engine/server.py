@@ -95,7 +95,7 @@ class Engine:
             self.events.emit,
             bridge=bridge,
             reserved=reserved,
-            name=f"docker_{suffix}",
+            name=f"docker_{suffix}_{node_layout.mark}",
             configuration=configuration,
         )
         self.networks.nameservers = configuration.dns

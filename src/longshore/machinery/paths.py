@@ -73,10 +73,14 @@ class NodeLayout:
     run: Path
 
     @property
+    def mark(self) -> str:
+        """Eight hexadecimal digits that no other cluster's node has, whatever its nodes are called."""
+        return hashlib.blake2b(os.fsencode(self.data.resolve()), digest_size=4).hexdigest()
+
+    @property
     def cgroup(self) -> str:
-        """The control group of the engine's containers: no other cluster's engine has it, whatever its nodes are called."""
-        mark = hashlib.blake2b(os.fsencode(self.data.resolve()), digest_size=4).hexdigest()
-        return f"/longshore/{self.data.name}-{mark}"
+        """The control group of the engine's containers."""
+        return f"/longshore/{self.data.name}-{self.mark}"
 
     @property
     def engine_data(self) -> Path:

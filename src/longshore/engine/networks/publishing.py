@@ -22,6 +22,8 @@ from .model import Endpoint
 log = logging.getLogger("longshore.engine.networks")
 Json = dict[str, Any]
 
+_REST = 1.0  # seconds from one repair of the tables to the next
+
 
 class Publishing:
     """The published ports of one engine's endpoints. Calls block for a millisecond or two.
@@ -116,9 +118,15 @@ class Publishing:
     def watch(self) -> None:
         """Put the tables back whenever somebody else takes of them; on the running loop."""
         loop = asyncio.get_running_loop()
+        repair_at = -_REST
 
         def changed() -> None:
-            loop.run_in_executor(None, self._repair)
+            # Whoever keeps taking them away does not keep the engine busy.
+            nonlocal repair_at
+            now = loop.time()
+            if repair_at <= now:
+                repair_at = max(now, repair_at + _REST)
+                loop.call_at(repair_at, loop.run_in_executor, None, self._repair)
 
         self._monitor = self._firewall.watch(changed)
 
