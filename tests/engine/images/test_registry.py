@@ -79,6 +79,8 @@ async def test_errors(store: Any, registry: Any) -> None:
         NotFound, match=f"manifest for {host}/none:latest not found: manifest unknown: manifest unknown"
     ):
         await store.pull(f"{host}/none")
+    with pytest.raises(NotFound, match=f"repository {host}/none not found: name unknown: "):
+        await store.pull(f"{host}/none", all_tags=True)
     with pytest.raises(NotFound, match="An image does not exist locally with the tag: "):
         await store.push(f"{host}/none:1")
     await imported(store, f"{host}/app:1", {"f": b"x"})

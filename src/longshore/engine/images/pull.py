@@ -70,7 +70,10 @@ async def pull(
     session = await store.registries.session(name.domain, name.path, auth=auth, actions="pull", wanted=wanted)
     if not all_tags:
         return await _pull_one(store, session, name.with_default_tag(), platform, progress, named)
-    tags = await session.tags()
+    try:
+        tags = await session.tags()
+    except RegistryError as error:
+        raise not_found(error, name) from None
     image: Image | None = None
     for tag in tags:
         image = await _pull_one(store, session, name.with_tag(tag), platform, progress)
