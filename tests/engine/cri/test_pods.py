@@ -371,3 +371,34 @@ async def test_a_full_disk_keeps_no_pod_from_ending(engine: Engine) -> None:
     await engine.call("RemovePodSandbox", pod_sandbox_id=pod[0])
     filler.unlink()
     assert not list((engine.root / "cri" / "containers").iterdir())
+
+
+async def test_a_short_lifes_events_come_in_order(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its start is told before its end, though the end came before the call to start it returned."""
+    seen: list[int] = []
+    start = engine.runtime.start
+
+    async def late(id: str) -> None:
+        await start(id)
+        await engine.runtime.wait(id)
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(engine.runtime, "start", late)
+    pod = await engine.run_pod("short")
+    container = await engine.create(pod, "c", ["true"])
+
+    async def listen() -> None:
+        async for event in engine.client.stream("GetContainerEvents"):
+            if event.container_id == container:
+                seen.append(event.container_event_type)
+
+    task = asyncio.create_task(listen())
+    while not engine.server.events.wanted:
+        await asyncio.sleep(0.01)
+    await engine.call("StartContainer", container_id=container)
+    await engine.call("RemoveContainer", container_id=container)
+    async with asyncio.timeout(20):
+        while len(seen) < 3:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    assert seen == [cri.CONTAINER_STARTED_EVENT, cri.CONTAINER_STOPPED_EVENT, cri.CONTAINER_DELETED_EVENT]

@@ -77,6 +77,7 @@ class Containers:
         self.runtime, self.images, self.sandboxes, self._changed = runtime, images, sandboxes, changed
         self._locks: dict[str, asyncio.Lock] = {}
         self._starting: set[asyncio.Future[None]] = set()  # held, so that they live until they are done
+        self._untold: set[str] = set()  # whose start nobody was told of yet
         runtime.on_exit(self._exited)
 
     def lock(self, container_id: str) -> asyncio.Lock:
@@ -240,6 +241,7 @@ class Containers:
             sandbox = self.sandboxes.records.get(container.sandbox_id)
             if not sandbox.ready:
                 raise RpcError(Status.UNKNOWN, f'sandbox container "{sandbox.id}" is not running')
+            self._untold.add(container.id)
             try:
                 await self._run(container, sandbox)
             except (RpcError, RuntimeFailed, EngineError, OSError, ValueError) as error:
@@ -248,11 +250,18 @@ class Containers:
                 container.exit_code, container.reason = START_FAILED, "StartError"
                 container.message = text
                 self.records.note(container)
+                self._untold.discard(container.id)
                 with contextlib.suppress(NoSuchContainer, RuntimeFailed):
                     await self.runtime.delete(container.id, force=True)
                 self._changed(container, cri.CONTAINER_STOPPED_EVENT)
                 raise RpcError(Status.UNKNOWN, f"failed to start container {container.id!r}: {text}") from error
-        self._changed(container, cri.CONTAINER_STARTED_EVENT)
+        self._tell_start(container)
+
+    def _tell_start(self, container: Container) -> None:
+        """Tell once that a container has started, before its end is told, however short its life."""
+        if container.id in self._untold:
+            self._untold.discard(container.id)
+            self._changed(container, cri.CONTAINER_STARTED_EVENT)
 
     async def _run(self, container: Container, sandbox: Sandbox) -> None:
         image = self.images.get(container.image_id)
@@ -280,6 +289,7 @@ class Containers:
         container = self.records.find(container_id)
         if container is None or container.id != container_id or container.finished_at or not container.started_at:
             return
+        self._tell_start(container)
         self._finish(container, status)
         self.records.note(container)
         self._changed(container, cri.CONTAINER_STOPPED_EVENT)
