@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.peers import dockerd
@@ -73,6 +73,33 @@ def lives(path: Path, at_once: int, count: int = 24) -> float:
     for thread in threads:
         thread.join()
     return count / (time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def without_launcher(base: Path, image: bytes) -> Iterator[Path]:
+    """The socket of an engine whose execs are runc's, with the container `box` running."""
+    base.mkdir()
+    (base / "daemon.json").write_text('{"launcher": false}')
+    engine = DockerEngine(base, alone=True)
+    engine.start()
+    try:
+        load(engine.socket, image)
+        run_box(engine.socket)
+        yield engine.socket
+    finally:
+        engine.stop()
+
+
+def load(path: Path, image: bytes) -> None:
+    """Give an engine the image busybox."""
+    words = docker(path, "import", *CHANGES, "-", "busybox:latest")
+    subprocess.run(words, input=image, check=True, capture_output=True)
+
+
+def run_box(path: Path) -> None:
+    """Have an engine run a container `box` that does nothing."""
+    words = docker(path, "run", "-d", "--name", "box", "busybox", "sleep", "100000")
+    subprocess.run(words, check=True, capture_output=True)
 
 
 def start_dockerd(base: Path) -> tuple[Path, subprocess.Popen[bytes]] | None:
@@ -160,9 +187,7 @@ def main() -> int:
         image = base_image_tar()
         ours = engine.socket
         for path in [ours, *([peer[0]] if peer else [])]:
-            subprocess.run(
-                docker(path, "import", *CHANGES, "-", "busybox:latest"), input=image, check=True, capture_output=True
-            )
+            load(path, image)
         sides: dict[str, Path] = {"longshore": ours, **({"dockerd": peer[0]} if peer else {})}
         name = "dockerd"
 
@@ -185,12 +210,11 @@ def main() -> int:
             figure("docker run --rm busybox true, no network", found[0], "ms", peer="podman", theirs=found[1])
             subprocess.run([*other, "rmi", "-af"], capture_output=True)
         for path in sides.values():
-            subprocess.run(
-                docker(path, "run", "-d", "--name", "box", "busybox", "sleep", "100000"),
-                check=True,
-                capture_output=True,
-            )
+            run_box(path)
         compare("docker exec of true", ["exec", "box", "true"], "<= 50 ms")
+        with without_launcher(base / "runc", image) as slow:
+            found = medians(RUNS, *(timed(docker(path, "exec", "box", "true")) for path in (ours, slow)))
+            figure("docker exec of true", found[0], "ms", peer="--no-launcher", theirs=found[1])
         for at_once, target in ((1, ">= 15/s"), (8, ">= 30/s")):
             found = medians(3, *((lambda path=path, n=at_once: lives(path, n)) for path in sides.values()))
             figure(
