@@ -139,11 +139,11 @@ async def test_errors_tell_the_place(kit: Kit) -> None:
 async def test_a_frontend_in_the_client(kit: Kit) -> None:
     """buildx runs its build function itself: Control.Solve waits until LLBBridge.Return brings the result."""
     (kit.context / "Dockerfile").write_text("FROM busybox\nLABEL a=b\n")
-    caps = await kit.bridge.call("Ping")
-    assert any(cap.ID == "return" and cap.Enabled for cap in caps.FrontendAPICaps)
     waiting = asyncio.create_task(
         kit.client.call("Solve", Ref="r0", Session="s1", Exporters=[control.Exporter(Type="moby", Attrs={"name": "x"})])
     )
+    caps = await kit.bridge.call("Ping")
+    assert any(cap.ID == "return" and cap.Enabled for cap in caps.FrontendAPICaps)
     solved = await kit.bridge.call("Solve", Frontend="dockerfile.v0", FrontendOpt={"filename": "Dockerfile"})
     await kit.bridge.call("Return", result=solved.result)
     answer = await asyncio.wait_for(waiting, 10)

@@ -89,7 +89,8 @@ class Bridge:
         """Where what the frontend returns goes."""
         return job.returned
 
-    async def ping(self, _: Any) -> Any:
+    async def ping(self, _: Any, metadata: Any) -> Any:
+        await self._begun(metadata)
         frontend = [bridge.APICap(ID=name, Enabled=True) for name in _FRONTEND_CAPS]
         llb = [bridge.APICap(ID=name, Enabled=True) for name in _LLB_CAPS]
         return bridge.PongResponse(FrontendAPICaps=frontend, LLBCaps=llb, Workers=[self._services.worker(bridge)])
@@ -108,7 +109,7 @@ class Bridge:
             if found not in job.imports:
                 job.imports.append(found)
         if not request.Frontend:
-            return bridge.SolveResponse(result=bridge.Result(ref=self._hold(job, "")))
+            return bridge.SolveResponse(result=bridge.Result())
         outcome = await services.detached(
             services.frontend(job, request.Frontend, dict(request.FrontendOpt), request.FrontendInputs)
         )
@@ -308,7 +309,8 @@ class Bridge:
             named = dict(result.refsDeprecated.refs)
         outcome = Outcome(multiple=multiple and _CONFIG not in metadata)
         for platform, name in sorted(named.items(), key=_order(metadata)):
-            if not name and _CONFIG not in metadata:
+            # An answer to a question is no image; nothing at all is one without files.
+            if not name and metadata and _CONFIG not in metadata:
                 continue
             reference = job.results.get(name)
             raw = metadata.get(f"{_CONFIG}/{platform}") or metadata.get(_CONFIG) or b""
