@@ -136,3 +136,50 @@ def test_an_application_lives(
     for what in (("ps", "-aq"), ("volume", "ls", "-q"), ("images", "-q", "harbour-web")):
         assert engine.docker(*what).stdout == ""
     assert "harbour" not in engine.docker("network", "ls").stdout
+
+
+MANY = {
+    "compose.yml": """
+name: fleet
+include: [sub/included.yml]
+services:
+  prepare: {image: busybox, command: mkdir -p /data/inner, volumes: ["data:/data"], network_mode: none}
+  web:
+    image: busybox
+    extends: {file: sub/base.yml, service: base}
+    command: [sleep, "1000"]
+    init: true
+    stop_grace_period: 0s
+    volumes:
+      - {type: volume, source: data, target: /inner, volume: {subpath: inner}}
+      - {type: bind, source: ./sub, target: /sub, read_only: true}
+    networks: {back: {ipv6_address: "fd77:7::10"}}
+    ulimits: {nofile: {soft: 1000, hard: 2000}}
+    sysctls: {net.core.somaxconn: 512}
+    depends_on: {prepare: {condition: service_completed_successfully}}
+  gpu: {image: busybox, profiles: [gpu], deploy: {resources: {reservations: {devices: [{capabilities: [gpu]}]}}}}
+networks: {back: {internal: true, enable_ipv6: true, ipam: {config: [{subnet: "fd77:7::/64"}]}}}
+volumes: {data: {}}
+""",
+    "sub/included.yml": "services: {beside: {image: busybox, command: sleep 1000, init: true, stop_grace_period: 0s}}",
+    "sub/base.yml": "services: {base: {environment: {FROM: base}}}",
+}
+
+
+def test_an_application_of_many_files(compose: Compose, tmp_path: Path) -> None:
+    for name, text in MANY.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    try:
+        compose("up", "-d", "--wait")
+        assert states(compose) == {"fleet-web-1": "running", "fleet-beside-1": "running"}
+        words = (
+            "ulimit -n; cat /proc/sys/net/core/somaxconn; echo $FROM; touch /inner/f && echo written; touch /sub/f || :"
+        )
+        assert compose("exec", "-T", "web", "sh", "-c", words).split() == ["1000", "512", "base", "written"]
+        assert "fd77:7::10/64" in compose("exec", "-T", "web", "ip", "-6", "address")
+        with pytest.raises(AssertionError, match='could not select device driver "" with capabilities'):
+            compose("up", "gpu")
+        assert len(compose("ps", "-q", "beside").split()) == 1
+    finally:
+        compose("--profile", "gpu", "down", "-v")
