@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import pytest
 
 from longshore.engine import configuration
+from longshore.engine.errors import SystemFailure
 from longshore.engine.networks.service import NetworkService
 from longshore.machinery.netlink import Netlink
 
@@ -99,3 +101,40 @@ def test_options_of_new_networks(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(text: str) -> None:
     with pytest.raises(configuration.ConfigurationError):
         configuration.parse(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("addresses", "fixed", "wanted"),
+    [
+        ([], "10.93.0.0/24", {"Subnet": "10.93.0.0/24", "Gateway": "10.93.0.1", "IPRange": "10.93.0.0/24"}),
+        (["10.94.0.8/24", "10.93.0.8/20"], "10.93.1.0/24", {"Subnet": "10.93.0.0/20", "Gateway": "10.93.0.8", "IPRange": "10.93.1.0/24"}),
+        (["10.94.0.8/24"], "10.93.1.0/24", {"Subnet": "10.94.0.0/24", "Gateway": "10.94.0.8"}),
+        (["10.93.0.8/24"], "10.93.0.0/20", {"Subnet": "10.93.0.0/24", "Gateway": "10.93.0.8"}),
+    ],
+)  # fmt: skip
+def test_the_network_of_an_administrator_s_bridge(
+    tmp_path: Path, addresses: list[str], fixed: str, wanted: dict[str, str]
+) -> None:
+    """The address whose range holds fixed-cidr is the network's; a range outside of all is left out."""
+    with Netlink() as netlink:
+        index = netlink.add_bridge("given0", mtu=1500)
+        try:
+            for address in addresses:
+                netlink.add_address(index, ipaddress.ip_interface(address))
+            networks = started(tmp_path, f'{{"bridge": "given0", "fixed-cidr": "{fixed}"}}')
+            try:
+                assert networks.resolve("bridge").ipam_config == [wanted]
+            finally:
+                networks.remove_everything()
+                networks.close()
+            # What the administrator made stays.
+            assert netlink.link("given0") is not None
+            with pytest.raises(SystemFailure, match="fixed-cidr-v6=fd00:9::/60 is outside any subnet implied"):
+                netlink.add_address(index, ipaddress.ip_interface("fd00:9::1/64"))
+                started(tmp_path / "six", '{"bridge": "given0", "ipv6": true, "fixed-cidr-v6": "fd00:9::/60"}')
+            with pytest.raises(
+                SystemFailure, match="bridge device with non default name none0 must be created manually"
+            ):
+                started(tmp_path / "none", '{"bridge": "none0"}')
+        finally:
+            netlink.delete_link(index)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from longshore.engine.configuration import Configuration
@@ -16,6 +18,9 @@ from longshore.machinery.netlink import Netlink
 from .model import GATEWAY_OF, Network
 
 Json = dict[str, Any]
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+log = logging.getLogger("longshore.engine")
+_LINK_LOCAL = ipaddress.ip_network("fe80::/64")
 
 #: daemon.json's "bridge" where there is to be no default network.
 NO_BRIDGE = "none"
@@ -79,17 +84,47 @@ def adopted(netlink: Netlink, bridge: str, given: Configuration) -> list[Json]:
             f'error creating default "bridge" network: bridge device with non default name {bridge} must be created manually'
         )
     found = []
+    have = [address for _, address in netlink.addresses(link.index)]
     for version, within in ((4, given.bridge_range), *(((6, given.bridge_range6),) if given.ipv6 else ())):
-        own = next(
-            (a for _, a in netlink.addresses(link.index) if a.version == version and not a.ip.is_link_local), None
-        )
+        inner = ipaddress.ip_interface(within) if within else None
+        own = _own_address([address for address in have if address.version == version], inner)
+        if own is not None and inner is not None and not _lies_in(inner, own):
+            text = f"fixed-cidr{'-v6' if version == 6 else ''}={within} is outside any subnet implied by addresses on the user-managed default bridge"
+            if version == 6:
+                raise SystemFailure(text)
+            log.warning("%s, this may be treated as an error in a future release", text)
+            within = ""
         entry = _entry(str(own) if own is not None else "", within)
+        if entry and own is None:
+            entry["Gateway"] = str(ipaddress.ip_network(entry["Subnet"])[1])
         gateway = given.gateway if version == 4 else given.gateway6
         if gateway:
             entry["AuxiliaryAddresses"] = {GATEWAY_OF.format(version): gateway}
         if entry:
             found.append(entry)
     return found
+
+
+def _own_address(have: Sequence[Interface], within: Interface | None) -> Interface | None:
+    """The address of the bridge that its network is to have: one whose range holds the given one, else one in it.
+
+    The kernel's own link-local address counts only where such a range is given. Source: moby daemon/daemon_unix.go, selectBIP.
+    """
+    if within is None or within.ip not in _LINK_LOCAL:
+        have = [address for address in have if address.ip not in _LINK_LOCAL]
+    if not have or within is None:
+        return have[0] if have else None
+    chosen = have[0]
+    for address in have:
+        if within.ip in address.network:
+            return address
+        if address.ip in within.network and chosen.ip not in within.network:
+            chosen = address
+    return chosen
+
+
+def _lies_in(within: Interface, own: Interface) -> bool:
+    return within.ip in own.network and within.network.prefixlen >= own.network.prefixlen
 
 
 def forget_addresses(netlink: Netlink, network: Network, config: list[Json]) -> None:
