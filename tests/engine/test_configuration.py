@@ -150,9 +150,9 @@ def test_what_has_no_use_here_is_told_and_passed_over(caplog: pytest.LogCaptureF
 
 
 def test_what_builds_may_be_allowed() -> None:
-    assert Configuration().builder.entitlements == {"network.host"}
+    assert Configuration().builder.entitlements == {"network.host", "device"}
     text = b'{"builder": {"gc": {"enabled": true}, "Entitlements": {"network-host": false, "security-insecure": true}}}'
-    assert parse(text).builder.entitlements == {"security.insecure"}
+    assert parse(text).builder.entitlements == {"security.insecure", "device"}
     with pytest.raises(ConfigurationError, match="builder: true or false is wanted"):
         parse(b'{"builder": {"entitlements": {"security-insecure": "yes"}}}')
 

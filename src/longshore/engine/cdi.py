@@ -71,6 +71,16 @@ def _device(specs: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[str,
     return None
 
 
+def notes(name: str, folders: Iterable[Path] = FOLDERS) -> dict[str, str]:
+    """What is noted about a device ("vendor.com/class=name"), its class first. Blocking."""
+    kind, _, device = name.partition("=")
+    found = _device(_specs(folders)[0].get(kind, ()), device)
+    if found is None:
+        return {}
+    told = {**(found[0].get("annotations") or {}), **(found[1].get("annotations") or {})}
+    return {str(key): str(value).lower() if isinstance(value, bool) else str(value) for key, value in told.items()}
+
+
 def inject(spec: dict[str, Any], names: Iterable[str], folders: Iterable[Path] = FOLDERS) -> None:
     """Put devices into an OCI configuration. Blocking. Raises CdiError."""
     wanted = list(dict.fromkeys(names))

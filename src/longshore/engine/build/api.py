@@ -58,6 +58,7 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
     builder: Builder | None = None
     kit: Services | None = None
     builds: PostedBuilds | None = None
+    settings = engine.configuration
     runner = RuncRunner(
         engine.run / "build",
         engine.networks,
@@ -65,6 +66,7 @@ def make(engine: Engine) -> Callable[[Call], Awaitable[Response | None]]:
         owners=engine.owners,
         namespaces=engine.run / "userns",
         joined=joined,
+        device_folders=[Path(folder) for folder in settings.cdi_folders] if settings.cdi else (),
     )
     sweeping = asyncio.ensure_future(runner.sweep())
 

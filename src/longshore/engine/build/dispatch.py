@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from longshore.engine.build import mounts
+from longshore.engine.build import devices, mounts
 from longshore.engine.build.buildkit import steps
 from longshore.engine.build.cache import KIT
 from longshore.engine.build.context import new_folder
@@ -384,6 +384,7 @@ class Dispatcher:
             raise InvalidParameter("security.insecure is not allowed")
         if network == "host" and self._kit and "network.host" not in options.entitlements:
             raise InvalidParameter("network.host is not allowed")
+        given = await self._devices(instruction)
         state = self.state
         cwd, user = state.config.get("WorkingDir") or "/", state.config.get("User") or ""
         self.build.step(
@@ -396,7 +397,7 @@ class Dispatcher:
         )  # fmt: skip
         content = program.content if program is not None else ""
         bound = [[mount.key(), await mounts.content(self, mount)] for mount in wanted]
-        key = self.key(told, words, arguments, network, security, bound, content)
+        key = self.key(told, words, arguments, network, security, bound, content, given, options.hosts)
         if await self.cached(key, told):
             return
         if not state.image and not state.chain and not state.config.get("Env"):
@@ -426,6 +427,7 @@ class Dispatcher:
                     hosts=options.hosts,
                     limits=options.limits,
                     privileged=insecure,
+                    devices=given,
                     hostname=options.hostname,
                     overlay=root.root,
                 )
@@ -440,6 +442,14 @@ class Dispatcher:
                 await in_thread(root.discard)
             self.build.removed(root.id)
             self.commit(key, told, layer, root.id)
+
+    async def _devices(self, instruction: Instruction) -> list[str]:
+        """The devices that a RUN gets. Raises EngineError."""
+        wanted = [devices.parse(self.expand(text, instruction)) for text in instruction.lists.get("device", ())]
+        if not wanted:
+            return []
+        folders = self.build.runner.device_folders
+        return await in_thread(devices.resolve, wanted, folders, self.build.options.entitlements)
 
     def _document(self, program: Heredoc, stack: contextlib.AsyncExitStack) -> Mount:
         """A here-document that is a program, as a file of the step."""

@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,9 @@ class RuncRunner:
         owners: Owners | None = None,
         namespaces: Path | None = None,
         joined: Callable[[str], Path] | None = None,
+        device_folders: Sequence[Path] = (),
     ) -> None:
+        self.device_folders = device_folders
         self._joined = joined
         self._owners, self._namespaces = owners, namespaces or run / "userns"
         self._run, self._networks, self._runtime, self._cgroup = run, networks, runtime, cgroup
@@ -172,6 +174,13 @@ class RuncRunner:
         spec["linux"]["cgroupsPath"] = f"{limits.cgroup_parent or self._cgroup}/{step.id}"
         if step.privileged:
             oci.make_privileged(spec)
+        if step.devices:
+            from longshore.engine import cdi
+
+            try:
+                cdi.inject(spec, step.devices, self.device_folders)
+            except cdi.CdiError as error:
+                raise SystemFailure(str(error)) from None
         oci.sort_mounts(spec)
         return spec
 

@@ -37,7 +37,7 @@ class BuilderSettings:
     """entitlements: what builds may be allowed by who asks for them. collect: whether the cache is kept small; rules: how
     (None: BuildKit's own rules with reserved, most and free). history: how many builds are kept, and how long (ns)."""
 
-    entitlements: frozenset[str] = frozenset({"network.host"})
+    entitlements: frozenset[str] = frozenset({"network.host", "device"})
     collect: bool = True
     rules: tuple[Rule, ...] | None = None
     reserved: int = 0
@@ -75,6 +75,8 @@ def parse(value: Any, size: Callable[[Any], int], flag: Callable[[Any], bool]) -
     entitlements = {"network.host"} if allowed.get("network-host", True) else set()
     if allowed.get("security-insecure"):
         entitlements.add("security.insecure")
+    if allowed.get("device", True):
+        entitlements.add("device")
     collection, history = _lower(settings.get("gc")), _lower(settings.get("history"))
     rules = collection.get("policy")
     if rules is not None and not isinstance(rules, list):

@@ -69,6 +69,7 @@ class RunStep:
     """A command to run in a mounted root. network: "default", "none", "host" or a network's name.
 
     overlay: what is mounted at the root. hosts: extra (name, address) lines of /etc/hosts. user: as a Dockerfile's USER. hostname: "" for one of ours.
+    devices: CDI devices by their whole names.
     """
 
     id: str
@@ -84,6 +85,7 @@ class RunStep:
     privileged: bool = False
     hostname: str = ""
     overlay: RootFS | None = None
+    devices: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -105,6 +107,11 @@ class Attached:
 
 class Runner(Protocol):
     """Runs the commands of RUN. Raises EngineError when the command cannot be started."""
+
+    @property
+    def device_folders(self) -> Sequence[Path]:
+        """Where CDI specifications are; none where commands get no devices."""
+        ...
 
     def check(self, limits: Limits) -> None:
         """Raises InvalidParameter for limits that no container may have."""

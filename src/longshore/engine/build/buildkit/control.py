@@ -318,8 +318,8 @@ class Control:
     def _entitlements(self, request: Any) -> set[str]:
         wanted = set(request.Entitlements)
         for name in sorted(wanted):
-            if name not in self._services.allowed:
-                if name in ("security.insecure", "network.host", "device"):
+            if name.partition("=")[0] not in self._services.allowed:
+                if name.partition("=")[0] in ("security.insecure", "network.host", "device"):
                     raise RpcError(
                         Status.UNKNOWN, f"granting entitlement {name} is not allowed by build daemon configuration"
                     )
