@@ -123,7 +123,7 @@ class Stdio(ABC):
             wanted = {**process_spec, "terminal": terminal}
             request = translation.request(record.id, self.spec(record.id), wanted, record.cgroup)
             if not cgroups.holds(record.cgroup, record.pid):
-                raise NotRunning(f"container {record.id} is not running")
+                raise NotCarried("its first process is not in its cgroup")
             session = await self.launcher.exec(exec_id, record.id, request, record.init_fd, stdin=stdin, attach=attach)
         except NotCarried as reason:
             log.info("exec in container %s by %s: %s", record.id, record.runtime, reason)

@@ -154,7 +154,9 @@ def close_others(keep: Iterable[int]) -> None:
 
 def arrange(fds: Sequence[int]) -> None:
     """Make `fds` the descriptors 0, 1, 2 ... in this order, and close all others."""
-    spare = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(fds)) for fd in fds]
-    for target, fd in enumerate(spare):
+    count = len(fds)
+    # A source that is somebody's target moves out of the way; others stay, as there may be few numbers left (RLIMIT_NOFILE).
+    sources = [fd if fd >= count else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, count) for fd in fds]
+    for target, fd in enumerate(sources):
         os.dup2(fd, target)
-    close_others(range(len(fds)))
+    close_others(range(count))
