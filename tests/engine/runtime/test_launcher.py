@@ -20,7 +20,7 @@ from tests.support.oci import drain, spec
 from longshore.engine.runtime import capabilities
 from longshore.engine.runtime import spec as oci
 from longshore.engine.runtime.attachment import Attachment
-from longshore.engine.runtime.launcher import filters
+from longshore.engine.runtime.launcher import filters, kernel
 from longshore.engine.runtime.launcher.client import LaunchedExec, Launcher
 from longshore.engine.runtime.records import MonitoredExec
 from longshore.engine.runtime.runtime import Runtime, RuntimeFailed
@@ -355,12 +355,15 @@ async def test_who_carries_what_out(runtime: Runtime, root: Path, monkeypatch: p
 
     await run()
     await run(scheduler={"policy": "SCHED_BATCH"})
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(kernel, "_NUMBERS", {})
+        await run()
     runtime.launcher = Launcher()
     monkeypatch.setattr("longshore.engine.runtime.launcher.housing._PROGRAM", "raise SystemExit(1)")
     await run()
     assert runtime.launcher is None
     await run()
-    assert kinds == [LaunchedExec, MonitoredExec, MonitoredExec, MonitoredExec] and runtime.state("box").exec_ids == ()
+    assert kinds == [LaunchedExec, *[MonitoredExec] * 4] and runtime.state("box").exec_ids == ()
 
 
 async def test_nothing_is_left_of_execs(runtime: Runtime, root: Path) -> None:

@@ -53,6 +53,8 @@ def request(id: str, spec: Json, process: Json, cgroup: str) -> Request:
     Raises NotCarried, RuntimeFailed for what runc refuses as well.
     """
     linux, first = spec["linux"], spec["process"]
+    if not kernel.known():
+        raise NotCarried("the system calls of this machine")
     _only("process", process, _PROCESS)
     _only("user", process["user"], _USER)
     _only("linux", linux, _LINUX)
