@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from longshore.engine.build.classic import Builder
-from longshore.engine.build.dispatch import StepFailed
 from longshore.engine.build.options import parse_options
 from longshore.engine.build.runner import RuncRunner
+from longshore.engine.build.running import StepFailed
 from longshore.engine.errors import EngineError
 from longshore.engine.images.store import ImageStore
 

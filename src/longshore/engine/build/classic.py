@@ -45,7 +45,7 @@ class Builder:
 
         body: the context as a tar (not read where options.remote is a URL). emit: takes the stream's messages.
         Raises EngineError: before the first message it is the response's status, after that the stream's error
-        (dispatch.StepFailed carries the exit code for errorDetail).
+        (running.StepFailed carries the exit code for errorDetail).
         """
         if options.version == "2":
             raise InvalidParameter("version 2 builds come through the BuildKit services")

@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from longshore.engine.build import devices, mounts
 from longshore.engine.build.buildkit import steps
 from longshore.engine.build.cache import KIT
-from longshore.engine.build.context import new_folder
 from longshore.engine.build.instructions import BUILDKIT_FLAGS, Instruction
 from longshore.engine.build.shell import ExpansionError, expand, expand_words
 from longshore.engine.build.state import StageState
-from longshore.engine.build.step import Mount, RunStep, StepRoot
+from longshore.engine.build.step import StepRoot
 from longshore.engine.containers import signals
 from longshore.engine.errors import InvalidParameter, SystemFailure
 from longshore.engine.images.commit import make_config
-from longshore.engine.images.extract import remove_path
 from longshore.engine.images.model import Image, encode, parse_time
 from longshore.engine.images.streams import in_thread
 from longshore.machinery import rooted
@@ -35,7 +32,6 @@ from longshore.machinery import rooted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from longshore.engine.build.dockerfile import Heredoc
     from longshore.engine.build.state import Host
     from longshore.engine.images.layers import Layer
 
@@ -43,17 +39,7 @@ _NEEDS_BUILDKIT = (
     "the --{} option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ to learn how to build images with "
     "BuildKit enabled"
 )
-# Where here-documents that are programs lie in a step.
-_DOCUMENTS = "/dev/pipes"
 _PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/([A-Za-z]+))?")
-
-
-class StepFailed(SystemFailure):
-    """A command of RUN ended with a code other than 0. code: it."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def go_quoted(words: list[str]) -> str:
@@ -203,18 +189,18 @@ class Dispatcher:
         test = " ".join(str(word) for word in health["Test"])  # type: ignore[attr-defined]
         await self.configured(f"HEALTHCHECK &{{[{test}] {' '.join(times)} {health.get('Retries', 0)}}}")
 
-    def _command(self, instruction: Instruction) -> list[str]:
+    def command(self, instruction: Instruction) -> list[str]:
         return [*self.state.shell, *instruction.words] if instruction.shell else list(instruction.words)
 
     async def _cmd(self, instruction: Instruction) -> None:
-        words = self._command(instruction) if instruction.words else []
+        words = self.command(instruction) if instruction.words else []
         self.state.config["Cmd"] = words
         self.state.config.pop("ArgsEscaped", None)
         self.state.cmd_set = bool(words)
         await self.configured(f"CMD {go_quoted(words)}")
 
     async def _entrypoint(self, instruction: Instruction) -> None:
-        words = self._command(instruction) if instruction.words else []
+        words = self.command(instruction) if instruction.words else []
         self.state.config["Entrypoint"] = words or None
         if not self.state.cmd_set:
             self.state.config["Cmd"] = None
@@ -349,125 +335,9 @@ class Dispatcher:
             raise SystemFailure(f"{shown}{(error.strerror or str(error)).lower()}") from None
 
     async def _run(self, instruction: Instruction) -> None:
-        from longshore.engine.build.transfer import document_file
+        from longshore.engine.build.running import Command
 
-        program = heredoc_program(instruction) if self._kit else None
-        if program is not None:
-            words = [f"{_DOCUMENTS}/{document_file(program.name)}"]
-        elif instruction.heredocs and instruction.shell:
-            words = [*self.state.shell, heredoc_script(instruction)]
-        else:
-            words = self._command(instruction)
-        if not words and not self._kit:
-            # As a container without a command: what the image says.
-            words = [*(self.state.config.get("Entrypoint") or []), *(self.state.config.get("Cmd") or [])]
-        arguments = self.state.run_arguments(proxies=not self._kit)
-        if not self._kit:
-            arguments.sort()
-        told = " ".join(words)
-        if arguments:
-            told = f"|{len(arguments)} {' '.join(arguments)} {told}"
-        if self._kit:
-            told = f"RUN {told} # buildkit"
-        options = self.build.options
-        wanted = [
-            mounts.parse(self.expand(text, instruction), instruction) for text in instruction.lists.get("mount", ())
-        ]
-        network = instruction.flags.get("network") or options.network
-        if network not in ("default", "none", "host") and self._kit:
-            raise InvalidParameter(f'invalid network mode "{network}"')
-        security = instruction.flags.get("security", "sandbox")
-        if security not in ("sandbox", "insecure"):
-            raise InvalidParameter(f'security "{security}" is not valid')
-        insecure = security == "insecure"
-        if insecure and "security.insecure" not in options.entitlements:
-            raise InvalidParameter("security.insecure is not allowed")
-        if network == "host" and self._kit and "network.host" not in options.entitlements:
-            raise InvalidParameter("network.host is not allowed")
-        given = await self._devices(instruction)
-        state = self.state
-        cwd, user = state.config.get("WorkingDir") or "/", state.config.get("User") or ""
-        self.build.step(
-            lambda: steps.command(
-                words, [*arguments, *state.env], cwd, user, wanted, platform=options.platform, network=network,
-                insecure=insecure,
-            ),
-            [mount.origin for mount in wanted if mount.kind == "bind"],
-            wanted,
-        )  # fmt: skip
-        content = program.content if program is not None else ""
-        bound = [[mount.key(), await mounts.content(self, mount)] for mount in wanted]
-        key = self.key(told, words, arguments, network, security, bound, content, given, options.hosts)
-        if await self.cached(key, told):
-            return
-        if not state.image and not state.chain and not state.config.get("Env"):
-            raise InvalidParameter("Please provide a source image with `from` prior to run")
-        self.build.runner.check(options.limits)
-        with self.build.store.lease() as lease:
-            lease.add(state.chain)
-            root = StepRoot(self.build.store, state.chain)
-            self.build.running(root.id)
-            stack = contextlib.AsyncExitStack()
-            try:
-                await in_thread(root.mount)
-                prepared = [await mounts.prepare(self, mount, stack) for mount in wanted]
-                held = [mount for mount in prepared if mount is not None]
-                await in_thread(root.add_mount_points, [(mount.target, mount.folder) for mount in held])
-                if program is not None:
-                    held.append(self._document(program, stack))
-                step = RunStep(
-                    root.id,
-                    root.merged,
-                    words,
-                    [*state.hidden_arguments(), *arguments, *state.env, *mounts.environment(wanted)],
-                    cwd,
-                    user=user,
-                    network=network,
-                    mounts=held,
-                    hosts=options.hosts,
-                    limits=options.limits,
-                    privileged=insecure,
-                    devices=given,
-                    hostname=options.hostname,
-                    overlay=root.root,
-                )
-                code = await self.build.runner.run(step, self.build.output)
-                if code != 0:
-                    raise StepFailed(self._failure(words, code), code)
-                await stack.aclose()
-                await in_thread(root.finish)
-                layer = await in_thread(root.layer, lease)
-            finally:
-                await stack.aclose()
-                await in_thread(root.discard)
-            self.build.removed(root.id)
-            self.commit(key, told, layer, root.id)
-
-    async def _devices(self, instruction: Instruction) -> list[str]:
-        """The devices that a RUN gets. Raises EngineError."""
-        wanted = [devices.parse(self.expand(text, instruction)) for text in instruction.lists.get("device", ())]
-        if not wanted:
-            return []
-        folders = self.build.runner.device_folders
-        return await in_thread(devices.resolve, wanted, folders, self.build.options.entitlements)
-
-    def _document(self, program: Heredoc, stack: contextlib.AsyncExitStack) -> Mount:
-        """A here-document that is a program, as a file of the step."""
-        folder = new_folder(self.build.store)
-        stack.push_async_callback(in_thread, remove_path, folder)
-        from longshore.engine.build.transfer import document_file
-
-        path = folder / document_file(program.name)
-        path.write_text(program.content)
-        folder.chmod(0o755)
-        path.chmod(0o755)
-        return Mount(str(folder), _DOCUMENTS, ("rbind", "ro"))
-
-    def _failure(self, words: list[str], code: int) -> str:
-        text = " ".join(words)
-        if self._kit:
-            return f'process "{text}" did not complete successfully: exit code: {code}'
-        return f"The command '{text}' returned a non-zero code: {code}"
+        await Command(self, instruction).run()
 
     async def _copy(self, instruction: Instruction) -> None:
         from longshore.engine.build.transfer import transfer
@@ -495,27 +365,6 @@ def _make_folders(root: Path, path: str, moment: int | None) -> None:
     for made in missing:
         with rooted.opened(root, made, os.O_RDONLY | os.O_DIRECTORY) as fd:
             os.utime(fd, ns=(moment or 0, moment or 0))
-
-
-def heredoc_program(instruction: Instruction) -> Heredoc | None:
-    """The here-document of a RUN that is a program: alone, and told by its first line who runs it."""
-    heredocs = instruction.heredocs
-    if len(heredocs) != 1 or not instruction.shell or not re.fullmatch(r"<<-?\S+", instruction.words[0].strip()):
-        return None
-    return heredocs[0] if heredocs[0].content.startswith("#!") else None
-
-
-def heredoc_script(instruction: Instruction) -> str:
-    """The shell script that a RUN with here-documents means."""
-    words = instruction.words[0]
-    heredocs = instruction.heredocs
-    if len(heredocs) == 1 and re.fullmatch(r"<<-?\S+", words.strip()):
-        # The document alone is the script.
-        return heredocs[0].content
-    script = words
-    for heredoc in heredocs:
-        script += "\n" + heredoc.content + heredoc.name
-    return script
 
 
 def exposed(word: str) -> list[str]:
