@@ -117,6 +117,11 @@ class Database:
             if not durable:
                 connection.execute("PRAGMA synchronous=FULL")
 
+    def shrink(self) -> None:
+        """Give the disk back what deleted rows have left, unless somebody keeps the database busy. Blocking."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._connections.shrink()
+
     def all(self, sql: str, *arguments: object) -> list[Any]:
         """All rows."""
         return self._connections.get().execute(sql, arguments).fetchall()

@@ -294,8 +294,7 @@ class Storage(Database):
         for (upload_id,) in self.all("SELECT id FROM uploads"):
             if not (self.uploads / upload_id).exists():
                 self.end_upload(upload_id)
-        with contextlib.suppress(sqlite3.OperationalError):
-            self._connections.shrink()
+        self.shrink()
         return {"manifests": manifests, "links": links, "blobs": blobs + orphans[0], "bytes": freed + orphans[1]}
 
     def _orphans(self) -> tuple[int, int]:

@@ -74,6 +74,20 @@ async def test_prune_leaves_what_is_in_use_its_last_name(store: ImageStore) -> N
     assert store.repo_tags(used.id) == ["used:z"] and store.find("free:1") is None
 
 
+async def test_prune_gives_the_database_its_disk_back(store: ImageStore) -> None:
+    with store.database.write() as connection:
+        connection.executemany(
+            "INSERT INTO images VALUES(?,'','',?,0,0,0)", [(f"sha256:{n:064x}", bytes(100_000)) for n in range(100)]
+        )
+    path = store.root / "images.db"
+    store.database.shrink()
+    assert path.stat().st_size > 10_000_000
+    with store.database.write() as connection:
+        connection.execute("DELETE FROM images")
+    await store.prune()
+    assert path.stat().st_size < 500_000 and path.with_name("images.db-wal").stat().st_size == 0
+
+
 async def test_an_archive_brings_names_and_parents(make_store: Any) -> None:
     one, two = make_store("one"), make_store("two")
     base = await imported(one, "base:1", {"f": b"1"})

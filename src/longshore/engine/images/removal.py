@@ -249,4 +249,5 @@ def prune(store: ImageStore, filters: Filters) -> dict[str, Any]:
         freed += max(0, before - store.layers_size())
     # Downloads that were given up.
     freed += sweep_ingest(store.blobs.ingest, 0)
+    store.database.shrink()
     return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}
