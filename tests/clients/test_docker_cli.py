@@ -84,8 +84,19 @@ def test_logs_bounds_and_follow(engine: DockerEngine) -> None:
 
 def test_stop_kill_restart_and_wait(engine: DockerEngine) -> None:
     engine.docker(
-        "run", "-d", "--name", "stops", "busybox", "sh", "-c", 'trap "exit 5" TERM; while :; do sleep 0.05; done'
+        "run",
+        "-d",
+        "--name",
+        "stops",
+        "busybox",
+        "sh",
+        "-c",
+        'trap "exit 5" TERM; echo up; while :; do sleep 0.05; done',
     )
+    # The shell listens to signals from its first line on.
+    for _ in range(100):
+        if engine.docker("logs", "stops").stdout:
+            break
     engine.docker("stop", "-t", "5", "stops")
     assert engine.docker("inspect", "-f", "{{.State.ExitCode}} {{.State.Status}}", "stops").stdout.split() == [
         "5",
