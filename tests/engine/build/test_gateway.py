@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from tests.engine.images.conftest import imported
 
-from longshore.engine.build.buildkit import schemas
+from longshore.engine.build.buildkit import schemas, transport
 from longshore.engine.build.buildkit.schemas import bridge, control
 from longshore.engine.build.buildkit.transport import SessionChannel
 from longshore.engine.build.step import Attached, RunStep
@@ -245,3 +246,29 @@ async def test_containers_of_a_debugger(kit: Kit) -> None:
         await asyncio.wait_for(solving, 20)
     assert not list((kit.path / "run").glob("*/config.json"))
     assert not list((kit.store.root / "builds").glob("step-*"))
+
+
+async def test_a_failed_step_can_be_entered(kit: Kit) -> None:
+    (kit.context / "Dockerfile").write_text("FROM busybox\nENV A=b\nRUN echo half > /f; exit 4\n")
+    solving = asyncio.create_task(kit.client.call("Solve", control.SolveRequest(Ref="r0", Session="s1")))
+    layers = kit.store.layers_size()
+    kit.server._server._status_details_codec = kit.bridge._channel._status_details_codec = transport.DetailsCodec()
+    asked = {"Frontend": "dockerfile.v0", "FrontendOpt": {"filename": "Dockerfile", **QUIET}}
+    with pytest.raises(RpcError, match="exit code: 4"):
+        await kit.bridge.call("Solve", Evaluate=True, **asked)
+    lazy = await kit.bridge.call("Solve", **asked)
+    with pytest.raises(RpcError, match="exit code: 4") as caught:
+        await kit.bridge.call("Evaluate", Ref=lazy.result.ref.id)
+    found = json.loads(dict(caught.value.details)["github.com/moby/buildkit/errdefs.Solve+json"])
+    command = found["op"]["exec"]
+    assert command["meta"]["args"] == ["/bin/sh", "-c", "echo half > /f; exit 4"] and "A=b" in command["meta"]["env"]
+    assert [mount["dest"] for mount in command["mounts"]] == ["/"]
+    mounts = [bridge.Mount(dest="/", resultID=found["mountIDs"][0])]
+    await kit.bridge.call("NewContainer", ContainerID="c1", Mounts=mounts, Network=2)
+    assert (await kit.bridge.call("ReadFileContainer", Ref="c1", FilePath="/f", MountIndex=0)).Data == b"half\n"
+    with pytest.raises(RpcError):
+        await kit.bridge.call("ReadFile", Ref=found["inputIDs"][0], FilePath="/f")
+    await kit.bridge.call("Return", result=lazy.result)
+    with pytest.raises(RpcError, match="exit code: 4"):
+        await asyncio.wait_for(solving, 20)
+    assert kit.store.layers_size() == layers  # nothing of it stays

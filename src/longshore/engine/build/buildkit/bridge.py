@@ -15,7 +15,7 @@ import orjson
 
 from longshore.engine.build.buildkit.contents import ContentStore
 from longshore.engine.build.buildkit.definitions import definition_of
-from longshore.engine.build.buildkit.frontend import Outcome
+from longshore.engine.build.buildkit.frontend import Outcome, SolveError
 from longshore.engine.build.buildkit.schemas import bridge
 from longshore.engine.build.buildkit.stages import complete_config
 from longshore.engine.build.step import StepRoot
@@ -110,16 +110,35 @@ class Bridge:
                 job.imports.append(found)
         if not request.Frontend:
             return bridge.SolveResponse(result=bridge.Result())
-        outcome = await services.detached(
-            services.frontend(job, request.Frontend, dict(request.FrontendOpt), request.FrontendInputs)
-        )
+        try:
+            outcome = await services.detached(
+                services.frontend(job, request.Frontend, dict(request.FrontendOpt), request.FrontendInputs)
+            )
+        except SolveError as error:
+            failure = self._failure(job, error)
+            if error.step is None or request.Evaluate:
+                raise failure from None
+            # A client that may want to enter the step asks what became of the result.
+            return bridge.SolveResponse(result=bridge.Result(ref=self._hold(job, "", failure=failure)))
         return bridge.SolveResponse(result=self._result(job, outcome))
 
-    def _hold(self, job: Job, chain: str, image: Image | None = None, platform: str = "") -> Any:
+    def _failure(self, job: Job, error: SolveError) -> RpcError:
+        """An error that tells what a client may enter of the step that failed."""
+        from longshore.engine.build.buildkit.control import rpc_error
+
+        told = rpc_error(error)
+        if error.step is None:
+            return told
+        detail = error.step.detail(lambda chain: str(self._hold(job, chain).id))
+        return RpcError(told.status, told.message, [*(told.details or ()), detail])
+
+    def _hold(
+        self, job: Job, chain: str, image: Image | None = None, platform: str = "", failure: RpcError | None = None
+    ) -> Any:
         from longshore.engine.build.buildkit.control import Reference
 
         name = secrets.token_hex(12)
-        job.results[name] = Reference(chain, image, platform)
+        job.results[name] = Reference(chain, image, platform, failure)
         if job.lease is not None and chain:
             job.lease.add(chain)
         return bridge.Ref(id=name, **{"def": definition_of(chain, bridge)})
@@ -151,6 +170,8 @@ class Bridge:
         found = job.results.get(name)
         if found is None:
             raise RpcError(Status.NOT_FOUND, f"no such ref: {name}")
+        if found.failure is not None:
+            raise found.failure
         return found
 
     async def inputs(self, _: Any) -> Any:
@@ -292,7 +313,7 @@ class Bridge:
             return bridge.ReturnResponse()
         try:
             returned.set_result(self._outcome(job, request.result))
-        except EngineError as error:
+        except (EngineError, RpcError) as error:
             returned.set_exception(error)
             returned.exception()
         return bridge.ReturnResponse()
@@ -312,7 +333,7 @@ class Bridge:
             # An answer to a question is no image; nothing at all is one without files.
             if not name and metadata and _CONFIG not in metadata:
                 continue
-            reference = job.results.get(name)
+            reference = self._reference(job, name) if name in job.results else None
             raw = metadata.get(f"{_CONFIG}/{platform}") or metadata.get(_CONFIG) or b""
             image = reference.image if reference is not None else None
             if image is None or (raw and raw != image.raw):

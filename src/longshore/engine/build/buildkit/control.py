@@ -33,6 +33,7 @@ from longshore.engine.build.settings import BuilderSettings
 from longshore.engine.errors import EngineError
 from longshore.engine.images.manifests import IN_TOTO, Entry
 from longshore.engine.images.model import ENGINE_VERSION, Image, host_architecture
+from longshore.engine.images.streams import in_thread
 from longshore.machinery.grpc import RpcError, Server, Status
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ _PIECE = 1 << 20
 
 @dataclass
 class Reference:
-    """A result that a client holds: a stack of layers, and the image where there is one."""
+    """A result that a client holds: a stack of layers, and the image where there is one; or how it failed."""
 
     chain: str
     image: Image | None = None
     platform: str = ""
+    failure: RpcError | None = None
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Job:
     lease: Lease | None = None
     hold: Hold = field(default_factory=Hold)
     containers: Containers | None = None
+    debris: list[str] = field(default_factory=list)
     policies: Policies = field(default_factory=Policies)
 
 
@@ -230,6 +233,11 @@ class Services:
                 frontend.caches = await caches.load(self.builder.store, session, imports, job.progress)
                 job.frontend = frontend
             return await frontend.run()
+        except SolveError as error:
+            if error.step is not None:
+                job.debris.append(error.step.after)
+                (await self.solver(job)).lease.add(error.step.after)
+            raise
         except OtherFrontend as other:
             job.frontend = None
             told = {**attributes_, "source": other.source, "cmdline": other.command}
@@ -252,6 +260,9 @@ class Services:
             await job.solver.close()
         if job.lease is not None:
             job.lease.__exit__()
+        for chain in job.debris:
+            # A failed step's files are nobody's now.
+            await in_thread(self.builder.store.layers.remove_unused, chain)
         job.hold.release()
         job.results.clear()
         self.collector.soon()

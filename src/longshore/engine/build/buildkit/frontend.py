@@ -36,6 +36,7 @@ _IMAGES = ("docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"
 
 if TYPE_CHECKING:
     from longshore.engine.build.buildkit.caches import Imported
+    from longshore.engine.build.buildkit.failures import FailedStep
     from longshore.engine.build.buildkit.scanning import Attested, Scanner
     from longshore.engine.build.classic import Builder
 
@@ -49,11 +50,15 @@ def is_dockerfile(name: str) -> bool:
 
 
 class SolveError(EngineError):
-    """A build that failed, with where in which file. name, data: the file; start, end: its lines (0: nowhere)."""
+    """A build that failed, with where in which file. name, data: the file; start, end: its lines (0: nowhere).
+
+    step: the command that failed, where it was one.
+    """
 
     def __init__(self, message: str, name: str = "", data: bytes = b"", start: int = 0, end: int = 0) -> None:
         super().__init__(message)
         self.name, self.data, self.start, self.end = name, data, start, end
+        self.step: FailedStep | None = None
 
 
 class OtherFrontend(Exception):
@@ -135,7 +140,9 @@ class Frontend:
     def failed(self, message: str, start: int = 0, end: int = 0, error: EngineError | None = None) -> SolveError:
         if isinstance(error, SolveError):
             return error
-        return SolveError(message, self.contexts.file, self.contexts.data, start, end or start)
+        made = SolveError(message, self.contexts.file, self.contexts.data, start, end or start)
+        made.step = getattr(error, "step", None)
+        return made
 
     async def _definition(self) -> None:
         try:
