@@ -149,6 +149,17 @@ def cmdline(process: Path) -> bytes:
         return b""
 
 
+def test_a_killed_supervisors_cluster_is_up_when_up_says_so(shop):
+    """What it left running is replaced, not taken for the new cluster; no container is started again."""
+    before, parts = containers(shop), {p["name"]: p["pid"] for p in shop.status()["parts"]}
+    os.kill(parts["supervisor"], signal.SIGKILL)
+    assert "Ready: " in shop.up()
+    assert {p["status"]["phase"] for p in pods(shop).values()} == {"Running"}  # asked at once, once
+    now = {p["name"]: p["pid"] for p in shop.status()["parts"]}
+    assert now.keys() == parts.keys() and not set(now.values()) & set(parts.values())
+    assert containers(shop) == before
+
+
 def test_a_reboot_brings_the_same_cluster_back(shop):
     before = {p["metadata"]["name"] for p in pods(shop).values()}
     reboot(shop)

@@ -51,8 +51,23 @@ def api_client(layout: Layout, who: str = "admin") -> APIClient:
         raise UserError(f"{error}: is there a cluster of this machine's own?") from None
 
 
+async def _supervised(layout: Layout) -> None:
+    """Return when the supervisor answers: what a killed one left running, and would answer for now, has ended by then."""
+    client = Client(unix=layout.run / "control.sock")
+    try:
+        while True:
+            try:
+                await (await client.request("GET", "http://localhost/", timeout=10)).read()
+                return
+            except (OSError, ClientError):
+                await asyncio.sleep(RETRY_SECONDS)
+    finally:
+        await client.close()
+
+
 async def wait_ready(layout: Layout, config: ClusterConfig, say: Callable[[str], None]) -> None:
     """Return when every node of the cluster is Ready: the API server is asked until it answers, then watched."""
+    await _supervised(layout)
     client = api_client(layout)
     try:
         while True:
@@ -73,6 +88,7 @@ async def wait_nodes(
     layout: Layout, config: ClusterConfig, identity: client_config.Config, say: Callable[[str], None]
 ) -> None:
     """Return when this machine's node is Ready, as the node itself sees it in the cluster that it has joined."""
+    await _supervised(layout)
     client = APIClient(identity, user_agent="longshore")
     try:
         await _nodes(client, config, say)
