@@ -515,6 +515,12 @@ async def test_copies_depend_on_what_they_read(kit: Kit) -> None:
         vertices = {vertex.digest: vertex for message in said for vertex in message.vertexes}
         cached += [vertex.cached for vertex in vertices.values() if vertex.name.startswith("copy")]
     assert cached == [False, True, False]
+    from longshore.engine.build.buildkit.definitions import digest_of
+
+    definition.metadata[digest_of(getattr(definition, "def")[1])].ignore_cache = True
+    await kit.client.call("Solve", Ref="k9", Session="s1", Definition=definition)
+    said = [message async for message in kit.client.stream("Status", Ref="k9")]
+    assert not any(vertex.cached for message in said for vertex in message.vertexes)
 
 
 async def test_caches_that_begin_with_something(kit: Kit) -> None:

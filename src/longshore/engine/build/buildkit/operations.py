@@ -373,6 +373,7 @@ def _copy(source: Path, target: Path, action: Any) -> None:
         placement.mode = parse_mode(action.modeStr)
     elif action.mode >= 0:
         placement.mode = parse_mode(f"{action.mode & 0o7777:o}")
+    owner = (placement.uid, placement.gid) if action.HasField("owner") else None
     placement.time = action.timestamp if action.timestamp >= 0 else None
     placement.include = Ignore(list(action.include_patterns)) if action.include_patterns else None
     exclude = Ignore(list(action.exclude_patterns)) if action.exclude_patterns else None
@@ -380,7 +381,7 @@ def _copy(source: Path, target: Path, action: Any) -> None:
     where = posixpath.normpath("/" + action.dest)
     copier = Copier(tree, target, placement, exclude)
     for one in found:
-        if action.attemptUnpackDockerCompatibility and not one.folder and unpack(tree, one, target, where, None):
+        if action.attemptUnpackDockerCompatibility and not one.folder and unpack(tree, one, target, where, owner):
             continue
         if one.folder and not action.dirCopyContents and (into or copier.is_folder(where)) and one.path:
             copier.copy([one], posixpath.join(where, one.path.rpartition("/")[2]), into=False)
