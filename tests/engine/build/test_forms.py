@@ -288,6 +288,16 @@ async def test_small_differences_of_buildkit(kit: Kit) -> None:
             assert found["n"].data == wanted
 
 
+@pytest.mark.root
+async def test_where_things_come_from_has_no_variables(kit: Kit) -> None:
+    for line, message in (
+        ("COPY --from=${x} /a /b", "variable expansion is not supported for --from, define a new stage with FROM"),
+        ("RUN --mount=from=$x,target=/m true", "'from' doesn't support variable expansion, define alias stage instead"),
+    ):
+        with pytest.raises(RpcError, match=message):
+            await kit.build(f"FROM busybox\nARG x=busybox\n{line}\n", **QUIET)
+
+
 def test_hard_links_stay_links(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("data")
     (tmp_path / "b").hardlink_to(tmp_path / "a")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,21 @@ class Frontend:
             if not message.startswith(("dockerfile parse error", "failed to parse")):
                 message = f"dockerfile parse error on line {error.line}: {message}" if error.line else message
             raise self.failed(message, error.line, error.end) from None
+        self._check_origins()
+
+    def _check_origins(self) -> None:
+        """What is taken from elsewhere is known before anything is built: its name has no variables. Raises SolveError."""
+        for instruction in (one for stage in self.program.stages for one in stage.instructions):
+            if "$" in instruction.flags.get("from", ""):
+                raise self.failed(
+                    "variable expansion is not supported for --from, define a new stage with FROM using ARG from global "
+                    "scope as a workaround",
+                    instruction.line,
+                )
+            if any(re.search(r"(?:^|,)from=[^,]*\$", text) for text in instruction.lists.get("mount", ())):
+                raise self.failed(
+                    "'from' doesn't support variable expansion, define alias stage instead", instruction.line
+                )
 
     def _check_syntax(self, data: bytes) -> None:
         """A file that is meant for another frontend is not taken for a Dockerfile of ours. Raises OtherFrontend."""
