@@ -357,7 +357,8 @@ async def test_a_full_disk_keeps_no_pod_from_ending(engine: Engine) -> None:
     mounts.mount("tmpfs", engine.root / "cri" / "containers", "tmpfs", ["size=256k"])
     await engine.start()
     pod = await engine.run_pod("full")
-    runs = await engine.run(pod, "runs", ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"])
+    runs = await engine.run(pod, "runs", ["sh", "-c", "trap 'exit 7' TERM; touch /up; while :; do sleep 0.1; done"])
+    await engine.sh(runs, "until test -e /up; do sleep 0.01; done")
     filler = engine.root / "cri" / "containers" / "filler"
     with pytest.raises(OSError):
         filler.write_bytes(bytes(1 << 20))
