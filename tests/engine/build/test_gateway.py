@@ -214,7 +214,7 @@ async def test_containers_of_a_debugger(kit: Kit) -> None:
         # What it is given, what it says on each stream, how it ends.
         await call.start("p1", "c1", "cat /f; echo $A >&2; read x; echo got $x; touch /new; sleep 60")
         await call.send("p1", File=bridge.FdMessage(Fd=0, Data=b"line\n"))
-        await call.until(lambda: b"got line\n" in call.said["p1"][1])
+        await call.until(lambda: b"got line\n" in call.said["p1"][1] and call.said["p1"][2])
         assert call.said["p1"] == {1: b"made\ngot line\n", 2: b"b\n"}
         await call.start("p2", "c1", "ls /new; cat; exit 3")
         await call.send("p2", File=bridge.FdMessage(Fd=0, Data=b"in", EOF=True))
