@@ -14,7 +14,7 @@ NEWEST = (1, 51)
 
 
 def adapted(version: tuple[int, int], body: Json) -> tuple[Json, Json, Json, list[str]]:
-    config, host, wanted = create.read_body(body)
+    config, host, wanted = create.read_body({"Image": "busybox", **body})
     host["NetworkMode"] = host["NetworkMode"] or "bridge"
     return config, host, wanted, versions.adapt(config, host, wanted, version)
 

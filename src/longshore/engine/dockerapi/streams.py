@@ -197,7 +197,9 @@ async def _attached(waiting: asyncio.Future[Attachment], connection: streams.Con
     try:
         done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        # A WebSocket's end is found by reading it, and there may be one reader only.
         gone.cancel()
+        await asyncio.wait({gone})
     if waiting not in done or waiting.cancelled():
         return None
     try:

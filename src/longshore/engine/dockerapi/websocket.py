@@ -8,6 +8,8 @@ from longshore.wire import websocket
 
 from .router import Call
 
+_KEPT = 65536
+
 
 async def accept(call: Call) -> WebSocket:
     """Take the connection over. Raises InvalidParameter where the client asks for no WebSocket."""
@@ -63,10 +65,11 @@ class WebSocket:
         await self._connection.drain()
 
     async def closed(self) -> None:
-        """Returns when the client has closed or gone; what it sends until then is thrown away."""
-        while not self._over:
+        """Returns when the client has closed or gone. What it sends until then is kept for `read`, or stays with it."""
+        while not self._over and sum(map(len, self._given)) < _KEPT:
             await self._receive()
-            self._given.clear()
+        if not self._over:
+            await self._connection.closed()
 
     def close(self) -> None:
         """Say that nothing more comes."""
