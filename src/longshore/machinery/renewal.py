@@ -67,11 +67,7 @@ def files_of(owner: object) -> tuple[Path, ...]:
 async def follow() -> None:
     """Keep everything that is held as its files are, until cancelled."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        watch = Inotify()
-    except OSError as error:  # there are only so many of them on a machine (fs.inotify.max_user_instances)
-        log.warning("certificates and configuration files are not followed: %s", error)
-        return
+    watch = Inotify()
     watched: set[Path] = set()
 
     def wake() -> None:
