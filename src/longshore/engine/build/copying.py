@@ -48,9 +48,7 @@ class Source:
 class Tree:
     """A root to read from. hidden: paths that are not to be seen (.dockerignore's). owned: owners belong to the digest."""
 
-    def __init__(
-        self, root: Path, *, hidden: Ignore | None = None, context: bool = True, owned: bool = False
-    ) -> None:
+    def __init__(self, root: Path, *, hidden: Ignore | None = None, context: bool = True, owned: bool = False) -> None:
         self.root, self.hidden, self.context, self.owned = root, hidden, context, owned
 
     def find(self, pattern: str, *, parents: bool = False) -> list[Source]:
