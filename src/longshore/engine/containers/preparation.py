@@ -158,10 +158,7 @@ class Preparation:
         return joined
 
     def bindings(self, container: Container) -> Json:
-        """The ports to publish: exposed ones with their bindings; all exposed ones with PublishAllPorts.
-
-        A port with an empty list of bindings gets any port of the host.
-        """
+        """The ports to publish: exposed ones with their bindings; with PublishAllPorts all, at any port where none is named."""
         bindings: Json = {}
         wanted = {(p if "/" in p else p + "/tcp"): b for p, b in (container.host["PortBindings"] or {}).items()}
         for port in container.config.get("ExposedPorts") or {}:
@@ -172,7 +169,7 @@ class Preparation:
             for each in range(int(first), int(last or first) + 1):
                 key = f"{each}/{protocol or 'tcp'}"
                 chosen = wanted.get(key)
-                if (container.host["PublishAllPorts"] or key in wanted) and not chosen:
+                if container.host["PublishAllPorts"] and not chosen:
                     chosen = [{"HostIp": "", "HostPort": ""}]
                 bindings[key] = chosen or None
         return bindings
