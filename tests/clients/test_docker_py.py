@@ -44,6 +44,11 @@ def test_run_logs_and_errors(client: Any) -> None:
     assert container.wait()["StatusCode"] == 137
 
 
+def test_the_log_of_a_container_that_has_just_started(client: Any) -> None:
+    for _ in range(10):
+        assert client.containers.run("busybox", ["ls", "/bin/busybox"], detach=True).logs() == b"/bin/busybox\n"
+
+
 def test_exec_streams_apart(client: Any) -> None:
     container = client.containers.run("busybox", ["sleep", "1000"], detach=True)
     code, (out, err) = container.exec_run(["sh", "-c", "echo a; echo b >&2; exit 4"], demux=True)

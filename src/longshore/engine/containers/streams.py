@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from . import detach, logdrivers
 from .model import Container, parse_time
 
 Json = dict[str, Any]
+_SETTLE_SECONDS = 0.1
 
 
 class Connection(Protocol):
@@ -168,6 +170,20 @@ def _bulk(block: bytes, tty: bool, stdout: bool, stderr: bool) -> bytes | None:
     return text if tty else rawstream.head(number, len(text)) + text
 
 
+async def _settle(container: Container) -> None:
+    """Give a container that has just started, and has said nothing yet, the time to say its first words and end.
+
+    dockerd's own start takes that long, and scripts ask for the log at once after it (docker-py's tests do).
+    """
+    left = parse_time(container.state.started_at) / 1e9 + _SETTLE_SECONDS - time.time()
+    if container.ended is None or not 0 < left <= _SETTLE_SECONDS:
+        return
+    with contextlib.suppress(OSError):
+        if container.log_path.stat().st_size:
+            return
+    await asyncio.wait([container.ended], timeout=left)
+
+
 async def read_log(
     container: Container,
     *,
@@ -188,6 +204,8 @@ async def read_log(
     since, until, tail, follow: as runtime.logs.read. attributes: put before each line (--details). raw: as log_text.
     """
     raw = container.tty if raw is None else raw
+    if not follow:
+        await _settle(container)
     ended: asyncio.Future[object] | None = container.ended
     running = container.state.running and not container.state.restarting
     if not container.state.running and not container.state.restarting:
