@@ -95,3 +95,11 @@ def test_names_are_compressed():
         answers=[dns.Record("a.example.org.", dns.A, 5, f"10.0.0.{n}") for n in range(3)],
     )
     assert len(dns.encode(message)) == 12 + 15 + 4 + 3 * 16
+
+
+def test_names_that_differ_in_case_stay_so():
+    records = [
+        dns.Record("Www.Example.", dns.CNAME, 5, "www.example."),
+        dns.Record("www.Example.", dns.CNAME, 5, "Example."),
+    ]
+    assert dns.decode(dns.encode(dns.Message(answers=records))).answers == records

@@ -271,7 +271,7 @@ class _Writer:
     def name(self, name: str, compress: bool = True) -> None:
         labels = labels_of(name)
         for index in range(len(labels)):
-            key = tuple(label.lower() for label in labels[index:])
+            key = tuple(labels[index:])
             known = self._seen.get(key) if compress else None
             if known is not None:
                 self.out += struct.pack("!H", 0xC000 | known)

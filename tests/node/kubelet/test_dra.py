@@ -104,7 +104,7 @@ async def driver(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ],
     }  # fmt: skip
     (tmp_path / "toy.json").write_bytes(orjson.dumps(spec))
-    from longshore.engine.cri import cdi
+    from longshore.engine import cdi
 
     monkeypatch.setattr(cdi.inject, "__defaults__", ((tmp_path,),))
     found = Driver(node)

@@ -33,6 +33,12 @@ def take(connection: sqlite3.Connection, name: Reference) -> None:
     connection.execute("DELETE FROM indexes WHERE name=?", (str(name),))
 
 
+def needed(connection: sqlite3.Connection, image_id: str) -> bool:
+    """Whether an image has a name or a container."""
+    found = "SELECT 1 FROM names WHERE image=?1 UNION ALL SELECT 1 FROM uses WHERE image=?1 LIMIT 1"
+    return connection.execute(found, (image_id,)).fetchone() is not None
+
+
 def remember(connection: sqlite3.Connection, index: str, members: Mapping[str, str]) -> None:
     """Images of an index are here: the digest of each one's manifest to its id."""
     connection.executemany(
@@ -42,7 +48,9 @@ def remember(connection: sqlite3.Connection, index: str, members: Mapping[str, s
 
 
 def drop(connection: sqlite3.Connection, image_id: str) -> None:
-    """An image goes: it has no manifests and is a member of nothing; an index without members is forgotten."""
+    """An image goes: it has no names and manifests and is a member of nothing; an index without members is forgotten."""
+    connection.execute("DELETE FROM indexes WHERE name IN (SELECT name FROM names WHERE image=?)", (image_id,))
+    connection.execute("DELETE FROM names WHERE image=?", (image_id,))
     indexes = connection.execute("SELECT digest FROM members WHERE image=?", (image_id,)).fetchall()
     connection.execute("DELETE FROM members WHERE image=?", (image_id,))
     for index in indexes:

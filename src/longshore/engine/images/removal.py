@@ -13,7 +13,7 @@ from longshore.engine.images.leases import leased
 from longshore.engine.images.leftovers import sweep_ingest
 from longshore.engine.images.listing import Filters, bool_filter, check_filters, labels_match, until_filter
 from longshore.engine.images.model import Image
-from longshore.engine.images.names import drop, give, take
+from longshore.engine.images.names import drop, give, needed, take
 from longshore.engine.images.references import Reference
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _delete(
 ) -> int:
     """Delete an image and, with prune, the parents that nothing else needs; bytes of layers freed.
 
-    One that somebody is about to give a name stays, unless it is forced.
+    One that somebody is about to give a name, or has given one or made a container of just now, stays, unless it is forced.
     """
     conflict = _conflict(store, image, soft=not force, references_count=True)
     if conflict:
@@ -202,7 +202,7 @@ def _delete(
     for name in store.names(image.id):
         _untag(store, name, image.id, records)
     with store.database.write() as connection:
-        if not force and leased(connection, image.id):
+        if not force and (leased(connection, image.id) or needed(connection, image.id)):
             return 0
         connection.execute("DELETE FROM images WHERE id=?", (image.id,))
         drop(connection, image.id)
