@@ -57,12 +57,19 @@ SWAGGER = {
 }  # fmt: skip
 
 
+#: Questions after its start that the far server is not ready to answer.
+starting = [4]
+
+
 async def metrics(request: Request) -> Response:
     """A small server of metrics.k8s.io."""
     assert request.peer.certificate is not None
     names = [v for part in request.peer.certificate["subject"] for n, v in part if n == "commonName"]
     assert names == ["front-proxy-client"]
     if request.path == "/apis/metrics.k8s.io/v1beta1":
+        if starting[0]:
+            starting[0] -= 1
+            return Response(503)
         return Response.json(
             {
                 "kind": "APIResourceList",
@@ -169,6 +176,8 @@ async def test_an_apiservice_from_nothing_to_requests(place: tuple[Place, int, b
     }
     slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
     assert (await api.ask("POST", slices, piece))[0] == 201
+    # A server that is starting is asked again and again, in less than the half minute of one that does not change.
+    assert (await api.condition(name, "FailedDiscoveryCheck"))["message"].startswith("bad status from https://10.98.7.6")
     assert (await api.condition(name, "Passed"))["message"] == "all checks passed"
     async with asyncio.timeout(10):
         while "far.Node" not in (swagger := (await api.ask("GET", "/openapi/v2"))[1])["definitions"]:

@@ -23,6 +23,7 @@ from .services import GROUP, LOCAL, PASSED, Condition, Remote
 
 log = logging.getLogger("longshore.apiserver.aggregation")
 RECHECK = 30.0  # seconds between two looks at a remote server that does not change
+AGAIN = 0.05  # seconds after which one that did not answer is asked again, twice as long with each time
 CHECK_TIMEOUT = 5.0
 CONTROLLER = UserInfo("system:kube-aggregator", groups=("system:masters",))
 _DESCRIBED = "/openapi/v3/apis/"
@@ -80,6 +81,8 @@ class Aggregator:
         self._by_service: dict[tuple[str, str], set[str]] = {}
         self._dirty: set[str] = set()
         self._changed = asyncio.Event()
+        self._failures: dict[str, int] = {}
+        self._retries: dict[str, asyncio.TimerHandle] = {}
         api.on_change(GROUP, "apiservices", lambda _, name: self._note({name}))
         api.on_change("", "services", lambda ns, name: self._note(self._by_service.get((ns, name), set())))
         api.on_change("discovery.k8s.io", "endpointslices", self._slice)
@@ -137,6 +140,8 @@ class Aggregator:
                 except TimeoutError:
                     self._dirty |= {f"{r.version}.{r.group}" for r in self._remotes.values()}
         finally:
+            for retry in self._retries.values():
+                retry.cancel()
             await asyncio.gather(*(r.close() for r in self._remotes.values()))
 
     async def _settle(self, name: str) -> None:
@@ -144,10 +149,12 @@ class Aggregator:
             obj = self._api.get(GROUP, "apiservices", "", name)
             remote = await self._adopt(name, obj)
             if obj is None:
+                self._ask_again(name, failed=False)
                 return
             condition = await self._check(remote) if remote is not None else LOCAL
             if remote is not None:
                 remote.available = condition.status == "True"
+                self._ask_again(name, failed=condition.reason == "FailedDiscoveryCheck")
             await self._tell(obj, condition)
             if remote is not None and remote.available:
                 await self._describe(remote)
@@ -155,6 +162,18 @@ class Aggregator:
             log.debug("APIService %s: %s", name, error.message)
         except Exception:
             log.exception("APIService %s", name)
+
+    def _ask_again(self, name: str, *, failed: bool) -> None:
+        """Come back soon to a server that did not answer: it may be starting, and namespaces cannot go without it."""
+        retry = self._retries.pop(name, None)
+        if retry is not None:
+            retry.cancel()
+        if not failed:
+            self._failures.pop(name, None)
+            return
+        times_failed = self._failures[name] = self._failures.get(name, 0) + 1
+        pause = min(RECHECK, AGAIN * 2.0 ** min(times_failed, 16))
+        self._retries[name] = asyncio.get_running_loop().call_later(pause, self._note, {name})
 
     async def _adopt(self, name: str, obj: Object | None) -> Remote | None:
         """The remote of an APIService: the one that is known, or a new one when its spec has changed."""
