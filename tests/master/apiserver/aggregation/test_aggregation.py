@@ -177,7 +177,9 @@ async def test_an_apiservice_from_nothing_to_requests(place: tuple[Place, int, b
     slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
     assert (await api.ask("POST", slices, piece))[0] == 201
     # A server that is starting is asked again and again, in less than the half minute of one that does not change.
-    assert (await api.condition(name, "FailedDiscoveryCheck"))["message"].startswith("bad status from https://10.98.7.6")
+    assert (await api.condition(name, "FailedDiscoveryCheck"))["message"].startswith(
+        "bad status from https://10.98.7.6"
+    )
     assert (await api.condition(name, "Passed"))["message"] == "all checks passed"
     async with asyncio.timeout(10):
         while "far.Node" not in (swagger := (await api.ask("GET", "/openapi/v2"))[1])["definitions"]:
