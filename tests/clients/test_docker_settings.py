@@ -214,3 +214,4 @@ def test_no_default_network_or_another_bridge(engine: DockerEngine) -> None:
         subprocess.run(["ip", "link", "delete", "own0"], check=False)
     assert still
     assert engine.docker("run", "--rm", "busybox", "ls", "/sys/class/net").stdout == "eth0\nlo\n"
+    assert subprocess.run(["ip", "link", "show", "own0"], capture_output=True).returncode, "its own bridge again"

@@ -97,21 +97,23 @@ class NetworkService:
         for name, driver in (("none", "null"), ("host", "host")):
             if not any(n.name == name for n in self._networks.values()):
                 self._keep(Network(name=name, driver=driver))
-        if self.bridgeless:
+        known = next((n for n in self._networks.values() if n.name == "bridge"), None)
+        if known is not None and (self.bridgeless or not (self._configuration.bridge or known.own_bridge)):
+            # None is wanted, or no longer the interface that was an administrator's.
             self._drop_default()
-        elif self._configuration.bridge:
+            known = None
+        if self._configuration.bridge and not self.bridgeless:
             self._adopt_default(self._configuration.bridge)
-        elif not any(n.name == "bridge" for n in self._networks.values()):
+        elif known is None and not self.bridgeless:
             network = Network(name="bridge", driver="bridge")
             network.options = {
                 "com.docker.network.bridge.name": self._bridge or default.free_bridge_name(self._netlink)
             }
             self._configure_default(network)
             self._keep(network)
-        elif self._configuration != Configuration():
-            network = self.resolve("bridge")
-            self._configure_default(network)
-            self._keep(network)
+        elif known is not None and self._configuration != Configuration():
+            self._configure_default(known)
+            self._keep(known)
         with contextlib.suppress(OSError):
             netns.write_sysctl(None, "net/ipv4/ip_forward", "1")
         for network in self._networks.values():
